@@ -1,0 +1,207 @@
+"""From dataclass fields to absl flags: each option is defined once, each mistake is one line.
+
+A dataclass whose fields are made by `option` is a command's whole interface: `parse` turns
+`--name=value` arguments into an instance, and `check` holds the values against their bounds. Every
+command has a `FlagValues` of its own, so it accepts only its own flags.
+"""
+
+import dataclasses
+import difflib
+import math
+import re
+import textwrap
+import typing
+
+from absl import flags
+
+from keras_mixer.errors import InputError
+
+
+def option(default, help, *, choices=None, low=None, high=None, above=None, below=None, **metadata):
+    """Declares a dataclass field that is also a command-line flag of the same name.
+
+    Args:
+        default: The default value; None where the meaning of "not given" is said in `help`.
+        help: One sentence for `--help`.
+        choices: The values allowed, if there are only a few.
+        low, high: Smallest and largest value allowed.
+        above, below: Bounds that are themselves not allowed.
+        **metadata: Whatever else the code that owns the dataclass wants to know of the field.
+    """
+    bounds = {"low": low, "high": high, "above": above, "below": below}
+    bounds = {name: bound for name, bound in bounds.items() if bound is not None}
+    metadata = {"help": help, "choices": choices, "bounds": bounds, **metadata}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+# === Checking ===
+
+_BOUNDS = {
+    "low": (lambda value, bound: value >= bound, "at least"),
+    "high": (lambda value, bound: value <= bound, "at most"),
+    "above": (lambda value, bound: value > bound, "above"),
+    "below": (lambda value, bound: value < bound, "below"),
+}
+
+
+def check(options):
+    """Holds every field of an options dataclass against its type, choices and bounds.
+
+    Raises:
+        InputError: Names the flag, what was expected and what was received.
+    """
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if value is not None:
+            _check_value(field, value)
+
+
+def _check_value(field, value):
+    choices, bounds = field.metadata["choices"], field.metadata["bounds"]
+    if choices and value not in choices:
+        raise _complaint(field, f"one of {', '.join(choices)}", value, _nearest(value, choices))
+    if value == "":
+        raise _complaint(field, "a value", "nothing")
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, float) and not math.isfinite(number):
+            raise _complaint(field, "a finite number", value)
+        if not all(_BOUNDS[name][0](number, bound) for name, bound in bounds.items()):
+            wanted = " and ".join(f"{_BOUNDS[name][1]} {bound}" for name, bound in bounds.items())
+            raise _complaint(field, f"{_kind(field).noun} {wanted}", value)
+
+
+def _complaint(field, expected, received, hint=""):
+    return InputError(f"--{field.name}: expected {expected}, received {shown(received)}{hint}")
+
+
+def _nearest(value, names):
+    near = difflib.get_close_matches(str(value), names, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def shown(value):
+    """Returns a value as it is written on the command line."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+# === Kinds of values ===
+
+
+class _ShapeParser(flags.ArgumentParser):
+    """Reads `height,width`; also `(height, width)`, and one number for a square."""
+
+    def parse(self, argument):
+        if isinstance(argument, tuple):
+            return argument
+        text = re.sub(r"[\s()\[\]]", "", str(argument)).rstrip(",")
+        numbers = tuple(int(part) for part in re.split("[,x]", text))
+        if len(numbers) > 2:
+            raise ValueError("expected height,width")
+        return numbers if len(numbers) == 2 else numbers * 2
+
+
+class _Kind(typing.NamedTuple):
+    noun: str
+    parser: flags.ArgumentParser
+
+
+_KINDS = {
+    int: _Kind("an integer", flags.IntegerParser()),
+    float: _Kind("a number", flags.FloatParser()),
+    bool: _Kind("true or false", flags.BooleanParser()),
+    str: _Kind("text", flags.ArgumentParser()),
+    tuple: _Kind("height,width as positive integers", _ShapeParser()),
+}
+
+
+def _kind(field):
+    """The kind of a field, from its annotation: `int`, `float | None`, `tuple[int, int] | None`."""
+    types = [t for t in typing.get_args(field.type) if t is not type(None)] or [field.type]
+    plain = field.type if typing.get_origin(field.type) is tuple else types[0]
+    return _KINDS[typing.get_origin(plain) or plain]
+
+
+# === Parsing ===
+
+
+def parse(options_class, arguments, positional=None):
+    """Reads a command's arguments.
+
+    Args:
+        options_class: A dataclass whose fields are made by `option`.
+        arguments: list of strings, without the command's own name.
+        positional: string. What the arguments without dashes are called, such as `"RUN"`; None
+            where there are none.
+
+    Returns:
+        (options, given, rest): an instance of the class, checked; the values given, as a dict from
+        flag name to value; and the positional arguments.
+
+    Raises:
+        InputError: One line that names the flag and, for a misspelt one, the nearest name.
+    """
+    values = _flag_values(options_class)
+    values.set_gnu_getopt(True)  # flags may follow positional arguments
+    try:
+        rest = values(["command", *arguments])[1:]
+    except flags.Error as error:
+        raise InputError(_one_line(error, options_class)) from error
+    if rest and positional is None:
+        raise InputError(
+            f"unexpected argument {rest[0]!r}: options are written --name=value, "
+            f"and presets --flagfile={rest[0] if rest[0].endswith('.flags') else 'flags/NAME.flags'}"
+        )
+    given = {name: values[name].value for name in values if values[name].present}
+    options = options_class(**given)
+    check(options)
+    return options, given, rest
+
+
+def _flag_values(options_class):
+    values = flags.FlagValues()
+    for field in dataclasses.fields(options_class):
+        kind = _kind(field)
+        serializer = flags.ArgumentSerializer()
+        if kind.noun == "true or false":
+            flags.DEFINE_boolean(field.name, field.default, field.metadata["help"], values)
+        else:
+            flags.DEFINE(kind.parser, field.name, field.default, "", values, serializer)
+    return values
+
+
+def _one_line(error, options_class):
+    """absl's message, reworded where it shows Python instead of an expectation."""
+    illegal = re.match(r"flag --(\w+)=(.*?): ", str(error), re.DOTALL)
+    if illegal:
+        name, value = illegal.groups()
+        field = next(f for f in dataclasses.fields(options_class) if f.name == name)
+        return str(_complaint(field, _kind(field).noun, value or "nothing"))
+    text = " ".join(str(error).split()).removeprefix("ERROR:: ")
+    return text[0].lower() + text[1:]
+
+
+# === Help ===
+
+
+def describe(options_class, title):
+    """Returns the text of `--help`: the title, then every flag with its meaning and default."""
+    lines = [title.strip()]
+    for field in dataclasses.fields(options_class):
+        if heading := field.metadata.get("heading"):
+            lines += ["", f"{heading}:"]
+        lines += [f"  --{field.name}", *_wrapped(_help_sentence(field))]
+    lines += ["", "  --flagfile", *_wrapped("Read flags from this file, one --name=value a line.")]
+    return "\n".join(lines)
+
+
+def _help_sentence(field):
+    help, choices = field.metadata["help"], field.metadata["choices"]
+    choices = f" One of {', '.join(choices)}." if choices else ""
+    default = "" if field.default is None else f" (default: {shown(field.default)})"
+    return f"{help}{choices}{default}"
+
+
+def _wrapped(text):
+    return textwrap.wrap(text, 96, initial_indent=" " * 6, subsequent_indent=" " * 6)

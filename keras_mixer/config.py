@@ -1,0 +1,242 @@
+"""The one place where every option of a training run is defined: its name, default and bounds.
+
+A field of `Config` is a flag of `train.py` of the same name. Values that depend on others (the
+patch on the data set, the widths on `dim`) are None until `resolve` fills them.
+"""
+
+import dataclasses
+import json
+
+from keras_mixer.commandline import check, option, shown
+from keras_mixer.data.datasets import DATASETS, SPLITS
+from keras_mixer.errors import InputError
+from keras_mixer.model.variants import ACTIVATIONS, IMAGE_SHAPE, VARIANTS
+
+DEFAULT_DEPTH = 6
+DEFAULT_DIM = 512
+DEFAULT_WARMUP = 10
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+SCHEDULERS = ("cosine", "linear")
+UNITS = ("epoch", "step")
+PRECISIONS = ("float32", "bfloat16")
+JIT_MODES = ("auto", "true", "false")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that determines a run. See `python train.py --help` for what each field means.
+
+    Raises:
+        InputError: If a value is out of bounds; the message names the flag.
+    """
+
+    # fmt: off
+    # Data
+    dataset: str = option("digits", "Data to learn. digits is embedded; mnist and fashion_mnist are read from their four IDX files, folder from class folders of JPEG and PNG images.", choices=tuple(DATASETS), heading="Data")
+    data_dir: str | None = option(None, "Folder that holds the data. With --dataset=folder: class folders, directly or under train/, val/ and test/.")
+    image_shape: tuple[int, int] | None = option(None, "height,width of the images fed to the model, in pixels; one number for a square (default: 8,8 for digits, 28,28 for mnist and fashion_mnist, 256,256 for folder, 224,224 with --variant).", low=1)
+    validation_fraction: float = option(0.1, "Share of the training images set aside to choose with, stratified, where the data bring no validation split. 0: none, and the last weights are kept as the best.", low=0.0, below=1.0)
+    flip: bool = option(False, "Mirror training images left to right with probability 1/2.")
+    crop_padding: int = option(0, "Pad training images with this many black pixels on every side and crop back at a random place.", low=0, high=1024)
+
+    # Model
+    variant: str | None = option(None, "A variant of the paper's Table 1; sets patch, depth and widths where they are not given.", choices=tuple(VARIANTS), heading="Model")
+    patch_shape: tuple[int, int] | None = option(None, "height,width of a patch, in pixels; must divide image_shape (default: 2,2 for digits, 4,4 for mnist and fashion_mnist, 16,16 for folder).", low=1)
+    depth: int | None = option(None, f"Number of mixer layers (default: {DEFAULT_DEPTH}).", low=1, high=1000)
+    dim: int | None = option(None, f"Channels of every token (default: {DEFAULT_DIM}).", low=1, high=65536)
+    tokens_mlp_dim: int | None = option(None, "Hidden width of token mixing (default: dim/2).", low=1, high=1048576)
+    channels_mlp_dim: int | None = option(None, "Hidden width of channel mixing (default: 4*dim).", low=1, high=1048576)
+    num_classes: int | None = option(None, "Size of the head (default: the number of classes in the data, the only value allowed).", low=2)
+    activation: str | None = option(None, "Activation of both MLPs (default: gelu, the tanh form of the official code; gelu_erf is the exact one).", choices=ACTIVATIONS)
+    token_mixing: bool | None = option(None, "Mix tokens across patches; false leaves token mixing out of every layer (default: true).")
+    channel_mixing: bool | None = option(None, "Mix channels within a patch; false leaves channel mixing out of every layer (default: true).")
+    dropout: float = option(0.0, "Share of values dropped within both MLPs in training.", low=0.0, below=1.0)
+    stochastic_depth: float = option(0.0, "Probability that a sample skips a branch of the last layer; it rises linearly from 0 at the first.", low=0.0, below=1.0)
+    checkpoint: str | None = option(None, "Weights to start from: a run directory or an official .npz. Its architecture is taken over; a head for other classes starts anew.")
+
+    # Optimization
+    optimizer: str = option("sgd", "Optimizer.", choices=OPTIMIZERS, heading="Optimization")
+    batch_size: int = option(16, "Images in each training batch.", low=1, high=1048576)
+    lr: float = option(1e-3, "Peak learning rate.", above=0.0, high=1000.0)
+    momentum: float = option(0.9, "Momentum of sgd.", low=0.0, below=1.0)
+    decay: float = option(0.0, "Decoupled weight decay of the kernels, multiplied by the learning rate.", low=0.0, high=1000.0)
+    num_steps: int = option(30, "Number of epochs; of optimizer steps with --schedule_unit=step.", low=1, high=1_000_000_000)
+    warmup_step: int | None = option(None, f"Number of epochs (or steps, as above) of linear warm-up from 0 (default: {DEFAULT_WARMUP}, but at most a third of num_steps).", low=0)
+    schedule_unit: str = option("epoch", "What num_steps and warmup_step count.", choices=UNITS)
+    scheduler: str = option("cosine", "Decay of the learning rate to 0 after warm-up.", choices=SCHEDULERS)
+    clip_norm: float = option(0.0, "Largest global norm of the gradients; 0 does not clip.", low=0.0, high=1e9)
+    label_smoothing: float = option(0.0, "Share of every training label spread evenly over all classes.", low=0.0, below=1.0)
+    ema: float = option(0.0, "Decay per step of an exponential moving average of the weights, which is then what is validated, tested and exported; 0 keeps none.", low=0.0, below=1.0)
+    precision: str = option("float32", "Precision of the computation; weights are always float32.", choices=PRECISIONS)
+    jit: str = option("auto", "Compile with XLA. auto: yes, except for bfloat16 on a CPU.", choices=JIT_MODES)
+    seed: int = option(0, "Seed of initial weights, order, augmentation and dropout.", low=0, high=2**31 - 1)
+
+    # Run
+    output_dir: str = option("output/", "The run directory. The same command continues a run that was interrupted.", heading="Run", result=False)
+    overwrite: bool = option(False, "Discard the run that is in output_dir.", result=False)
+    save_every: int = option(1, "Epochs (or steps, with --save_unit=step) between checkpoints.", low=1, result=False)
+    save_unit: str = option("epoch", "What save_every counts.", choices=UNITS, result=False)
+    eval_split: str = option("test", "Split that is scored once, at the end, with the selected weights.", choices=SPLITS, result=False)
+    name: str = option("mlp_mixer", "Name of the exported model.", result=False)
+    export: bool = option(True, "Export a SavedModel to export_dir/name/version/ at the end.", result=False)
+    export_dir: str = option("saved_models", "Where exports land.", result=False)
+    # fmt: on
+
+    def __post_init__(self):
+        check(self)
+        if "/" in self.name or self.name.startswith("."):
+            raise InputError(f"--name: expected a plain folder name, received {self.name}")
+
+    # === Architecture ===
+
+    def architecture(self):
+        """Returns the keyword arguments for `build_mixer`; for resolved configs only."""
+        return {name: getattr(self, name) for name in ARCHITECTURE} | {
+            "channels": DATASETS[self.dataset].channels
+        }
+
+    # === As text ===
+
+    def to_json(self):
+        """Returns the fields as a dict of JSON values."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_json(cls, values):
+        """Returns the Config that `to_json` described.
+
+        Raises:
+            InputError: If a field is unknown or out of bounds.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise InputError(f"config.json holds unknown options: {', '.join(unknown)}")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+ARCHITECTURE = (
+    "image_shape",
+    "patch_shape",
+    "depth",
+    "dim",
+    "tokens_mlp_dim",
+    "channels_mlp_dim",
+    "num_classes",
+    "activation",
+    "token_mixing",
+    "channel_mixing",
+)
+
+
+def resolve(config, num_classes, checkpoint=None):
+    """Fills everything that was left to the data, the checkpoint, the variant or other fields.
+
+    What was given wins, then the checkpoint, then the variant, then the data set's row.
+
+    Args:
+        config: `Config`, as given.
+        num_classes: int. Number of classes in the data.
+        checkpoint: dict of `build_mixer` arguments of the weights to start from, or None.
+
+    Returns:
+        A `Config` without open questions.
+
+    Raises:
+        InputError: If values contradict each other; the message names both and the mend.
+    """
+    if config.num_classes not in (None, num_classes):
+        raise InputError(
+            f"--num_classes={config.num_classes}: the data hold {num_classes} classes; "
+            f"leave the flag out, or give {num_classes}"
+        )
+    filled = {"num_classes": num_classes}
+    for source in (_from_checkpoint(config, checkpoint), _from_variant(config), _defaults(config)):
+        for name, value in source.items():
+            if getattr(config, name) is None and name not in filled:
+                filled[name] = value
+    resolved = dataclasses.replace(config, **filled)
+    dim = resolved.dim
+    return _consistent(
+        dataclasses.replace(
+            resolved,
+            tokens_mlp_dim=resolved.tokens_mlp_dim or max(1, dim // 2),
+            channels_mlp_dim=resolved.channels_mlp_dim or 4 * dim,
+        )
+    )
+
+
+def _from_checkpoint(config, checkpoint):
+    """The checkpoint's architecture; whatever the flags say of it must agree."""
+    if checkpoint is None:
+        return {}
+    channels = DATASETS[config.dataset].channels
+    if checkpoint["channels"] != channels:
+        raise InputError(
+            f"--checkpoint={config.checkpoint}: it was trained on images of "
+            f"{checkpoint['channels']} channels, --dataset={config.dataset} has {channels}"
+        )
+    taken = {name: checkpoint[name] for name in ARCHITECTURE if name != "num_classes"}
+    for name, value in taken.items():
+        given = getattr(config, name)
+        if given is not None and given != value:
+            raise InputError(
+                f"--{name}={shown(given)}: the checkpoint {config.checkpoint} has "
+                f"{name}={shown(value)}; leave the flag out to take that over"
+            )
+    return taken
+
+
+def _from_variant(config):
+    if config.variant is None:
+        return {}
+    row = VARIANTS[config.variant]
+    return {
+        "image_shape": IMAGE_SHAPE,
+        "patch_shape": (row.patch, row.patch),
+        "depth": row.depth,
+        "dim": row.dim,
+        "tokens_mlp_dim": row.tokens_mlp_dim,
+        "channels_mlp_dim": row.channels_mlp_dim,
+    }
+
+
+def _defaults(config):
+    row = DATASETS[config.dataset]
+    return {
+        "image_shape": row.image_shape,
+        "patch_shape": row.patch_shape,
+        "depth": DEFAULT_DEPTH,
+        "dim": DEFAULT_DIM,
+        "activation": "gelu",
+        "token_mixing": True,
+        "channel_mixing": True,
+        "warmup_step": min(DEFAULT_WARMUP, config.num_steps // 3),
+    }
+
+
+def _consistent(config):
+    """Checks the values that are right or wrong only together."""
+    for side, image, patch in zip(("height", "width"), config.image_shape, config.patch_shape, strict=True):
+        if image % patch:
+            nearest = [n for n in (image // patch * patch, -(-image // patch) * patch) if n]
+            raise InputError(
+                f"--patch_shape={shown(config.patch_shape)} does not divide "
+                f"--image_shape={shown(config.image_shape)}: the {side} {image} is no multiple of "
+                f"{patch}; the nearest that are: {' and '.join(map(str, nearest))}"
+            )
+    if config.warmup_step >= config.num_steps:
+        raise InputError(
+            f"--warmup_step={config.warmup_step} must be below --num_steps={config.num_steps}"
+        )
+    if config.optimizer != "sgd" and config.momentum != Config.momentum:
+        raise InputError(
+            f"--momentum={config.momentum} is for --optimizer=sgd and would change nothing "
+            f"with --optimizer={config.optimizer}; leave it out"
+        )
+    if not (config.token_mixing or config.channel_mixing):
+        raise InputError(
+            "--token_mixing=false and --channel_mixing=false together leave nothing to train in "
+            "the mixer layers; leave one of them out"
+        )
+    return config

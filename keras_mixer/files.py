@@ -1,0 +1,38 @@
+"""Writing files so that a reader, or a power cut, meets the old content or the new, never a mix."""
+
+import os
+
+
+def write_atomically(path, content):
+    """Writes bytes to a temporary neighbour, flushes them to disk and renames it into place.
+
+    Args:
+        path: `Path` of the file to create or replace.
+        content: bytes.
+    """
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        write_durably(temporary, content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    flush_folder(path.parent)
+
+
+def write_durably(path, content):
+    """Writes bytes to a new file and flushes them to disk."""
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def flush_folder(path):
+    """Flushes a folder's entries to disk, so that a rename within it survives a power cut."""
+    if os.name == "nt":  # Windows opens no folders, and flushes renames by itself
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""What is computed: the Mixer and its layers, on every Keras backend."""

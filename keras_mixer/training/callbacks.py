@@ -1,0 +1,245 @@
+"""What happens between the steps of `model.fit`: validation, records, checkpoints, stopping.
+
+Keras's own BackupAndRestore and ModelCheckpoint are not used: they are not atomic, lose the states
+of the seed generators, and repeat data on resume (Keras 3.15.1; see `checkpoints.py`).
+"""
+
+import contextlib
+import dataclasses
+import math
+import time
+
+import keras
+
+from keras_mixer import console
+from keras_mixer.errors import RunError
+from keras_mixer.training.checkpoints import Checkpoint, save_checkpoint
+from keras_mixer.training.optimizers import averaged_weights
+from keras_mixer.training.state import gather_state, restore_state
+from keras_mixer.weights import native
+from keras_mixer.weights.load import model_weights
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a run has come; what a checkpoint holds besides arrays.
+
+    Attributes:
+        step: Optimizer steps taken.
+        rows: One dict per finished epoch, the rows of history.csv.
+        best: The row whose weights are in best/; None before the first.
+        seconds: Time spent in the epoch under way.
+    """
+
+    step: int = 0
+    rows: list[dict] = dataclasses.field(default_factory=list)
+    best: dict | None = None
+    seconds: float = 0.0
+
+
+class Restoration(keras.callbacks.Callback):
+    """Puts a checkpoint's state back once the first epoch has begun.
+
+    Keras resets the running metrics at the start of an epoch, so an epoch that was interrupted in
+    the middle must get them back after that.
+    """
+
+    def __init__(self, meters, arrays):
+        super().__init__()
+        self.meters = meters
+        self.arrays = arrays
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self.arrays is not None:
+            restore_state(self.model, self.meters, self.arrays)
+            self.arrays = None
+
+
+class Clock(keras.callbacks.Callback):
+    """Counts steps and seconds, and looks at the loss often enough to stop soon after a NaN."""
+
+    LOOK_EVERY = 0.5  # seconds; reading the loss makes the host wait for an accelerator
+
+    def __init__(self, progress):
+        super().__init__()
+        self.progress = progress
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._last = time.monotonic()
+        self._looked = self._last
+
+    def on_train_batch_end(self, batch, logs=None):
+        now = time.monotonic()
+        self.progress.seconds += now - self._last
+        self.progress.step += 1
+        self._last = now
+        if now - self._looked > self.LOOK_EVERY:
+            self.check(logs)
+            self._looked = time.monotonic()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.check(logs)
+
+    def check(self, logs):
+        """Stops the run if the mean loss of the epoch is no number any more.
+
+        Raises:
+            RunError: Names the step, the learning rate and what to change.
+        """
+        if not math.isfinite(float(logs["loss"])):
+            raise RunError(
+                f"the loss is {float(logs['loss'])} by step {self.progress.step}, "
+                f"at learning rate {float(self.model.optimizer.learning_rate):.2e}; the last "
+                f"checkpoint is from before. Try a lower --lr, a longer --warmup_step or --clip_norm=1"
+            )
+
+
+class Epochs(keras.callbacks.Callback):
+    """Closes every epoch: validates, writes its row, and keeps the best weights.
+
+    Args:
+        run: `Run`.
+        progress: `Progress`.
+        validation: `tf.data.Dataset` of the validation images, or None.
+    """
+
+    def __init__(self, run, progress, validation):
+        super().__init__()
+        self.run = run
+        self.progress = progress
+        self.validation = validation
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch_is_open(self.run, self.progress.step):
+            return  # stopped within the epoch, which goes on when the run does
+        row = self._row(epoch, logs)
+        with averaged(self.model):
+            if self.validation is not None:
+                scores = self.model.evaluate(self.validation, verbose=0, return_dict=True)
+                row |= {"val_loss": scores["loss"], "val_accuracy": scores["accuracy"]}
+            if self.validation is None or _rank(row) > _rank(self.progress.best):
+                native.write_weights(self.run.best, model_weights(self.model), **row)
+                self.progress.best = row
+        self.progress.rows.append(row)
+        self.progress.seconds = 0.0
+        self.run.write_history(self.progress.rows)
+        console.say(_line(row, self.run))
+
+    def _row(self, epoch, logs):
+        first_step = epoch * self.run.steps_per_epoch
+        images = (self.progress.step - first_step) * self.run.config.batch_size
+        return {
+            "epoch": epoch + 1,
+            "step": self.progress.step,
+            "lr": float(self.model.optimizer.learning_rate),
+            "loss": float(logs["loss"]),
+            "accuracy": float(logs["accuracy"]),
+            "val_loss": None,
+            "val_accuracy": None,
+            "seconds": round(self.progress.seconds, 3),
+            "images_per_second": round(images / max(self.progress.seconds, 1e-9), 1),
+        }
+
+
+def epoch_is_open(run, step):
+    """Tells whether a run is in the middle of an epoch after so many steps."""
+    return step % run.steps_per_epoch != 0 and step < run.total_steps
+
+
+def _rank(row):
+    """Orders rows by validation accuracy, then by validation loss; no row comes before any."""
+    return (row["val_accuracy"], -row["val_loss"]) if row else (-1.0, 0.0)
+
+
+def _line(row, run):
+    shown = {"loss": ".4f", "accuracy": ".4f", "val_loss": ".4f", "val_accuracy": ".4f"}
+    parts = [f"{name} {row[name]:{form}}" for name, form in shown.items() if row[name] is not None]
+    epochs = -(-run.total_steps // run.steps_per_epoch)
+    rate = f"{row['images_per_second']:,.0f} images/s"
+    return f"epoch {row['epoch']}/{epochs}  {'  '.join(parts)}  lr {row['lr']:.2e}  {rate}"
+
+
+@contextlib.contextmanager
+def averaged(model):
+    """Lends a model the moving average of its weights, then gives back its own, bit for bit."""
+    averages = averaged_weights(model.optimizer)
+    own = [variable.numpy() for variable in model.trainable_variables] if averages else []
+    for variable, average in zip(model.trainable_variables if averages else [], averages, strict=True):
+        variable.assign(average)
+    try:
+        yield
+    finally:
+        for variable, value in zip(model.trainable_variables if averages else [], own, strict=True):
+            variable.assign(value)
+
+
+class Saver(keras.callbacks.Callback):
+    """Writes checkpoints when they are due, and stops the run when a signal asked for it.
+
+    Args:
+        run: `Run`.
+        progress: `Progress`.
+        meters: list of the variables of the running metrics.
+        stop: `StopRequest`.
+    """
+
+    def __init__(self, run, progress, meters, stop):
+        super().__init__()
+        self.run = run
+        self.progress = progress
+        self.meters = meters
+        self.stop = stop
+        self._saved_step = progress.step
+
+    def on_train_batch_end(self, batch, logs=None):
+        if not epoch_is_open(self.run, self.progress.step):
+            return  # the epoch is closed first
+        config = self.run.config
+        due = config.save_unit == "step" and self.progress.step % config.save_every == 0
+        self._save_or_stop(due, logs)
+
+    def on_epoch_end(self, epoch, logs=None):
+        config = self.run.config
+        reached = epoch + 1 if config.save_unit == "epoch" else self.progress.step
+        due = reached % config.save_every == 0 or self.progress.step == self.run.total_steps
+        self._save_or_stop(due, logs)
+
+    def _save_or_stop(self, due, logs):
+        if (due or self.stop) and self._saved_step != self.progress.step:
+            if not math.isfinite(float(logs["loss"])):
+                return  # Clock stops the run; a NaN is never saved
+            self._save()
+        if self.stop:
+            self.model.stop_training = True
+
+    def _save(self):
+        arrays = gather_state(self.model, self.meters)
+        progress = dataclasses.asdict(self.progress)
+        save_checkpoint(self.run.checkpoints, Checkpoint(self.progress.step, arrays, progress))
+        self._saved_step = self.progress.step
+
+
+class Bar(keras.callbacks.Callback):
+    """One progress bar with ETA for the whole run.
+
+    Args:
+        run: `Run`.
+        progress: `Progress`.
+        bar: rich Progress from `console.progress_bar`.
+    """
+
+    def __init__(self, run, progress, bar):
+        super().__init__()
+        self.progress = progress
+        self.started = time.monotonic()
+        self.first_step = progress.step
+        self.bar = bar
+        self.task = bar.add_task(
+            "training", total=run.total_steps, completed=progress.step, status=""
+        )
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.progress.step == self.first_step + 1:
+            seconds = time.monotonic() - self.started
+            console.say(f"first step done after {seconds:.1f} s, compilation included")
+        self.bar.update(self.task, completed=self.progress.step)

@@ -1,0 +1,150 @@
+"""Checkpoints that are complete or absent: sealed folders, renamed into place.
+
+A checkpoint is written under a temporary name; its manifest, with the sha256 and size of every
+file, comes last; everything is flushed to disk; then one rename makes it visible. A kill or a power
+cut at any moment leaves the checkpoints that were there before. Nothing here needs TensorFlow.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from safetensors.numpy import load, save
+
+from keras_mixer import console
+from keras_mixer.errors import RunError
+from keras_mixer.files import flush_folder, write_durably
+
+KEPT = 2
+ARRAYS, PROGRESS, MANIFEST = "arrays.safetensors", "progress.json", "manifest.json"
+
+
+class Checkpoint(NamedTuple):
+    """What was saved at a step.
+
+    Attributes:
+        step: Optimizer steps taken.
+        arrays: dict from name to array.
+        progress: dict of JSON values: whatever else is needed to continue.
+    """
+
+    step: int
+    arrays: dict[str, np.ndarray]
+    progress: dict
+
+
+def save_checkpoint(folder, checkpoint):
+    """Writes a checkpoint and prunes all but the newest `KEPT`.
+
+    Args:
+        folder: `Path` of the run's checkpoints; made if it does not exist.
+        checkpoint: `Checkpoint`.
+
+    Raises:
+        RunError: If the disk is full or not writable; the checkpoints before are untouched.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f"{_name(checkpoint.step)}.tmp-{os.getpid()}"
+    contents = {
+        ARRAYS: save(checkpoint.arrays),
+        PROGRESS: json.dumps(checkpoint.progress).encode(),
+    }
+    try:
+        _write_sealed(temporary, contents)
+        final = folder / _name(checkpoint.step)
+        if final.exists():  # the remains of a damaged one, which this one replaces
+            shutil.rmtree(final)
+        os.rename(temporary, final)
+        flush_folder(folder)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise RunError(_why_not_saved(folder, contents, error)) from error
+    for old in _complete(folder)[KEPT:]:
+        shutil.rmtree(old)
+
+
+def _write_sealed(folder, contents):
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name, content in contents.items():
+        write_durably(folder / name, content)
+    write_durably(folder / MANIFEST, json.dumps(_seal(contents), indent=2).encode())
+    flush_folder(folder)
+
+
+def _seal(contents):
+    return {
+        name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+        for name, content in contents.items()
+    }
+
+
+def _why_not_saved(folder, contents, error):
+    if error.errno == errno.ENOSPC:
+        needed = sum(map(len, contents.values()))
+        free = shutil.disk_usage(folder).free
+        return (
+            f"no space for a checkpoint in {folder}: {needed:,} bytes needed, {free:,} free; "
+            f"the checkpoints before it are intact: make room and give the same command again"
+        )
+    return f"cannot write a checkpoint in {folder}: {error}"
+
+
+def newest_checkpoint(folder):
+    """Reads the newest checkpoint that is whole, and says aloud which ones it had to pass over.
+
+    Damaged checkpoints newer than the one returned are removed, and so is what a kill left
+    unfinished; the caller must hold the run's lock.
+
+    Args:
+        folder: `Path` of the run's checkpoints.
+
+    Returns:
+        A `Checkpoint`, or None if there is none at all.
+
+    Raises:
+        RunError: If there are checkpoints but every one is damaged.
+    """
+    for unfinished in folder.glob("step-*.tmp-*"):
+        shutil.rmtree(unfinished)
+    candidates = _complete(folder)
+    for index, candidate in enumerate(candidates):
+        try:
+            checkpoint = _read_sealed(candidate)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            console.say(f"damaged checkpoint passed over: {candidate} ({error})")
+            continue
+        for damaged in candidates[:index]:
+            shutil.rmtree(damaged)
+        return checkpoint
+    if candidates:
+        raise RunError(
+            f"every checkpoint in {folder} is damaged, so the run cannot continue; "
+            f"--overwrite starts it anew, --output_dir=… starts another"
+        )
+    return None
+
+
+def _complete(folder):
+    """The checkpoints that were renamed into place, newest first."""
+    return sorted(folder.glob("step-" + "[0-9]" * 10), reverse=True)
+
+
+def _read_sealed(folder):
+    manifest = json.loads((folder / MANIFEST).read_text())
+    contents = {name: (folder / name).read_bytes() for name in (ARRAYS, PROGRESS)}
+    for name, content in contents.items():
+        if manifest[name] != _seal(contents)[name]:
+            raise ValueError(f"{name} does not match its sha256")
+    return Checkpoint(
+        int(folder.name.removeprefix("step-")), load(contents[ARRAYS]), json.loads(contents[PROGRESS])
+    )
+
+
+def _name(step):
+    return f"step-{step:010d}"

@@ -1,0 +1,191 @@
+"""From a Config to trained weights in a run directory, through `model.fit`.
+
+The steps of an epoch, the order of the data and every random draw are functions of the run's seed
+and of the step, so the same command continues an interrupted run exactly.
+"""
+
+import keras
+import tensorflow as tf
+
+from keras_mixer import console
+from keras_mixer.data.images import find_undecodable
+from keras_mixer.data.pipeline import evaluation_batches, training_batches
+from keras_mixer.data.sources import refuse_files
+from keras_mixer.errors import RunError
+from keras_mixer.model.mixer import build_mixer
+from keras_mixer.training.callbacks import Bar, Clock, Epochs, Progress, Restoration, Saver
+from keras_mixer.training.checkpoints import newest_checkpoint
+from keras_mixer.training.optimizers import build_optimizer
+from keras_mixer.training.run import open_run
+from keras_mixer.training.schedules import WarmupDecay
+from keras_mixer.training.signals import Interrupted, StopRequest
+from keras_mixer.weights import native
+from keras_mixer.weights.load import assign_weights, read_checkpoint
+
+POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
+EVALUATION_BATCH = 256
+
+
+def fit(config):
+    """Trains a Mixer as a config says, or continues where the same config was interrupted.
+
+    Args:
+        config: `keras_mixer.Config`.
+
+    Returns:
+        The `Run`; its directory holds history.csv, best/ and checkpoints/.
+
+    Raises:
+        InputError: If the config, the data or the directory forbid it.
+        RunError: If training cannot go on, such as when the loss is not finite.
+        Interrupted: If a signal stopped the run, after its state was saved.
+    """
+    with open_run(config) as run:
+        train(run)
+    return run
+
+
+def train(run):
+    """Trains within a run that is open. See `fit`."""
+    keras.utils.set_random_seed(run.config.seed)
+    model = _initial_model(run)
+    meters = _compile(model, run)
+    progress, arrays = _where_it_stopped(run)
+    native.write_description(run.best, run.config.architecture(), run.source.class_names)
+    with StopRequest() as stop, console.progress_bar() as bar:
+        callbacks = [
+            Restoration(meters, arrays),
+            Clock(progress),
+            Epochs(run, progress, _validation_batches(run)),
+            Saver(run, progress, meters, stop),
+            Bar(run, progress, bar),
+        ]
+        try:
+            _drive(model, run, progress, callbacks, stop)
+        except tf.errors.InvalidArgumentError as error:
+            _name_broken_images(run, error)
+    if stop and progress.step < run.total_steps:
+        raise Interrupted(stop.signal_number)
+
+
+def _initial_model(run):
+    config = run.config
+    model = build_mixer(
+        **config.architecture(),
+        dropout=config.dropout,
+        stochastic_depth=config.stochastic_depth,
+        dtype=POLICIES[config.precision],
+    )
+    if config.checkpoint:
+        start = read_checkpoint(config.checkpoint, config.image_shape)
+        fresh_head = start.class_names != run.source.class_names
+        assign_weights(model, start.arrays, config.checkpoint, fresh_head)
+        if fresh_head:
+            console.say(f"the head starts anew: {config.checkpoint} was trained on other classes")
+    return model
+
+
+def _compile(model, run):
+    """Compiles the model, builds its optimizer, and returns the variables of its metrics."""
+    config = run.config
+    accuracy = keras.metrics.CategoricalAccuracy("accuracy")
+    schedule = WarmupDecay(config.lr, run.warmup_steps, run.total_steps, config.scheduler)
+    model.compile(
+        build_optimizer(
+            config.optimizer,
+            schedule,
+            model.trainable_variables,
+            momentum=config.momentum,
+            decay=config.decay,
+            clip_norm=config.clip_norm,
+            ema=config.ema,
+        ),
+        keras.losses.CategoricalCrossentropy(from_logits=True),
+        metrics=[accuracy],
+        jit_compile=_jit(config),
+    )
+    return [*model.metrics[0].variables, *accuracy.variables]  # of the loss, of the accuracy
+
+
+def _jit(config):
+    """Chooses XLA where it was measured to be faster: all but bfloat16 on a CPU."""
+    if config.jit != "auto":
+        return config.jit == "true"
+    return config.precision == "float32" or bool(tf.config.list_physical_devices("GPU"))
+
+
+def _where_it_stopped(run):
+    checkpoint = newest_checkpoint(run.checkpoints)
+    if checkpoint is not None:
+        progress = Progress(**checkpoint.progress)
+        if progress.step < run.total_steps:
+            console.say(f"continuing {run.directory} at step {progress.step} of {run.total_steps}")
+        return progress, checkpoint.arrays
+    console.say(
+        f"training in {run.directory}: {len(run.source.train):,} images, "
+        f"{run.steps_per_epoch:,} steps an epoch, {run.total_steps:,} steps"
+    )
+    return Progress(), None
+
+
+def _validation_batches(run):
+    config = run.config
+    if run.source.validation is None:
+        return None
+    return evaluation_batches(
+        run.source.validation,
+        image_shape=config.image_shape,
+        channels=run.source.channels,
+        num_classes=config.num_classes,
+        batch_size=EVALUATION_BATCH,
+    )
+
+
+def _drive(model, run, progress, callbacks, stop):
+    """Calls `model.fit` until the last step: once, or up to three times around partial epochs.
+
+    A run that was stopped within an epoch first finishes that epoch; one whose length in steps is
+    no multiple of the epoch ends with a shorter one.
+    """
+    while progress.step < run.total_steps and not stop:
+        epoch, place = divmod(progress.step, run.steps_per_epoch)
+        whole_epochs = 0 if place else (run.total_steps - progress.step) // run.steps_per_epoch
+        left = min(run.steps_per_epoch - place, run.total_steps - progress.step)
+        model.fit(
+            _training_batches(run, progress.step),
+            initial_epoch=epoch,
+            epochs=epoch + max(1, whole_epochs),
+            steps_per_epoch=run.steps_per_epoch if whole_epochs else left,
+            callbacks=callbacks,
+            shuffle=False,
+            verbose=0,
+        )
+    if int(model.optimizer.iterations.numpy()) != progress.step:
+        raise RunError(
+            f"the optimizer took {int(model.optimizer.iterations.numpy())} steps, "
+            f"but {progress.step} batches were fed: please report this"
+        )
+
+
+def _training_batches(run, first_step):
+    config = run.config
+    return training_batches(
+        run.source.train,
+        image_shape=config.image_shape,
+        channels=run.source.channels,
+        num_classes=config.num_classes,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        first_step=first_step,
+        label_smoothing=config.label_smoothing,
+        flip=config.flip,
+        crop_padding=config.crop_padding,
+    )
+
+
+def _name_broken_images(run, error):
+    """TensorFlow met an image it cannot decode but does not say which: look for it."""
+    splits = [split for split in (run.source.train, run.source.validation) if split is not None]
+    paths = [path for split in splits if not split.in_memory for path in split.images]
+    refuse_files(find_undecodable(console.track(paths, "looking for broken images")))
+    raise error

@@ -1,0 +1,48 @@
+"""Optimizers as Keras has them, with decay on kernels only and an average that stays apart."""
+
+import keras
+
+OPTIMIZERS = {
+    "sgd": keras.optimizers.SGD,
+    "adam": keras.optimizers.Adam,
+    "adamw": keras.optimizers.AdamW,
+}
+
+
+def build_optimizer(
+    name, learning_rate, weights, *, momentum=0.9, decay=0.0, clip_norm=0.0, ema=0.0
+):
+    """Builds an optimizer for a model's weights.
+
+    Args:
+        name: string, a key of `OPTIMIZERS`.
+        learning_rate: float or a Keras schedule.
+        weights: list of the model's trainable variables; decay applies to those called `kernel`.
+        momentum: float. Momentum of sgd.
+        decay: float. Decoupled weight decay, multiplied by the learning rate; 0 for none.
+        clip_norm: float. Largest global norm of the gradients; 0 does not clip.
+        ema: float. Decay per step of the moving average of the weights; 0 keeps none.
+
+    Returns:
+        A built `keras.optimizers.Optimizer`.
+    """
+    arguments = {"momentum": momentum} if name == "sgd" else {}
+    optimizer = OPTIMIZERS[name](
+        learning_rate,
+        weight_decay=decay,
+        global_clipnorm=clip_norm or None,
+        use_ema=ema > 0,
+        ema_momentum=ema or 0.99,
+        **arguments,
+    )
+    optimizer.exclude_from_weight_decay([v for v in weights if v.name != "kernel"])
+    # Keras 3.15 copies the average over the weights at the end of every fit() (trainer.py, "finalize
+    # _variable_values"). Training would go on from other weights than it stopped at, so it must not.
+    optimizer.finalize_variable_values = lambda variables: None
+    optimizer.build(weights)
+    return optimizer
+
+
+def averaged_weights(optimizer):
+    """Returns the variables of the moving average, in the order of the weights; [] without one."""
+    return list(optimizer._model_variables_moving_average) if optimizer.use_ema else []

@@ -1,0 +1,1 @@
+"""From a checkpoint of any known format to a model, and back."""

@@ -1,0 +1,116 @@
+"""From a path to a model with its weights, or a refusal that says what does not fit."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from keras_mixer.errors import InputError
+from keras_mixer.weights import native, official
+
+HEAD = ("head/kernel", "head/bias")
+
+
+class Checkpoint(NamedTuple):
+    """A model as it was read: what it is, what its classes are called, its weights.
+
+    Attributes:
+        architecture: dict of `build_mixer` arguments.
+        class_names: One name per class; None where the file does not tell.
+        arrays: dict from variable path to array.
+    """
+
+    architecture: dict
+    class_names: tuple[str, ...] | None
+    arrays: dict[str, np.ndarray]
+
+
+def read_checkpoint(path, image_shape=None):
+    """Recognises a checkpoint and reads it, without TensorFlow.
+
+    Args:
+        path: A run directory, its best/, or an official .npz file.
+        image_shape: (height, width) in pixels, where the file cannot tell it.
+
+    Returns:
+        A `Checkpoint`.
+
+    Raises:
+        InputError: If nothing is there, or it is of no known format, or damaged.
+    """
+    _refuse_remote(path)
+    path = Path(path)
+    for folder in (path / "best", path):
+        if native.is_native(folder):
+            architecture, class_names = native.read_description(folder)
+            return Checkpoint(architecture, class_names, native.read_weights(folder)[0])
+    if path.is_file() and path.suffix == ".npz":
+        architecture, arrays = official.read(path, image_shape)
+        return Checkpoint(architecture, None, arrays)
+    if not path.exists():
+        raise InputError(f"{path}: no such checkpoint")
+    raise InputError(f"{path}: not a checkpoint; expected a run directory or an official .npz file")
+
+
+def _refuse_remote(path):
+    if re.match(r"[a-zA-Z][\w+.-]+://|\\\\", str(path)):
+        raise InputError(f"{path}: only local files are read; download it first")
+
+
+def load_mixer(path, image_shape=None, **overrides):
+    """Loads a Mixer with its weights.
+
+    Args:
+        path: A run directory, its best/, or an official .npz file.
+        image_shape: (height, width) in pixels; only where the file cannot tell it, which is when
+            the number of its patches is no square.
+        **overrides: Further arguments for `build_mixer` that leave the weights as they are, such
+            as `dtype` or `dropout`.
+
+    Returns:
+        A functional `keras.Model`, as `build_mixer` describes it.
+
+    Raises:
+        InputError: If the checkpoint cannot be read, or does not fit the model it describes.
+    """
+    from keras_mixer.model.mixer import build_mixer
+
+    checkpoint = read_checkpoint(path, image_shape)
+    model = build_mixer(**checkpoint.architecture, **overrides)
+    assign_weights(model, checkpoint.arrays, path)
+    return model
+
+
+def model_weights(model):
+    """Returns the model's weights as a dict from variable path to array, without random states."""
+    return {variable.path: np.asarray(variable.value) for variable in model.weights}
+
+
+def assign_weights(model, arrays, path, fresh_head=False):
+    """Fills every weight of a model from arrays of the same names and shapes.
+
+    Args:
+        model: `keras.Model` from `build_mixer`.
+        arrays: dict from variable path to array.
+        path: Where the arrays come from, for the message.
+        fresh_head: bool. Leave the model's own head as it is.
+
+    Raises:
+        InputError: Lists what is missing (-), extra (+) and of another shape (!).
+    """
+    wanted = {variable.path: variable for variable in model.weights}
+    if fresh_head:
+        wanted = {name: variable for name, variable in wanted.items() if name not in HEAD}
+        arrays = {name: array for name, array in arrays.items() if name not in HEAD}
+    faults = [f"- {name}" for name in wanted if name not in arrays]
+    faults += [f"+ {name}" for name in arrays if name not in wanted]
+    faults += [
+        f"! {name} {arrays[name].shape}, expected {tuple(variable.shape)}"
+        for name, variable in wanted.items()
+        if name in arrays and arrays[name].shape != tuple(variable.shape)
+    ]
+    if faults:
+        raise InputError(f"{path} does not fit the model: {'; '.join(faults)}")
+    for name, variable in wanted.items():
+        variable.assign(arrays[name])

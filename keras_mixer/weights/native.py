@@ -1,0 +1,102 @@
+"""Our own format: a folder with model.json (what the model is) and model.safetensors (its weights).
+
+The description never changes within a run and the weights are one file, replaced in one step, so
+whoever reads the folder while a run writes to it finds a complete model.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+from keras_mixer.errors import InputError
+from keras_mixer.files import write_atomically
+
+DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
+FORMAT = 1
+
+
+def write_description(folder, architecture, class_names):
+    """Writes model.json.
+
+    Args:
+        folder: `Path`, made if it does not exist.
+        architecture: dict of `build_mixer` arguments.
+        class_names: One name per class.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    description = {
+        "format": FORMAT,
+        "architecture": architecture,
+        "class_names": list(class_names),
+        "images": "float, [-1, 1], resized bilinear and antialiased to image_shape",
+    }
+    write_atomically(folder / DESCRIPTION, json.dumps(description, indent=2).encode() + b"\n")
+
+
+def write_weights(folder, arrays, **facts):
+    """Replaces model.safetensors in one step.
+
+    Args:
+        folder: `Path` of the model.
+        arrays: dict from variable path, such as `"stem/kernel"`, to array.
+        **facts: JSON values kept with the weights, such as the epoch they come from.
+    """
+    from safetensors.numpy import save
+
+    metadata = {"facts": json.dumps(facts), "sha256": _digest(arrays)}
+    write_atomically(folder / WEIGHTS, save(arrays, metadata))
+
+
+def is_native(path):
+    """Tells whether a folder holds a model in this format."""
+    return (path / DESCRIPTION).is_file()
+
+
+def read_description(folder):
+    """Returns (architecture, class_names) from model.json.
+
+    Raises:
+        InputError: If the file is missing, damaged or of another format.
+    """
+    path = folder / DESCRIPTION
+    try:
+        description = json.loads(path.read_text())
+        if description["format"] != FORMAT:
+            raise InputError(f"{path}: format {description['format']}, expected {FORMAT}")
+        architecture = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in description["architecture"].items()
+        }
+        return architecture, tuple(description["class_names"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: not a readable model description ({error})") from error
+
+
+def read_weights(folder):
+    """Returns (arrays, facts) from model.safetensors, held against its sha256.
+
+    Raises:
+        InputError: If the file is missing or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(folder) / WEIGHTS
+    try:
+        with safe_open(path, framework="numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
+    if metadata.get("sha256") != _digest(arrays):
+        raise InputError(f"{path}: damaged, its contents do not match its sha256")
+    return arrays, json.loads(metadata["facts"])
+
+
+def _digest(arrays):
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}\n".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return digest.hexdigest()
