@@ -149,9 +149,10 @@ def parse(options_class, arguments, positional=None):
     except flags.Error as error:
         raise InputError(_one_line(error, options_class)) from error
     if rest and positional is None:
+        preset = rest[0] if rest[0].endswith(".flags") else "flags/NAME.flags"
         raise InputError(
             f"unexpected argument {rest[0]!r}: options are written --name=value, "
-            f"and presets --flagfile={rest[0] if rest[0].endswith('.flags') else 'flags/NAME.flags'}"
+            f"and presets --flagfile={preset}"
         )
     given = {name: values[name].value for name in values if values[name].present}
     options = options_class(**given)

@@ -31,57 +31,211 @@ class Config:
         InputError: If a value is out of bounds; the message names the flag.
     """
 
-    # fmt: off
     # Data
-    dataset: str = option("digits", "Data to learn. digits is embedded; mnist and fashion_mnist are read from their four IDX files, folder from class folders of JPEG and PNG images.", choices=tuple(DATASETS), heading="Data")
-    data_dir: str | None = option(None, "Folder that holds the data. With --dataset=folder: class folders, directly or under train/, val/ and test/.")
-    image_shape: tuple[int, int] | None = option(None, "height,width of the images fed to the model, in pixels; one number for a square (default: 8,8 for digits, 28,28 for mnist and fashion_mnist, 256,256 for folder, 224,224 with --variant).", low=1)
-    validation_fraction: float = option(0.1, "Share of the training images set aside to choose with, stratified, where the data bring no validation split. 0: none, and the last weights are kept as the best.", low=0.0, below=1.0)
+    dataset: str = option(
+        "digits",
+        "Data to learn. digits is embedded; mnist and fashion_mnist are read from their four "
+        "IDX files, folder from class folders of JPEG and PNG images.",
+        choices=tuple(DATASETS),
+        heading="Data",
+    )
+    data_dir: str | None = option(
+        None,
+        "Folder that holds the data. With --dataset=folder: class folders, directly or under "
+        "train/, val/ and test/.",
+    )
+    image_shape: tuple[int, int] | None = option(
+        None,
+        "height,width of the images fed to the model, in pixels; one number for a square "
+        "(default: 8,8 for digits, 28,28 for mnist and fashion_mnist, 256,256 for folder, "
+        "224,224 with --variant).",
+        low=1,
+    )
+    validation_fraction: float = option(
+        0.1,
+        "Share of the training images set aside to choose with, stratified, where the data "
+        "bring no validation split. 0: none, and the last weights are kept as the best.",
+        low=0.0,
+        below=1.0,
+    )
     flip: bool = option(False, "Mirror training images left to right with probability 1/2.")
-    crop_padding: int = option(0, "Pad training images with this many black pixels on every side and crop back at a random place.", low=0, high=1024)
+    crop_padding: int = option(
+        0,
+        "Pad training images with this many black pixels on every side and crop back at a "
+        "random place.",
+        low=0,
+        high=1024,
+    )
 
     # Model
-    variant: str | None = option(None, "A variant of the paper's Table 1; sets patch, depth and widths where they are not given.", choices=tuple(VARIANTS), heading="Model")
-    patch_shape: tuple[int, int] | None = option(None, "height,width of a patch, in pixels; must divide image_shape (default: 2,2 for digits, 4,4 for mnist and fashion_mnist, 16,16 for folder).", low=1)
-    depth: int | None = option(None, f"Number of mixer layers (default: {DEFAULT_DEPTH}).", low=1, high=1000)
-    dim: int | None = option(None, f"Channels of every token (default: {DEFAULT_DIM}).", low=1, high=65536)
-    tokens_mlp_dim: int | None = option(None, "Hidden width of token mixing (default: dim/2).", low=1, high=1048576)
-    channels_mlp_dim: int | None = option(None, "Hidden width of channel mixing (default: 4*dim).", low=1, high=1048576)
-    num_classes: int | None = option(None, "Size of the head (default: the number of classes in the data, the only value allowed).", low=2)
-    activation: str | None = option(None, "Activation of both MLPs (default: gelu, the tanh form of the official code; gelu_erf is the exact one).", choices=ACTIVATIONS)
-    token_mixing: bool | None = option(None, "Mix tokens across patches; false leaves token mixing out of every layer (default: true).")
-    channel_mixing: bool | None = option(None, "Mix channels within a patch; false leaves channel mixing out of every layer (default: true).")
-    dropout: float = option(0.0, "Share of values dropped within both MLPs in training.", low=0.0, below=1.0)
-    stochastic_depth: float = option(0.0, "Probability that a sample skips a branch of the last layer; it rises linearly from 0 at the first.", low=0.0, below=1.0)
-    checkpoint: str | None = option(None, "Weights to start from: a run directory or an official .npz. Its architecture is taken over; a head for other classes starts anew.")
+    variant: str | None = option(
+        None,
+        "A variant of the paper's Table 1; sets patch, depth and widths where they are not given.",
+        choices=tuple(VARIANTS),
+        heading="Model",
+    )
+    patch_shape: tuple[int, int] | None = option(
+        None,
+        "height,width of a patch, in pixels; must divide image_shape (default: 2,2 for "
+        "digits, 4,4 for mnist and fashion_mnist, 16,16 for folder).",
+        low=1,
+    )
+    depth: int | None = option(
+        None,
+        f"Number of mixer layers (default: {DEFAULT_DEPTH}).",
+        low=1,
+        high=1000,
+    )
+    dim: int | None = option(
+        None,
+        f"Channels of every token (default: {DEFAULT_DIM}).",
+        low=1,
+        high=65536,
+    )
+    tokens_mlp_dim: int | None = option(
+        None,
+        "Hidden width of token mixing (default: dim/2).",
+        low=1,
+        high=1048576,
+    )
+    channels_mlp_dim: int | None = option(
+        None,
+        "Hidden width of channel mixing (default: 4*dim).",
+        low=1,
+        high=1048576,
+    )
+    num_classes: int | None = option(
+        None,
+        "Size of the head (default: the number of classes in the data, the only value allowed).",
+        low=2,
+    )
+    activation: str | None = option(
+        None,
+        "Activation of both MLPs (default: gelu, the tanh form of the official code; gelu_erf"
+        " is the exact one).",
+        choices=ACTIVATIONS,
+    )
+    token_mixing: bool | None = option(
+        None,
+        "Mix tokens across patches; false leaves token mixing out of every layer (default: true).",
+    )
+    channel_mixing: bool | None = option(
+        None,
+        "Mix channels within a patch; false leaves channel mixing out of every layer "
+        "(default: true).",
+    )
+    dropout: float = option(
+        0.0,
+        "Share of values dropped within both MLPs in training.",
+        low=0.0,
+        below=1.0,
+    )
+    stochastic_depth: float = option(
+        0.0,
+        "Probability that a sample skips a branch of the last layer; it rises linearly from 0"
+        " at the first.",
+        low=0.0,
+        below=1.0,
+    )
+    checkpoint: str | None = option(
+        None,
+        "Weights to start from: a run directory or an official .npz. Its architecture is "
+        "taken over; a head for other classes starts anew.",
+    )
 
     # Optimization
     optimizer: str = option("sgd", "Optimizer.", choices=OPTIMIZERS, heading="Optimization")
     batch_size: int = option(16, "Images in each training batch.", low=1, high=1048576)
     lr: float = option(1e-3, "Peak learning rate.", above=0.0, high=1000.0)
     momentum: float = option(0.9, "Momentum of sgd.", low=0.0, below=1.0)
-    decay: float = option(0.0, "Decoupled weight decay of the kernels, multiplied by the learning rate.", low=0.0, high=1000.0)
-    num_steps: int = option(30, "Number of epochs; of optimizer steps with --schedule_unit=step.", low=1, high=1_000_000_000)
-    warmup_step: int | None = option(None, f"Number of epochs (or steps, as above) of linear warm-up from 0 (default: {DEFAULT_WARMUP}, but at most a third of num_steps).", low=0)
+    decay: float = option(
+        0.0,
+        "Decoupled weight decay of the kernels, multiplied by the learning rate.",
+        low=0.0,
+        high=1000.0,
+    )
+    num_steps: int = option(
+        30,
+        "Number of epochs; of optimizer steps with --schedule_unit=step.",
+        low=1,
+        high=1_000_000_000,
+    )
+    warmup_step: int | None = option(
+        None,
+        "Number of epochs (or steps, as above) of linear warm-up from 0 (default: "
+        f"{DEFAULT_WARMUP}, but at most a third of num_steps).",
+        low=0,
+    )
     schedule_unit: str = option("epoch", "What num_steps and warmup_step count.", choices=UNITS)
-    scheduler: str = option("cosine", "Decay of the learning rate to 0 after warm-up.", choices=SCHEDULERS)
-    clip_norm: float = option(0.0, "Largest global norm of the gradients; 0 does not clip.", low=0.0, high=1e9)
-    label_smoothing: float = option(0.0, "Share of every training label spread evenly over all classes.", low=0.0, below=1.0)
-    ema: float = option(0.0, "Decay per step of an exponential moving average of the weights, which is then what is validated, tested and exported; 0 keeps none.", low=0.0, below=1.0)
-    precision: str = option("float32", "Precision of the computation; weights are always float32.", choices=PRECISIONS)
-    jit: str = option("auto", "Compile with XLA. auto: yes, except for bfloat16 on a CPU.", choices=JIT_MODES)
-    seed: int = option(0, "Seed of initial weights, order, augmentation and dropout.", low=0, high=2**31 - 1)
+    scheduler: str = option(
+        "cosine",
+        "Decay of the learning rate to 0 after warm-up.",
+        choices=SCHEDULERS,
+    )
+    clip_norm: float = option(
+        0.0,
+        "Largest global norm of the gradients; 0 does not clip.",
+        low=0.0,
+        high=1e9,
+    )
+    label_smoothing: float = option(
+        0.0,
+        "Share of every training label spread evenly over all classes.",
+        low=0.0,
+        below=1.0,
+    )
+    ema: float = option(
+        0.0,
+        "Decay per step of an exponential moving average of the weights, which is then what "
+        "is validated, tested and exported; 0 keeps none.",
+        low=0.0,
+        below=1.0,
+    )
+    precision: str = option(
+        "float32",
+        "Precision of the computation; weights are always float32.",
+        choices=PRECISIONS,
+    )
+    jit: str = option(
+        "auto",
+        "Compile with XLA. auto: yes, except for bfloat16 on a CPU.",
+        choices=JIT_MODES,
+    )
+    seed: int = option(
+        0,
+        "Seed of initial weights, order, augmentation and dropout.",
+        low=0,
+        high=2**31 - 1,
+    )
 
     # Run
-    output_dir: str = option("output/", "The run directory. The same command continues a run that was interrupted.", heading="Run", result=False)
+    output_dir: str = option(
+        "output/",
+        "The run directory. The same command continues a run that was interrupted.",
+        heading="Run",
+        result=False,
+    )
     overwrite: bool = option(False, "Discard the run that is in output_dir.", result=False)
-    save_every: int = option(1, "Epochs (or steps, with --save_unit=step) between checkpoints.", low=1, result=False)
+    save_every: int = option(
+        1,
+        "Epochs (or steps, with --save_unit=step) between checkpoints.",
+        low=1,
+        result=False,
+    )
     save_unit: str = option("epoch", "What save_every counts.", choices=UNITS, result=False)
-    eval_split: str = option("test", "Split that is scored once, at the end, with the selected weights.", choices=SPLITS, result=False)
+    eval_split: str = option(
+        "test",
+        "Split that is scored once, at the end, with the selected weights.",
+        choices=SPLITS,
+        result=False,
+    )
     name: str = option("mlp_mixer", "Name of the exported model.", result=False)
-    export: bool = option(True, "Export a SavedModel to export_dir/name/version/ at the end.", result=False)
+    export: bool = option(
+        True,
+        "Export a SavedModel to export_dir/name/version/ at the end.",
+        result=False,
+    )
     export_dir: str = option("saved_models", "Where exports land.", result=False)
-    # fmt: on
 
     def __post_init__(self):
         check(self)
@@ -217,7 +371,9 @@ def _defaults(config):
 
 def _consistent(config):
     """Checks the values that are right or wrong only together."""
-    for side, image, patch in zip(("height", "width"), config.image_shape, config.patch_shape, strict=True):
+    for side, image, patch in zip(
+        ("height", "width"), config.image_shape, config.patch_shape, strict=True
+    ):
         if image % patch:
             nearest = [n for n in (image // patch * patch, -(-image // patch) * patch) if n]
             raise InputError(

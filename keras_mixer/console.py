@@ -13,7 +13,6 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Column
 
 _console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
@@ -28,13 +27,11 @@ def printable(text):
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in str(text))
 
 
-def progress_bar(status_width=None):
+def progress_bar():
     """Returns a rich Progress with count, elapsed time and ETA; use it as a context manager.
 
-    Args:
-        status_width: int. Columns kept for a task's `status` field, so that the bar stands still.
+    It is drawn on terminals only, and leaves no trace when it ends.
     """
-    status = TextColumn("{task.fields[status]}", table_column=Column(min_width=status_width))
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -42,16 +39,23 @@ def progress_bar(status_width=None):
         TimeElapsedColumn(),
         TextColumn("eta"),
         TimeRemainingColumn(),
-        status,
+        TextColumn("{task.fields[status]}"),
         console=_console,
         transient=True,
+        disable=not _console.is_terminal,
     )
 
 
-def track(items, description):
-    """Yields the items under a progress bar."""
+def track(items, description, total=None):
+    """Yields the items under a progress bar.
+
+    Args:
+        items: Any iterable.
+        description: What the bar says.
+        total: How many items there are, where `len` cannot tell.
+    """
     with progress_bar() as bar:
-        task = bar.add_task(description, total=len(items), status="")
+        task = bar.add_task(description, total=len(items) if total is None else total, status="")
         for item in items:
             yield item
             bar.advance(task)

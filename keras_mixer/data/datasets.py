@@ -1,4 +1,4 @@
-"""The data sets this program knows by name, as data: what `--dataset` accepts and what it implies."""
+"""The data sets this program knows by name, as data: what `--dataset` accepts and implies."""
 
 from typing import NamedTuple
 

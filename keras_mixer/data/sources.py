@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_mixer import console
-from keras_mixer.data.datasets import DATASETS
+from keras_mixer.data.datasets import DATASETS, SPLITS
 from keras_mixer.data.images import check_image_file
 from keras_mixer.errors import InputError
 
@@ -77,7 +77,11 @@ class Source:
         """
         split = getattr(self, name)
         if split is None:
-            raise InputError(f"--eval_split={name}: this data set has no {name} split")
+            there = [other for other in SPLITS if getattr(self, other) is not None]
+            raise InputError(
+                f"--eval_split={name}: this data set has no {name} split; "
+                f"give one of {', '.join(there)}"
+            )
         return split
 
 
@@ -289,7 +293,7 @@ def _is_class_folder(entry):
 def _list_images(folder, class_names):
     images, labels = [], []
     for label, name in enumerate(class_names):
-        paths = sorted(_image_files(folder / name))
+        paths = sorted(image_files(folder / name))
         if not paths:
             raise InputError(
                 f"--data_dir: the class folder {folder / name} holds no image "
@@ -300,8 +304,8 @@ def _list_images(folder, class_names):
     return Split(images, np.array(labels, np.int64))
 
 
-def _image_files(folder):
-    """Yields the image files below a folder; hidden ones (.DS_Store, ._x.jpg) are left out."""
+def image_files(folder):
+    """Yields the paths, as bytes, of the image files below a folder; hidden ones are left out."""
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:

@@ -126,7 +126,9 @@ def variant_row(name):
         ValueError: If there is no such variant.
     """
     if name not in VARIANTS:
-        raise ValueError(f"Unknown variant. Expected one of {', '.join(VARIANTS)}. Received: {name!r}")
+        raise ValueError(
+            f"Unknown variant. Expected one of {', '.join(VARIANTS)}. Received: {name!r}"
+        )
     return VARIANTS[name]
 
 

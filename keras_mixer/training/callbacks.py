@@ -90,7 +90,8 @@ class Clock(keras.callbacks.Callback):
             raise RunError(
                 f"the loss is {float(logs['loss'])} by step {self.progress.step}, "
                 f"at learning rate {float(self.model.optimizer.learning_rate):.2e}; the last "
-                f"checkpoint is from before. Try a lower --lr, a longer --warmup_step or --clip_norm=1"
+                f"checkpoint is from before. Try a lower --lr, a longer --warmup_step or "
+                f"--clip_norm=1"
             )
 
 
@@ -101,13 +102,15 @@ class Epochs(keras.callbacks.Callback):
         run: `Run`.
         progress: `Progress`.
         validation: `tf.data.Dataset` of the validation images, or None.
+        schedule: Learning rate as a function of the step.
     """
 
-    def __init__(self, run, progress, validation):
+    def __init__(self, run, progress, validation, schedule):
         super().__init__()
         self.run = run
         self.progress = progress
         self.validation = validation
+        self.schedule = schedule
 
     def on_epoch_end(self, epoch, logs=None):
         if epoch_is_open(self.run, self.progress.step):
@@ -131,7 +134,7 @@ class Epochs(keras.callbacks.Callback):
         return {
             "epoch": epoch + 1,
             "step": self.progress.step,
-            "lr": float(self.model.optimizer.learning_rate),
+            "lr": float(self.schedule(self.progress.step - 1)),  # of the last step taken
             "loss": float(logs["loss"]),
             "accuracy": float(logs["accuracy"]),
             "val_loss": None,
@@ -163,13 +166,14 @@ def _line(row, run):
 def averaged(model):
     """Lends a model the moving average of its weights, then gives back its own, bit for bit."""
     averages = averaged_weights(model.optimizer)
-    own = [variable.numpy() for variable in model.trainable_variables] if averages else []
-    for variable, average in zip(model.trainable_variables if averages else [], averages, strict=True):
+    variables = model.trainable_variables if averages else []
+    own = [variable.numpy() for variable in variables]
+    for variable, average in zip(variables, averages, strict=True):
         variable.assign(average)
     try:
         yield
     finally:
-        for variable, value in zip(model.trainable_variables if averages else [], own, strict=True):
+        for variable, value in zip(variables, own, strict=True):
             variable.assign(value)
 
 
@@ -242,4 +246,10 @@ class Bar(keras.callbacks.Callback):
         if self.progress.step == self.first_step + 1:
             seconds = time.monotonic() - self.started
             console.say(f"first step done after {seconds:.1f} s, compilation included")
-        self.bar.update(self.task, completed=self.progress.step)
+        if not self.bar.disable:
+            self.bar.update(self.task, completed=self.progress.step, status=self._status())
+
+    def _status(self):
+        row = self.progress.rows[-1] if self.progress.rows else {}
+        accuracy = row.get("val_accuracy")
+        return "" if accuracy is None else f"val_accuracy {accuracy:.4f}"

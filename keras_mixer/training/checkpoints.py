@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -138,12 +137,11 @@ def _complete(folder):
 def _read_sealed(folder):
     manifest = json.loads((folder / MANIFEST).read_text())
     contents = {name: (folder / name).read_bytes() for name in (ARRAYS, PROGRESS)}
-    for name, content in contents.items():
-        if manifest[name] != _seal(contents)[name]:
+    for name, seal in _seal(contents).items():
+        if manifest[name] != seal:
             raise ValueError(f"{name} does not match its sha256")
-    return Checkpoint(
-        int(folder.name.removeprefix("step-")), load(contents[ARRAYS]), json.loads(contents[PROGRESS])
-    )
+    step = int(folder.name.removeprefix("step-"))
+    return Checkpoint(step, load(contents[ARRAYS]), json.loads(contents[PROGRESS]))
 
 
 def _name(step):

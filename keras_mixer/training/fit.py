@@ -49,14 +49,15 @@ def train(run):
     """Trains within a run that is open. See `fit`."""
     keras.utils.set_random_seed(run.config.seed)
     model = _initial_model(run)
-    meters = _compile(model, run)
+    schedule = WarmupDecay(run.config.lr, run.warmup_steps, run.total_steps, run.config.scheduler)
+    meters = _compile(model, run.config, schedule)
     progress, arrays = _where_it_stopped(run)
     native.write_description(run.best, run.config.architecture(), run.source.class_names)
     with StopRequest() as stop, console.progress_bar() as bar:
         callbacks = [
             Restoration(meters, arrays),
             Clock(progress),
-            Epochs(run, progress, _validation_batches(run)),
+            Epochs(run, progress, _validation_batches(run), schedule),
             Saver(run, progress, meters, stop),
             Bar(run, progress, bar),
         ]
@@ -85,11 +86,9 @@ def _initial_model(run):
     return model
 
 
-def _compile(model, run):
+def _compile(model, config, schedule):
     """Compiles the model, builds its optimizer, and returns the variables of its metrics."""
-    config = run.config
     accuracy = keras.metrics.CategoricalAccuracy("accuracy")
-    schedule = WarmupDecay(config.lr, run.warmup_steps, run.total_steps, config.scheduler)
     model.compile(
         build_optimizer(
             config.optimizer,

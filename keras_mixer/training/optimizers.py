@@ -36,8 +36,9 @@ def build_optimizer(
         **arguments,
     )
     optimizer.exclude_from_weight_decay([v for v in weights if v.name != "kernel"])
-    # Keras 3.15 copies the average over the weights at the end of every fit() (trainer.py, "finalize
-    # _variable_values"). Training would go on from other weights than it stopped at, so it must not.
+    # Keras copies the average over the weights at the end of every fit(), so a run that is stopped
+    # and continued would go on from other weights (https://github.com/keras-team/keras/issues/18949,
+    # still so in 3.15.1). Here the average stays apart; `callbacks.averaged` lends it out.
     optimizer.finalize_variable_values = lambda variables: None
     optimizer.build(weights)
     return optimizer

@@ -233,7 +233,9 @@ def _read_record(directory):
         record = json.loads(path.read_text())
         record["config"], record["data"]["identity"], record["environment"].items()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} was not written by keras_mixer; give another directory") from error
+        raise InputError(
+            f"{path} was not written by keras_mixer; give another --output_dir"
+        ) from error
     return record
 
 
@@ -293,14 +295,16 @@ def _record(run):
 
 def environment():
     """Returns what a result depends on besides the config: versions and hardware, as strings."""
-    versions = {
-        name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy")
-    }
+    versions = {name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy")}
     return versions | {
         "python": platform.python_version(),
         "cpu": _cpu_name(),
-        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "cores": str(_cores()),
     }
+
+
+def _cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _cpu_name():

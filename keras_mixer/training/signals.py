@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP: the first asks the run to save and stop, the second stops it at once."""
+"""SIGINT, SIGTERM, SIGHUP: the first asks the run to save and stop, the second kills it."""
 
 import os
 import signal

@@ -1,0 +1,298 @@
+"""The command line: `python -m keras_mixer VERB`, also installed as `keras-mixer VERB`.
+
+Each verb accepts only its own flags. Mistakes are reported before TensorFlow is imported, which is
+why its users are imported where they are called.
+
+Exit status: 0 done, 1 a run failed, 2 something given is wrong, 130 and 143 stopped by a signal.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shlex
+import signal
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from keras_mixer.commandline import describe, option, parse
+from keras_mixer.config import Config
+from keras_mixer.console import printable, say, track
+from keras_mixer.data.datasets import SPLITS
+from keras_mixer.errors import InputError, RunError
+
+# === train ===
+
+
+def train(config, arguments):
+    """Trains a Mixer, scores it and exports it; given again, continues where it stopped."""
+    from keras_mixer.training.run import open_run
+
+    with open_run(config) as run:
+        if run.finished:
+            say(f"{run.directory} is complete; nothing was changed")
+        else:
+            _train_score_export(run)
+        print(_summary(run))
+
+
+def _train_score_export(run):
+    with _quiet_tensorflow():
+        from keras_mixer.inference.evaluate import score_run
+        from keras_mixer.inference.export import export_model
+        from keras_mixer.training.fit import train as train_weights
+
+    train_weights(run)
+    metrics = score_run(run)
+    if run.config.export and "saved_model" not in metrics:
+        target = export_model(run.best, run.config.export_dir, run.config.name)
+        run.write_metrics(metrics | {"saved_model": str(target)})
+
+
+def _summary(run):
+    metrics = run.metrics()
+    scores = [
+        f"{name}: {metrics[name]['top1']:.2%} of {metrics[name]['n']:,} images"
+        for name in SPLITS
+        if name in metrics
+    ]
+    chosen = f"weights of epoch {metrics['selected_epoch']}"
+    exported = [f"exported: {metrics['saved_model']}"] if "saved_model" in metrics else []
+    return "\n".join([f"{', '.join(scores)} ({chosen})", f"run: {run.directory}", *exported])
+
+
+# === evaluate ===
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+    """Flags of `evaluate`."""
+
+    eval_split: str = option("test", "Split to score.", choices=SPLITS)
+    data_dir: str | None = option(None, "Where the run's data are now, if they moved.")
+    batch_size: int = option(128, "Images computed at a time; changes no score.", low=1)
+    format: str = option("table", "What is printed.", choices=("table", "json"))
+    output: str | None = option(None, "Write the scores as JSON to this file, too.")
+
+
+def evaluate(options, arguments):
+    """Scores a run: top-1, top-5, loss, and precision, recall and F1 of every class."""
+    from keras_mixer.training.run import read_run
+
+    run = read_run(_only(arguments, "RUN"), options.data_dir)
+    run.source.split(options.eval_split)
+    if options.output:
+        _check_writable(options.output)
+    with _quiet_tensorflow():
+        from keras_mixer.inference.evaluate import as_table, evaluate_run
+
+    scores = evaluate_run(run, options.eval_split, options.batch_size)
+    text = json.dumps(scores, indent=2)
+    if options.output:
+        _write(options.output, text + "\n")
+    print(text if options.format == "json" else as_table(scores))
+
+
+# === predict ===
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictOptions:
+    """Flags of `predict`."""
+
+    top_k: int = option(5, "Classes reported for each image.", low=1)
+    format: str = option("table", "What is printed.", choices=("table", "json", "csv"))
+    output: str | None = option(None, "Print to this file instead.")
+
+
+def predict(options, arguments):
+    """Classifies images: files, folders and globs. Exit status 1 if any cannot be read."""
+    from keras_mixer.weights.load import read_checkpoint
+
+    if len(arguments) < 2:
+        raise InputError("expected a run and at least one image, folder or glob")
+    run, *images = arguments
+    checkpoint = read_checkpoint(run)
+    if options.output:
+        _check_writable(options.output)
+    with _quiet_tensorflow():
+        from keras_mixer.inference.predict import FORMATS, expand, predict_files
+        from keras_mixer.weights.load import load_mixer
+
+    num_classes = checkpoint.architecture["num_classes"]
+    names = checkpoint.class_names or [str(index) for index in range(num_classes)]
+    paths = expand(images)
+    rows = predict_files(load_mixer(run), names, paths, options.top_k)
+    rows = list(track(rows, "predicting", len(paths)))
+    text = FORMATS[options.format](rows)
+    _write(options.output, text) if options.output else print(text, end="")
+    return 1 if any("error" in row for row in rows) else 0
+
+
+# === export ===
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportOptions:
+    """Flags of `export`."""
+
+    name: str = option("mlp_mixer", "Name of the exported model.")
+    export_dir: str = option("saved_models", "Where exports land: export_dir/name/version/.")
+
+
+def export(options, arguments):
+    """Exports a run's best weights as a SavedModel with its preprocessing inside."""
+    from keras_mixer.weights import native
+
+    run = Path(_only(arguments, "RUN"))
+    folder = next((f for f in (run / "best", run) if native.is_native(f)), None)
+    if folder is None:
+        raise InputError(f"{run}: not a run directory (it holds no best/model.json)")
+    with _quiet_tensorflow():
+        from keras_mixer.inference.export import export_model
+
+    print(export_model(folder, options.export_dir, options.name))
+
+
+# === Entry ===
+
+
+class Verb(NamedTuple):
+    """A command: what it does, what it takes."""
+
+    run: object
+    options: type
+    arguments: str | None
+
+
+VERBS = {
+    "train": Verb(train, Config, None),
+    "evaluate": Verb(evaluate, EvaluateOptions, "RUN"),
+    "predict": Verb(predict, PredictOptions, "RUN IMAGE..."),
+    "export": Verb(export, ExportOptions, "RUN"),
+}
+
+
+def main(arguments=None):
+    """Runs a verb; returns the exit status.
+
+    Args:
+        arguments: list of strings, the verb first. Defaults to the process's own.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        print(_overview())
+        return 0
+    name, *rest = arguments
+    with _ending_well(name, rest) as ending:
+        if name not in VERBS:
+            import difflib
+
+            near = difflib.get_close_matches(name, VERBS, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise InputError(f"no such command: {name}, expected one of {', '.join(VERBS)}{hint}")
+        ending.status = _run(name, rest)
+    return ending.status
+
+
+def _run(name, arguments):
+    verb = VERBS[name]
+    if any(argument in ("--help", "-h", "-help", "--helpfull") for argument in arguments):
+        print(describe(verb.options, f"{_usage(name)}\n\n{verb.run.__doc__}"))
+        return 0
+    options, _, rest = parse(verb.options, arguments, verb.arguments)
+    return verb.run(options, rest) or 0
+
+
+def _overview():
+    lines = ["usage: keras-mixer COMMAND [--flag=value ...]", "", "commands:"]
+    lines += [f"  {name:<9} {verb.run.__doc__.strip()}" for name, verb in VERBS.items()]
+    return "\n".join([*lines, "", "keras-mixer COMMAND --help shows a command's flags"])
+
+
+def _usage(name):
+    words = ["usage: keras-mixer", name, VERBS[name].arguments, "[--flag=value ...]"]
+    return " ".join(filter(None, words))
+
+
+@dataclasses.dataclass
+class _Ending:
+    status: int = 0
+
+
+@contextlib.contextmanager
+def _ending_well(name, arguments):
+    """Turns what a user can mend into one line, and signals into the status that shells expect."""
+    ending = _Ending()
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield ending
+    except InputError as error:
+        ending.status = _complain(error, 2)
+    except RunError as error:
+        ending.status = _complain(error, 1)
+    except KeyboardInterrupt:
+        ending.status = _complain("interrupted", 130)
+    except BrokenPipeError:  # the reader of our output has gone, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        ending.status = 1
+    except BaseException as error:
+        if not hasattr(error, "exit_status"):  # training.signals.Interrupted, without importing it
+            raise
+        again = shlex.join(["python", "train.py", *arguments])
+        say(f"stopped by {error}, state saved; to continue: {again}")
+        ending.status = error.exit_status
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _complain(error, status):
+    print(printable(f"error: {' '.join(str(error).splitlines())}"), file=sys.stderr)
+    return status
+
+
+def _only(arguments, what):
+    if len(arguments) != 1:
+        raise InputError(f"expected exactly one {what}, received {len(arguments)}")
+    return arguments[0]
+
+
+def _check_writable(path):
+    if not Path(path).resolve().parent.is_dir() or Path(path).is_dir():
+        raise InputError(f"--output={path}: its folder does not exist, or it is itself a folder")
+
+
+def _write(path, text):
+    _check_writable(path)
+    Path(path).write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _quiet_tensorflow():
+    """Keeps TensorFlow's start-up chatter, which no flag silences whole, off the terminal.
+
+    TensorFlow 2.21 prints about oneDNN and missing CUDA libraries before its own log level is read
+    (https://github.com/tensorflow/tensorflow/issues/100442). Errors are exceptions, and pass.
+    """
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if "tensorflow" in sys.modules or os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0":
+        yield
+        return
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        import tensorflow
+
+        tensorflow.config.list_physical_devices()
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""A run as a SavedModel that can be served: preprocessing inside, nothing but TensorFlow needed.
+
+Two signatures, each with the outputs `logits` and `probabilities`, float32 `(batch, num_classes)`,
+and `class_names`, strings `(batch, num_classes)`, one name per column:
+
+- `serving_default`: `images`, uint8 `(batch, any height, any width, channels)`;
+- `serve_bytes`: `image_bytes`, strings `(batch,)`, each a JPEG or PNG. EXIF orientation is ignored.
+
+A SavedModel is a program: load only those you trust (TensorFlow, SECURITY.md).
+"""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_mixer import console
+from keras_mixer.data.images import decode_image, resize_images, to_model_range
+from keras_mixer.errors import InputError, RunError
+from keras_mixer.weights import native
+from keras_mixer.weights.load import load_mixer
+
+TOLERANCE = 1e-5
+
+
+def export_model(folder, export_dir, name):
+    """Exports a trained model, in float32, to `export_dir/name/version/`.
+
+    The export is written under a temporary name, loaded back and compared with the Keras model
+    before it is renamed to the next free version number.
+
+    Args:
+        folder: `Path` of a model in the format of `weights.native`, such as a run's best/.
+        export_dir: Folder for exports.
+        name: Name of the model.
+
+    Returns:
+        `Path` of the new version.
+
+    Raises:
+        InputError: If there is no model to export, or the place cannot be written.
+        RunError: If the export does not agree with the model.
+    """
+    _, class_names = native.read_description(folder)
+    model = load_mixer(folder, dtype="float32")
+    home = Path(export_dir) / name
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.mkdtemp(prefix=".export-", dir=home)
+    except OSError as error:
+        raise InputError(f"--export_dir={export_dir}: cannot write to {home}: {error}") from error
+    try:
+        _archive(model, class_names).write_out(temporary, verbose=False)
+        _compare(temporary, model)
+        os.chmod(temporary, 0o755)
+        return _publish(temporary, home)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _archive(model, class_names):
+    _, *image_shape, channels = model.input_shape
+
+    def respond(images):
+        logits = model(to_model_range(images), training=False)
+        names = tf.broadcast_to(tf.constant(class_names), tf.shape(logits))
+        return {
+            "logits": logits,
+            "probabilities": tf.nn.softmax(logits),
+            "class_names": names,
+        }
+
+    def serving_default(images):
+        return respond(resize_images(images, image_shape))
+
+    def serve_bytes(image_bytes):
+        def read(content):
+            return resize_images(decode_image(content, channels), image_shape)
+
+        spec = tf.TensorSpec((*image_shape, channels), tf.float32)
+        return respond(tf.map_fn(read, image_bytes, fn_output_signature=spec))
+
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    images = tf.TensorSpec((None, None, None, channels), tf.uint8, "images")
+    contents = tf.TensorSpec((None,), tf.string, "image_bytes")
+    archive.add_endpoint("serving_default", serving_default, [images])
+    archive.add_endpoint("serve_bytes", serve_bytes, [contents])
+    return archive
+
+
+def _compare(directory, model):
+    """Holds what a server would answer against the Keras model, on images of two sizes."""
+    _, height, width, channels = model.input_shape
+    serve = tf.saved_model.load(directory).signatures["serving_default"]
+    for shape in ((height, width), (2 * height + 1, width + 3)):
+        images = np.random.default_rng(0).integers(0, 256, (2, *shape, channels), np.uint8)
+        expected = model(to_model_range(resize_images(images, (height, width))), training=False)
+        difference = float(np.abs(serve(images=tf.constant(images))["logits"] - expected).max())
+        if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
+            raise RunError(
+                f"the export differs from the model by {difference:.1e} in its logits, more than "
+                f"{TOLERANCE:.0e}; it was not published: please report this"
+            )
+
+
+def _publish(temporary, home):
+    """Renames the export to the next version; never over anything that is there."""
+    versions = [int(entry.name) for entry in home.iterdir() if entry.name.isdecimal()]
+    target = home / str(max(versions, default=0) + 1)
+    os.rename(temporary, target)
+    console.say(f"exported {target}")
+    return target

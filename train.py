@@ -1,0 +1,18 @@
+#!/usr/bin/env python
+"""Trains an MLP-Mixer: `python train.py --depth 6 --dim 512 --scheduler cosine`.
+
+This file is kept short on purpose. The flags are the fields of keras_mixer/config.py, and the job
+is `train` in keras_mixer/__main__.py: fit, then score the test set once, then export. What comes
+out is a run directory (output/) and a SavedModel (saved_models/).
+
+    python train.py --help                            every flag with its default
+    python train.py --flagfile=flags/digits.flags     a preset; flags after it change it
+    python train.py ... (the same command again)      continues a run that was interrupted
+"""
+
+import sys
+
+from keras_mixer.__main__ import main
+
+if __name__ == "__main__":
+    sys.exit(main(["train", *sys.argv[1:]]))
