@@ -22,8 +22,8 @@ def evaluate_run(run, split_name, batch_size=BATCH_SIZE):
 
     Returns:
         dict of JSON values: the name of the `split`, `top1` and `top5` accuracy as fractions, mean
-        cross-entropy `loss` in nats, `n` images, `classes` (precision, recall, f1 and n of each) and `confusion` (a row per
-        true class, a column per predicted class).
+        cross-entropy `loss` in nats, `n` images, `classes` (precision, recall, f1 and n of each)
+        and `confusion` (a row per true class, a column per predicted class).
 
     Raises:
         InputError: If there is no such split, or no weights yet.

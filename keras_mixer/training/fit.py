@@ -47,11 +47,13 @@ def fit(config):
 
 def train(run):
     """Trains within a run that is open. See `fit`."""
+    progress, arrays = _where_it_stopped(run)
+    if progress.step == run.total_steps:
+        return
     keras.utils.set_random_seed(run.config.seed)
     model = _initial_model(run)
     schedule = WarmupDecay(run.config.lr, run.warmup_steps, run.total_steps, run.config.scheduler)
     meters = _compile(model, run.config, schedule)
-    progress, arrays = _where_it_stopped(run)
     native.write_description(run.best, run.config.architecture(), run.source.class_names)
     with StopRequest() as stop, console.progress_bar() as bar:
         callbacks = [
