@@ -20,7 +20,6 @@ import tempfile
 import time
 from pathlib import Path
 
-
 from keras_mixer.training.checkpoints import newest_checkpoint
 from keras_mixer.weights import native
 

@@ -106,7 +106,7 @@ def load_source(dataset, data_dir=None, validation_fraction=0.1):
     train, validation, test = _completed(splits, validation_fraction)
     return Source(
         class_names, row.channels, train, validation, test,
-        _identity(class_names, (train, validation, test)),
+        _identity(class_names, (train, validation, test), directory),
     )  # fmt: skip
 
 
@@ -153,7 +153,8 @@ def _stratified(split, fraction, flag):
     return split.take(np.sort(kept)), split.take(np.sort(aside))
 
 
-def _identity(class_names, splits):
+def _identity(class_names, splits, directory):
+    """Digests everything that a resumed run relies on; where the files lie does not matter."""
     digest = hashlib.sha256(repr(class_names).encode())
     for split in splits:
         if split is None:
@@ -164,8 +165,8 @@ def _identity(class_names, splits):
             digest.update(repr(split.images.shape).encode())
             digest.update(np.ascontiguousarray(split.images).tobytes())
         else:
-            for path in split.images:  # by place within the set, so that it may move
-                digest.update(b"/".join(path.split(os.sep.encode())[-3:]))
+            for path in split.images:
+                digest.update(os.path.relpath(path, os.fsencode(directory)))
                 digest.update(struct.pack("<q", os.stat(path).st_size))
     return digest.hexdigest()
 

@@ -1,0 +1,95 @@
+"""What several tests need: small images, small data sets, one trained run."""
+
+import os
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = Path(__file__).parent / "golden"
+
+# A run of a few seconds with every source of randomness switched on.
+TINY = {
+    "depth": 2,
+    "dim": 8,
+    "batch_size": 64,
+    "num_steps": 3,
+    "optimizer": "adamw",
+    "lr": 0.01,
+    "decay": 0.1,
+    "dropout": 0.1,
+    "stochastic_depth": 0.2,
+    "flip": True,
+    "crop_padding": 1,
+    "ema": 0.9,
+    "jit": "false",
+}
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Runs `train.py` or a verb in a process of its own, in an empty folder."""
+
+    def run(*arguments, verb=None, cwd=tmp_path, timeout=300):
+        entry = [str(ROOT / "train.py")] if verb is None else ["-m", "keras_mixer", verb]
+        return subprocess.run(
+            [sys.executable, *entry, *map(str, arguments)],
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A trained and scored run of the digits; read it, do not change it."""
+    import keras_mixer
+    from keras_mixer.inference.evaluate import score_run
+
+    directory = tmp_path_factory.mktemp("runs") / "trained"
+    config = keras_mixer.Config(
+        **{**TINY, "dim": 16, "num_steps": 8, "dropout": 0.0, "stochastic_depth": 0.0},
+        output_dir=str(directory),
+        export=False,
+    )
+    run = keras_mixer.fit(config)
+    score_run(run)
+    return run
+
+
+@pytest.fixture
+def write_image():
+    """Writes an image file from an array, or from noise of a given shape."""
+
+    def write(path, pixels=(12, 10, 3), seed=0, **options):
+        if isinstance(pixels, tuple):
+            pixels = np.random.default_rng(seed).integers(0, 256, pixels, np.uint8)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.squeeze()).save(path, **options)
+        return pixels
+
+    return write
+
+
+@pytest.fixture
+def folder(tmp_path, write_image):
+    """Class folders with 12 PNG and JPEG images of varied size in each of three classes."""
+    for label, name in enumerate(("ant", "bee", "cat")):
+        for index in range(12):
+            suffix = "jpg" if index % 2 else "png"
+            shape = (10 + index, 14 - index % 3, 3)
+            write_image(tmp_path / "data" / name / f"{index}.{suffix}", shape, 100 * label + index)
+    return tmp_path / "data"

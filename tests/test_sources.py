@@ -1,0 +1,235 @@
+"""Tests `keras_mixer/data/sources.py`."""
+
+import gzip
+import os
+import shutil
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from keras_mixer.data.sources import image_files, load_source
+from keras_mixer.errors import InputError
+
+
+def write_idx(folder, prefix, images, labels, compress=True):
+    """Writes an image file and a label file as MNIST is published."""
+    for kind, values in (("images-idx3", images), ("labels-idx1", labels)):
+        values = np.asarray(values, np.uint8)
+        header = struct.pack(f">{1 + values.ndim}I", 0x0800 + values.ndim, *values.shape)
+        opened = gzip.open if compress else open
+        name = f"{prefix}-{kind}-ubyte" + (".gz" if compress else "")
+        with opened(folder / name, "wb") as file:
+            file.write(header + values.tobytes())
+
+
+@pytest.fixture
+def idx_folder(tmp_path):
+    generator = np.random.default_rng(0)
+    for prefix, n in (("train", 60), ("t10k", 20)):  # six and two of each class
+        images = generator.integers(0, 256, (n, 28, 28))
+        write_idx(tmp_path, prefix, images, np.arange(n) % 10)
+    return tmp_path
+
+
+# === Digits ===
+
+
+def test_digits_are_split_once_and_for_all():
+    source = load_source("digits")
+    assert [len(source.train), len(source.validation), len(source.test)] == [1293, 144, 360]
+    assert source.train.images.shape[1:] == (8, 8, 1)
+    assert source.train.images.dtype == np.uint8
+    assert source.train.images.max() == 255
+    # The splits must never move, or published figures would be of other images.
+    assert source.identity.startswith("51b593c577110ee6")
+
+
+def test_splits_share_no_image_and_keep_the_shares_of_the_classes():
+    source = load_source("digits")
+    keys = [{i.tobytes() for i in s.images} for s in (source.train, source.validation, source.test)]
+    assert not (keys[0] & keys[1] or keys[0] & keys[2] or keys[1] & keys[2])
+    for split in (source.train, source.validation, source.test):
+        shares = np.bincount(split.labels) / len(split)
+        np.testing.assert_allclose(shares, 0.1, atol=0.012)
+
+
+def test_no_validation_fraction_means_no_validation():
+    source = load_source("digits", None, 0.0)
+    assert source.validation is None
+    assert len(source.train) == 1437
+    with pytest.raises(InputError, match="no validation split; give one of train, test"):
+        source.split("validation")
+
+
+def test_impossible_fraction_is_named():
+    with pytest.raises(InputError, match=r"--validation_fraction=0.999"):
+        load_source("digits", None, 0.999)
+
+
+# === IDX ===
+
+
+def test_idx_files_are_read_exactly(idx_folder):
+    source = load_source("mnist", idx_folder, 0.0)
+    expected = np.random.default_rng(0).integers(0, 256, (60, 28, 28))
+    np.testing.assert_array_equal(source.train.images[..., 0], expected)
+    np.testing.assert_array_equal(source.train.labels, np.arange(60) % 10)
+    assert source.class_names == tuple("0123456789")
+
+
+def test_unpacked_idx_files_are_the_same_data(idx_folder, tmp_path_factory):
+    plain = tmp_path_factory.mktemp("plain")
+    for path in idx_folder.glob("*.gz"):
+        (plain / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
+    assert (
+        load_source("mnist", plain, 0.2).identity == load_source("mnist", idx_folder, 0.2).identity
+    )
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda p: p.unlink(), "expected the file train-images-idx3-ubyte.gz"),
+        (lambda p: p.write_bytes(b"<html>not found</html>"), "cannot read.*train-images"),
+        (lambda p: p.write_bytes(p.read_bytes()[:500]), "cannot read.*train-images"),
+        (lambda p: p.write_bytes(gzip.compress(b"\0\0\x08\x01\0\0\0\0")), "not an IDX file of 3"),
+        (
+            lambda p: p.write_bytes(gzip.compress(gzip.decompress(p.read_bytes())[:-7])),
+            "announces 47040 values, the file holds 47033",
+        ),
+    ],
+)
+def test_damaged_idx_files_are_named(idx_folder, damage, message):
+    damage(idx_folder / "train-images-idx3-ubyte.gz")
+    with pytest.raises(InputError, match=message):
+        load_source("mnist", idx_folder)
+
+
+def test_idx_labels_must_fit(idx_folder):
+    write_idx(idx_folder, "train", np.zeros((3, 28, 28)), [0, 1, 10])
+    with pytest.raises(InputError, match="holds the label 10"):
+        load_source("mnist", idx_folder)
+    write_idx(idx_folder, "train", np.zeros((3, 28, 28)), [0, 1])
+    with pytest.raises(InputError, match="holds 3 images, but .* holds 2 labels"):
+        load_source("mnist", idx_folder)
+
+
+# === Folders ===
+
+
+def test_class_folders_are_split_stratified(folder):
+    source = load_source("folder", folder, 0.1)
+    assert source.class_names == ("ant", "bee", "cat")
+    assert [len(source.train), len(source.validation), len(source.test)] == [25, 3, 8]
+    everything = [*source.train.images, *source.validation.images, *source.test.images]
+    assert sorted(everything) == sorted(image_files(folder))
+    for split in (source.train, source.validation, source.test):
+        for path, label in zip(split.images, split.labels, strict=True):
+            assert f"/{source.class_names[label]}/" in os.fsdecode(path)
+
+
+def test_folders_for_train_val_and_test_are_used(folder, tmp_path):
+    root = tmp_path / "split"
+    for split in ("train", "val", "test"):
+        shutil.copytree(folder, root / split)
+    (root / "test" / "cat" / "0.png").unlink()
+    source = load_source("folder", root)
+    assert [len(source.train), len(source.validation), len(source.test)] == [36, 36, 35]
+
+
+def test_train_folder_alone_has_no_test_split(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "split" / "train")
+    source = load_source("folder", tmp_path / "split")
+    assert source.test is None
+    assert len(source.train) + len(source.validation) == 36
+
+
+def test_hidden_and_other_files_are_left_alone(folder):
+    before = load_source("folder", folder).identity
+    (folder / "ant" / ".DS_Store").write_bytes(b"x")
+    (folder / "ant" / "._0.png").write_bytes(b"x")
+    (folder / "ant" / "notes.txt").write_text("x")
+    (folder / ".cache").mkdir()
+    assert load_source("folder", folder).identity == before
+
+
+def test_identity_follows_content_and_not_the_place(folder, tmp_path, write_image):
+    before = load_source("folder", folder).identity
+    moved = tmp_path / "moved"
+    shutil.copytree(folder, moved)
+    assert load_source("folder", moved).identity == before
+    write_image(moved / "ant" / "0.png", (30, 31, 3))
+    assert load_source("folder", moved).identity != before
+    (folder / "cat").rename(folder / "dog")
+    assert load_source("folder", folder).identity != before
+
+
+@pytest.mark.parametrize(
+    "arrange, message",
+    [
+        (lambda f: [shutil.rmtree(f / n) for n in ("ant", "bee", "cat")], "holds 0 class folders"),
+        (lambda f: [shutil.rmtree(f / n) for n in ("ant", "bee")], "holds 1 class folders"),
+        (lambda f: (f / "dog").mkdir(), "class folder .*dog holds no image"),
+        (lambda f: (f / "ant" / "0.png").write_bytes(b""), r"0\.png \(empty file\)"),
+        (lambda f: (f / "ant" / "x.jpg").write_text("hello"), r"x\.jpg \(not a JPEG or PNG"),
+        (lambda f: os.mkfifo(f / "ant" / "pipe.jpg"), r"pipe\.jpg \(not a regular file\)"),
+    ],
+)
+def test_faulty_folders_are_named(folder, arrange, message):
+    arrange(folder)
+    with pytest.raises(InputError, match=message):
+        load_source("folder", folder)
+
+
+def test_many_unreadable_images_are_counted(folder):
+    for index in range(30):
+        (folder / "bee" / f"broken{index:02}.jpg").write_bytes(b"x")
+    with pytest.raises(InputError, match="30 unreadable images.*broken19.* and 10 more") as error:
+        load_source("folder", folder)
+    assert "broken20" not in str(error.value)
+
+
+def test_splits_must_have_the_same_classes(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "split" / "train")
+    shutil.copytree(folder, tmp_path / "split" / "val")
+    shutil.rmtree(tmp_path / "split" / "val" / "bee")
+    with pytest.raises(InputError, match="differ in their class folders: bee"):
+        load_source("folder", tmp_path / "split")
+
+
+# === Directories ===
+
+
+@pytest.mark.parametrize(
+    "dataset, data_dir, message",
+    [
+        ("digits", "here", "is embedded and reads no files.*--dataset=folder"),
+        ("mnist", None, "--dataset=mnist needs --data_dir"),
+        ("folder", "nowhere", "--data_dir=nowhere: no such folder"),
+        ("folder", __file__, "not a folder"),
+    ],
+)
+def test_data_dir_is_checked(dataset, data_dir, message):
+    with pytest.raises(InputError, match=message):
+        load_source(dataset, data_dir)
+
+
+def test_reading_data_needs_no_tensorflow(folder):
+    code = (
+        "import sys; from keras_mixer.data.sources import load_source; load_source('digits'); "
+        f"load_source('folder', {str(folder)!r}); assert 'tensorflow' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+def test_real_idx_files_where_they_are_present(name):
+    directory = ROOT.parent / "shared" / "data" / name
+    if not directory.is_dir():
+        pytest.skip(f"no {name} here")
+    source = load_source(name, directory)
+    assert [len(source.train), len(source.validation), len(source.test)] == [54000, 6000, 10000]
