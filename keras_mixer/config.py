@@ -43,6 +43,7 @@ class Config:
         None,
         "Folder that holds the data. With --dataset=folder: class folders, directly or under "
         "train/, val/ and test/.",
+        result=False,  # the identity of the data is compared instead
     )
     image_shape: tuple[int, int] | None = option(
         None,
@@ -108,6 +109,7 @@ class Config:
         None,
         "Size of the head (default: the number of classes in the data, the only value allowed).",
         low=2,
+        high=1_000_000,
     )
     activation: str | None = option(
         None,
@@ -165,6 +167,7 @@ class Config:
         "Number of epochs (or steps, as above) of linear warm-up from 0 (default: "
         f"{DEFAULT_WARMUP}, but at most a third of num_steps).",
         low=0,
+        high=1_000_000_000,
     )
     schedule_unit: str = option("epoch", "What num_steps and warmup_step count.", choices=UNITS)
     scheduler: str = option(
@@ -220,6 +223,7 @@ class Config:
         1,
         "Epochs (or steps, with --save_unit=step) between checkpoints.",
         low=1,
+        high=1_000_000_000,
         result=False,
     )
     save_unit: str = option("epoch", "What save_every counts.", choices=UNITS, result=False)

@@ -1,6 +1,23 @@
-"""Writing files so that a reader, or a power cut, meets the old content or the new, never a mix."""
+"""Writing so that a reader, or a power cut, meets the old content or the new, never a mix."""
 
 import os
+
+import numpy as np
+import safetensors.numpy
+
+
+def pack(arrays, metadata=None):
+    """Returns arrays as the bytes of a .safetensors file.
+
+    safetensors 0.8 takes an array's memory as it lies, so a transposed one would silently come back
+    as another; here every array is brought into row-major order first.
+
+    Args:
+        arrays: dict from name to array.
+        metadata: dict from string to string.
+    """
+    in_order = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    return safetensors.numpy.save(in_order, metadata)
 
 
 def write_atomically(path, content):

@@ -30,7 +30,7 @@ FLAGS = [
     "--warmup_step=2", "--optimizer=adamw", "--lr=0.01", "--decay=0.1", "--clip_norm=1",
     "--label_smoothing=0.1", "--dropout=0.1", "--stochastic_depth=0.2", "--flip",
     "--crop_padding=1", "--ema=0.9", "--seed=3", "--export=false",
-    "--save_every=7", "--save_unit=step",
+    "--save_every=5", "--save_unit=step",
 ]  # fmt: skip
 
 
@@ -54,8 +54,8 @@ def wait_for_first_step(process):
 
 def finish(process, said=""):
     """Lets a run end well; `said` is what was read of its standard error."""
-    errors = said + process.stderr.read()
-    if process.wait() != 0:
+    errors = said + process.communicate()[1]
+    if process.returncode != 0:
         raise AssertionError(f"exit status {process.returncode}:\n{errors}")
 
 
@@ -101,7 +101,7 @@ def disturbed(directory, seconds, kills, dice):
             return done, fingerprint(directory)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
-            process.wait()
+            process.communicate()
             done += 1
 
 

@@ -83,8 +83,8 @@ def decode_image(content, channels):
     """
     import tensorflow as tf
 
-    # The op reads PNG, too. The accurate inverse DCT is what Pillow, and so most training code, uses;
-    # TensorFlow's default is a faster one that is off by up to 5 levels.
+    # The op reads PNG, too. The accurate inverse DCT is what Pillow, and so most training code,
+    # uses; TensorFlow's default is a faster one that is off by up to 5 levels.
     return tf.io.decode_jpeg(content, channels=channels, dct_method="INTEGER_ACCURATE")
 
 

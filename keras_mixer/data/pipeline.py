@@ -3,10 +3,19 @@
 A training pipeline can therefore start at any step and yield what an uninterrupted one would.
 """
 
+import contextlib
+
 import tensorflow as tf
 
+from keras_mixer import console
 from keras_mixer.data.augment import augment
-from keras_mixer.data.images import decode_image, resize_images, to_model_range
+from keras_mixer.data.images import (
+    decode_image,
+    find_undecodable,
+    resize_images,
+    to_model_range,
+)
+from keras_mixer.data.sources import refuse_files
 
 ORDER_SALT = 0x4D49  # keeps the seeds of the order apart from those of augmentation
 
@@ -144,3 +153,24 @@ def _decode(positions, index_of, split, image_shape, channels, batch_size, drop_
 
 def _finished(batches, finish):
     return batches.map(finish, **_IN_ORDER).prefetch(tf.data.AUTOTUNE)
+
+
+@contextlib.contextmanager
+def broken_images_named(*splits):
+    """Turns TensorFlow's failure to decode an image, which names no file, into one that does.
+
+    Headers and ends of files are checked before a run; damage in the middle shows only here.
+
+    Args:
+        *splits: The `sources.Split`s that are read within the block; None is allowed.
+
+    Raises:
+        InputError: Names the files that cannot be decoded.
+    """
+    try:
+        yield
+    except tf.errors.InvalidArgumentError:
+        files = [split.images for split in splits if split is not None and not split.in_memory]
+        paths = [path for images in files for path in images]
+        refuse_files(find_undecodable(console.track(paths, "looking for broken images")))
+        raise

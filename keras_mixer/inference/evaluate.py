@@ -5,7 +5,7 @@ from scipy.special import log_softmax
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
 
 from keras_mixer import console
-from keras_mixer.data.pipeline import evaluation_batches
+from keras_mixer.data.pipeline import broken_images_named, evaluation_batches
 from keras_mixer.weights import native
 from keras_mixer.weights.load import load_mixer
 
@@ -53,7 +53,8 @@ def compute_logits(model, split, description="scoring", batch_size=BATCH_SIZE):
         num_classes=model.output_shape[-1],
         batch_size=batch_size,
     )
-    logits = [model.predict_on_batch(images) for images, _ in console.track(batches, description)]
+    with broken_images_named(split):
+        logits = [model.predict_on_batch(x) for x, _ in console.track(batches, description)]
     return np.concatenate(logits)
 
 

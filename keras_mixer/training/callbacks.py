@@ -6,10 +6,10 @@ of the seed generators, and repeat data on resume (Keras 3.15.1; see `checkpoint
 
 import contextlib
 import dataclasses
-import math
 import time
 
 import keras
+import numpy as np
 
 from keras_mixer import console
 from keras_mixer.errors import RunError
@@ -74,25 +74,26 @@ class Clock(keras.callbacks.Callback):
         self.progress.step += 1
         self._last = now
         if now - self._looked > self.LOOK_EVERY:
-            self.check(logs)
+            stop_unless_finite("loss", logs["loss"], self)
             self._looked = time.monotonic()
 
     def on_epoch_end(self, epoch, logs=None):
-        self.check(logs)
+        stop_unless_finite("loss", logs["loss"], self)
 
-    def check(self, logs):
-        """Stops the run if the mean loss of the epoch is no number any more.
 
-        Raises:
-            RunError: Names the step, the learning rate and what to change.
-        """
-        if not math.isfinite(float(logs["loss"])):
-            raise RunError(
-                f"the loss is {float(logs['loss'])} by step {self.progress.step}, "
-                f"at learning rate {float(self.model.optimizer.learning_rate):.2e}; the last "
-                f"checkpoint is from before. Try a lower --lr, a longer --warmup_step or "
-                f"--clip_norm=1"
-            )
+def stop_unless_finite(name, value, callback):
+    """Stops a run that has diverged, before anything of it is kept.
+
+    Raises:
+        RunError: Names the step, the learning rate and what to change.
+    """
+    if np.all(np.isfinite(value)):
+        return
+    raise RunError(
+        f"the {name} is not finite any more by step {callback.progress.step}, at learning rate "
+        f"{float(callback.model.optimizer.learning_rate):.2e}; checkpoints and best weights are "
+        f"from before. Try a lower --lr, a longer --warmup_step or --clip_norm=1"
+    )
 
 
 class Epochs(keras.callbacks.Callback):
@@ -119,12 +120,14 @@ class Epochs(keras.callbacks.Callback):
         with averaged(self.model):
             if self.validation is not None:
                 scores = self.model.evaluate(self.validation, verbose=0, return_dict=True)
+                stop_unless_finite("validation loss", scores["loss"], self)
                 row |= {"val_loss": scores["loss"], "val_accuracy": scores["accuracy"]}
             if self.validation is None or _rank(row) > _rank(self.progress.best):
                 native.write_weights(self.run.best, model_weights(self.model), **row)
                 self.progress.best = row
         self.progress.rows.append(row)
         self.progress.seconds = 0.0
+        self.model.reset_metrics()  # as at the start of an epoch, where a resumed run begins
         self.run.write_history(self.progress.rows)
         console.say(_line(row, self.run))
 
@@ -200,24 +203,24 @@ class Saver(keras.callbacks.Callback):
             return  # the epoch is closed first
         config = self.run.config
         due = config.save_unit == "step" and self.progress.step % config.save_every == 0
-        self._save_or_stop(due, logs)
+        self._save_or_stop(due)
 
     def on_epoch_end(self, epoch, logs=None):
         config = self.run.config
         reached = epoch + 1 if config.save_unit == "epoch" else self.progress.step
         due = reached % config.save_every == 0 or self.progress.step == self.run.total_steps
-        self._save_or_stop(due, logs)
+        self._save_or_stop(due)
 
-    def _save_or_stop(self, due, logs):
+    def _save_or_stop(self, due):
         if (due or self.stop) and self._saved_step != self.progress.step:
-            if not math.isfinite(float(logs["loss"])):
-                return  # Clock stops the run; a NaN is never saved
             self._save()
         if self.stop:
             self.model.stop_training = True
 
     def _save(self):
         arrays = gather_state(self.model, self.meters)
+        for name, array in arrays.items():
+            stop_unless_finite(f"value of {name}", array, self)
         progress = dataclasses.asdict(self.progress)
         save_checkpoint(self.run.checkpoints, Checkpoint(self.progress.step, arrays, progress))
         self._saved_step = self.progress.step

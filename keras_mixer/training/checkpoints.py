@@ -13,11 +13,11 @@ import shutil
 from typing import NamedTuple
 
 import numpy as np
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from keras_mixer import console
 from keras_mixer.errors import RunError
-from keras_mixer.files import flush_folder, write_durably
+from keras_mixer.files import flush_folder, pack, write_durably
 
 KEPT = 2
 ARRAYS, PROGRESS, MANIFEST = "arrays.safetensors", "progress.json", "manifest.json"
@@ -50,7 +50,7 @@ def save_checkpoint(folder, checkpoint):
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f"{_name(checkpoint.step)}.tmp-{os.getpid()}"
     contents = {
-        ARRAYS: save(checkpoint.arrays),
+        ARRAYS: pack(checkpoint.arrays),
         PROGRESS: json.dumps(checkpoint.progress).encode(),
     }
     try:

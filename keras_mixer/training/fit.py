@@ -8,9 +8,7 @@ import keras
 import tensorflow as tf
 
 from keras_mixer import console
-from keras_mixer.data.images import find_undecodable
-from keras_mixer.data.pipeline import evaluation_batches, training_batches
-from keras_mixer.data.sources import refuse_files
+from keras_mixer.data.pipeline import broken_images_named, evaluation_batches, training_batches
 from keras_mixer.errors import RunError
 from keras_mixer.model.mixer import build_mixer
 from keras_mixer.training.callbacks import Bar, Clock, Epochs, Progress, Restoration, Saver
@@ -63,10 +61,8 @@ def train(run):
             Saver(run, progress, meters, stop),
             Bar(run, progress, bar),
         ]
-        try:
+        with broken_images_named(run.source.train, run.source.validation):
             _drive(model, run, progress, callbacks, stop)
-        except tf.errors.InvalidArgumentError as error:
-            _name_broken_images(run, error)
     if stop and progress.step < run.total_steps:
         raise Interrupted(stop.signal_number)
 
@@ -182,11 +178,3 @@ def _training_batches(run, first_step):
         flip=config.flip,
         crop_padding=config.crop_padding,
     )
-
-
-def _name_broken_images(run, error):
-    """TensorFlow met an image it cannot decode but does not say which: look for it."""
-    splits = [split for split in (run.source.train, run.source.validation) if split is not None]
-    paths = [path for split in splits if not split.in_memory for path in split.images]
-    refuse_files(find_undecodable(console.track(paths, "looking for broken images")))
-    raise error

@@ -5,6 +5,8 @@ running metrics of the epoch. With the order of the data, which is a function of
 determine all that follows.
 """
 
+import re
+
 import numpy as np
 
 from keras_mixer.errors import RunError
@@ -37,9 +39,14 @@ def restore_state(model, meters, arrays):
 
 
 def _variables(model, meters):
+    """Names every variable by its place and its path.
+
+    Keras numbers what has no name of its own (`seed_generator_3`) by how much was built before in
+    the process, so numbers are left out of the path; the place tells them apart.
+    """
     groups = {"model": model.variables, "optimizer": model.optimizer.variables, "meters": meters}
     return {
-        f"{group}/{index:04d}/{variable.path}": variable
+        f"{group}/{index:04d}/{re.sub(r'_[0-9]+', '', variable.path)}": variable
         for group, variables in groups.items()
         for index, variable in enumerate(variables)
     }

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_mixer.errors import InputError
-from keras_mixer.files import write_atomically
+from keras_mixer.files import pack, write_atomically
 
 DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
 FORMAT = 1
@@ -43,10 +43,8 @@ def write_weights(folder, arrays, **facts):
         arrays: dict from variable path, such as `"stem/kernel"`, to array.
         **facts: JSON values kept with the weights, such as the epoch they come from.
     """
-    from safetensors.numpy import save
-
     metadata = {"facts": json.dumps(facts), "sha256": _digest(arrays)}
-    write_atomically(folder / WEIGHTS, save(arrays, metadata))
+    write_atomically(folder / WEIGHTS, pack(arrays, metadata))
 
 
 def is_native(path):

@@ -37,7 +37,7 @@ def read(path, image_shape=None):
         InputError: If the file cannot be read, is not a Mixer, or leaves the image shape open.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {_our_name(name): file[name] for name in file.files}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
         raise InputError(f"{path}: not a readable .npz checkpoint ({error})") from error

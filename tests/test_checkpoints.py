@@ -1,0 +1,248 @@
+"""Tests `keras_mixer/training/checkpoints.py`; none of it needs TensorFlow."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from keras_mixer.errors import RunError
+from keras_mixer.training import checkpoints
+from keras_mixer.training.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
+
+
+def checkpoint(step):
+    """Every value in it is its step, so that a mixture of two would show."""
+    arrays = {"a/kernel": np.full((50, 20), step, "float32"), "b/seed": np.full(2, step, "uint32")}
+    return Checkpoint(step, arrays, {"step": step, "rows": [{"loss": float(step)}]})
+
+
+def assert_whole(found, step):
+    assert found.step == found.progress["step"] == step
+    assert found.arrays.keys() == checkpoint(0).arrays.keys()
+    for array in found.arrays.values():
+        assert (array == step).all()
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_round_trip_keeps_every_bit(tmp_path):
+    arrays = {
+        "float": np.array([0.1, -0.0, np.pi], "float32"),
+        "scalar": np.array(7, "int64"),
+        "empty": np.zeros((0, 3), "float32"),
+        "transposed": np.arange(6, dtype="float32").reshape(2, 3).T,
+    }
+    save_checkpoint(tmp_path, Checkpoint(3, arrays, {"x": 0.1}))
+    found = newest_checkpoint(tmp_path)
+    assert found.progress == {"x": 0.1}
+    for name, array in arrays.items():
+        assert found.arrays[name].dtype == array.dtype
+        np.testing.assert_array_equal(found.arrays[name], array)
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    assert newest_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_the_newest_two_are_kept(tmp_path):
+    for step in (1, 5, 20, 100):
+        save_checkpoint(tmp_path, checkpoint(step))
+    assert names(tmp_path) == ["step-0000000020", "step-0000000100"]
+    assert_whole(newest_checkpoint(tmp_path), 100)
+
+
+FILES = ["arrays.safetensors", "progress.json", "manifest.json"]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("kept", [0, 1, 100, 0.25, 0.5, 0.75, -1])
+def test_truncated_files_are_noticed(tmp_path, capsys, name, kept):
+    save_checkpoint(tmp_path, checkpoint(1))
+    save_checkpoint(tmp_path, checkpoint(2))
+    path = tmp_path / "step-0000000002" / name
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content)) if isinstance(kept, float) else kept])
+    if path.read_bytes() == content:
+        pytest.skip("the file is no longer than that")
+    assert_whole(newest_checkpoint(tmp_path), 1)
+    assert "damaged checkpoint passed over" in capsys.readouterr().err
+
+
+def test_every_flipped_bit_is_noticed(tmp_path):
+    dice = random.Random(0)
+    for _ in range(100):
+        shutil.rmtree(tmp_path)
+        save_checkpoint(tmp_path, checkpoint(1))
+        save_checkpoint(tmp_path, checkpoint(2))
+        path = tmp_path / "step-0000000002" / dice.choice(FILES[:2])
+        content = bytearray(path.read_bytes())
+        place = dice.randrange(8 * len(content))
+        content[place // 8] ^= 1 << place % 8
+        path.write_bytes(content)
+        assert_whole(newest_checkpoint(tmp_path), 1)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_missing_files_are_noticed(tmp_path, name):
+    save_checkpoint(tmp_path, checkpoint(1))
+    save_checkpoint(tmp_path, checkpoint(2))
+    (tmp_path / "step-0000000002" / name).unlink()
+    assert_whole(newest_checkpoint(tmp_path), 1)
+
+
+def test_a_damaged_newest_does_not_outlive_the_older_one_it_was_passed_over_for(tmp_path):
+    for step in (1, 50):
+        save_checkpoint(tmp_path, checkpoint(step))
+    (tmp_path / "step-0000000050" / "manifest.json").write_text("{}")
+    assert_whole(newest_checkpoint(tmp_path), 1)
+    save_checkpoint(tmp_path, checkpoint(10))
+    assert names(tmp_path) == ["step-0000000001", "step-0000000010"]
+
+
+def test_all_damaged_is_an_error_and_not_a_new_beginning(tmp_path):
+    save_checkpoint(tmp_path, checkpoint(1))
+    (tmp_path / "step-0000000001" / "progress.json").write_text("{}")
+    with pytest.raises(RunError, match="every checkpoint in .* is damaged"):
+        newest_checkpoint(tmp_path)
+    assert names(tmp_path) == ["step-0000000001"], "nothing is removed then"
+
+
+def test_what_others_put_there_is_left_alone(tmp_path):
+    (tmp_path / "mine").mkdir()
+    for step in range(1, 5):
+        save_checkpoint(tmp_path, checkpoint(step))
+    newest_checkpoint(tmp_path)
+    assert "mine" in names(tmp_path)
+
+
+def test_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, checkpoint(1))
+
+    def full(path, content):
+        Path(path).write_bytes(content[: len(content) // 2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "write_durably", full)
+    with pytest.raises(RunError, match=r"no space for a checkpoint.* bytes needed, .* free"):
+        save_checkpoint(tmp_path, checkpoint(2))
+    assert names(tmp_path) == ["step-0000000001"]
+    assert_whole(newest_checkpoint(tmp_path), 1)
+
+
+# === Kills ===
+
+WRITER = """
+import sys
+sys.path.insert(0, {root!r})
+from pathlib import Path
+import numpy as np
+from keras_mixer.training.checkpoints import Checkpoint, save_checkpoint
+
+for step in range(1, 10**6):
+    arrays = {{"a/kernel": np.full((700, 700), step, "f4"), "b/seed": np.full(2, step, "u4")}}
+    save_checkpoint(Path({folder!r}), Checkpoint(step, arrays, {{"step": step}}))
+    print(step, flush=True)
+"""
+
+
+def test_killed_within_writing_the_checkpoint_before_is_whole(tmp_path):
+    """A process that does nothing but write checkpoints is killed at random moments."""
+    dice = random.Random(1)
+    unfinished = 0
+    for attempt in range(20):
+        folder = tmp_path / str(attempt)
+        code = WRITER.format(root=str(ROOT), folder=str(folder))
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        process.stdout.readline()
+        time.sleep(dice.uniform(0, 0.1))
+        process.send_signal(signal.SIGKILL)
+        said = [1, *map(int, process.communicate()[0].split())]
+        unfinished += any(".tmp-" in name for name in names(folder))
+        found = newest_checkpoint(folder)
+        assert_whole(found, found.step)
+        assert found.step in (said[-1], said[-1] + 1), "at most the one under way is lost"
+        assert not any(".tmp-" in name for name in names(folder))
+    assert unfinished >= 5, "the kills must have hit writing, or the test shows nothing"
+
+
+DYING = """
+import os, sys
+sys.path.insert(0, {root!r})
+from pathlib import Path
+import numpy as np
+from keras_mixer.training import checkpoints
+from keras_mixer.training.checkpoints import Checkpoint, save_checkpoint
+
+def dying(function, at):
+    calls = [0]
+    def call(*arguments, **options):
+        calls[0] += 1
+        if calls[0] == at:
+            os._exit(9)
+        return function(*arguments, **options)
+    return call
+
+for step in (1, 2, 3):
+    if step == 3:
+        {dying}
+    arrays = {{"a/kernel": np.full((50, 20), step, "f4"), "b/seed": np.full(2, step, "u4")}}
+    save_checkpoint(Path({folder!r}), Checkpoint(step, arrays, {{"step": step, "rows": []}}))
+"""
+
+DEATHS = {
+    "before the first file": ("checkpoints.write_durably = dying(checkpoints.write_durably, 1)", 2),
+    "before the second file": (
+        "checkpoints.write_durably = dying(checkpoints.write_durably, 2)",
+        2,
+    ),
+    "before the manifest": ("checkpoints.write_durably = dying(checkpoints.write_durably, 3)", 2),
+    "before the rename": ("os.rename = dying(os.rename, 1)", 2),
+    "before pruning": ("checkpoints._complete = dying(checkpoints._complete, 1)", 3),
+}
+
+
+@pytest.mark.parametrize(("dying", "left"), DEATHS.values(), ids=DEATHS.keys())
+def test_death_at_every_point_of_a_write(tmp_path, dying, left):
+    code = DYING.format(root=str(ROOT), folder=str(tmp_path), dying=dying)
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
+    assert_whole(newest_checkpoint(tmp_path), left)
+    save_checkpoint(tmp_path, checkpoint(3))
+    assert_whole(newest_checkpoint(tmp_path), 3)
+
+
+def test_files_are_flushed_before_the_rename_and_the_folder_after(tmp_path, monkeypatch):
+    """Else a power cut could keep the name and lose the content."""
+    events = []
+    for name in ("fsync", "rename"):
+        original = getattr(os, name)
+
+        def noted(*arguments, _name=name, _original=original):
+            events.append(_name)
+            return _original(*arguments)
+
+        monkeypatch.setattr(os, name, noted)
+    save_checkpoint(tmp_path, checkpoint(1))
+    assert events == ["fsync"] * 4 + ["rename", "fsync"]  # three files, their folder; its parent
+
+
+def test_manifest_lists_every_file_with_its_sha256(tmp_path):
+    import hashlib
+
+    save_checkpoint(tmp_path, checkpoint(1))
+    folder = tmp_path / "step-0000000001"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name in FILES[:2]:
+        content = (folder / name).read_bytes()
+        assert manifest[name]["sha256"] == hashlib.sha256(content).hexdigest()
+        assert manifest[name]["bytes"] == len(content)

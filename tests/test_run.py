@@ -1,0 +1,166 @@
+"""Tests `keras_mixer/training/run.py`: who may train where."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from keras_mixer import Config, InputError
+from keras_mixer.commandline import parse
+from keras_mixer.training.run import open_run, read_run
+
+
+@pytest.fixture
+def config(tmp_path):
+    def make(**fields):
+        return Config(**{"output_dir": str(tmp_path / "run"), "depth": 2, "dim": 8, **fields})
+
+    return make
+
+
+def opened(config):
+    with open_run(config) as run:
+        return run
+
+
+def test_a_new_run_records_what_it_is(config):
+    run = opened(config(flip=True, image_shape=(16, 8)))
+    record = json.loads((run.directory / "config.json").read_text())
+    assert record["config"]["tokens_mlp_dim"] == 4, "values are resolved"
+    assert record["data"]["images"] == {"train": 1293, "validation": 144, "test": 360}
+    assert record["environment"].keys() >= {"tensorflow", "keras", "cpu", "cores"}
+
+
+def test_flags_txt_repeats_the_run(config):
+    given = config(flip=True, image_shape=(16, 8), export=False, lr=0.02)
+    run = opened(given)
+    again, _, _ = parse(Config, [f"--flagfile={run.directory / 'flags.txt'}"])
+    assert again == given
+
+
+def test_the_same_config_continues(config):
+    opened(config())
+    assert opened(config(save_every=5, export=False)).config.save_every == 5
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"lr": 0.5}, "--lr was 0.001, now 0.5"),
+        ({"seed": 7}, "--seed was 0, now 7"),
+        ({"num_steps": 31}, "--num_steps was 30, now 31"),
+        ({"flip": True}, "--flip was false, now true"),
+        ({"image_shape": (16, 8)}, "--image_shape was 8,8, now 16,8"),
+        ({"precision": "bfloat16"}, "--precision was float32, now bfloat16"),
+    ],
+)
+def test_another_config_is_refused_with_both_mends(config, fields, message):
+    opened(config())
+    with pytest.raises(InputError) as error:
+        opened(config(**fields))
+    assert message in str(error.value)
+    assert "--output_dir" in str(error.value)
+    assert "--overwrite" in str(error.value)
+
+
+def test_overwrite_discards_our_files_and_no_others(config):
+    run = opened(config())
+    (run.directory / "notes.txt").write_text("mine")
+    run.write_metrics({"test": {}})
+    opened(config(lr=0.5, overwrite=True))
+    assert (run.directory / "notes.txt").read_text() == "mine"
+    assert run.metrics() == {}
+    assert opened(config(lr=0.5)).config.lr == 0.5
+
+
+def test_changed_data_are_noticed(folder, config):
+    fields = {"dataset": "folder", "data_dir": str(folder), "image_shape": (8, 8),
+              "patch_shape": (4, 4)}  # fmt: skip
+    opened(config(**fields))
+    (folder / "ant" / "0.png").rename(folder / "ant" / "renamed.png")
+    with pytest.raises(InputError, match="was trained on other data"):
+        opened(config(**fields))
+
+
+def test_moved_data_are_the_same_data(folder, config, tmp_path):
+    fields = {"dataset": "folder", "image_shape": (8, 8), "patch_shape": (4, 4)}
+    run = opened(config(**fields, data_dir=str(folder)))
+    folder.rename(tmp_path / "moved")
+    opened(config(**fields, data_dir=str(tmp_path / "moved")))
+    assert read_run(run.directory, tmp_path / "moved").source.class_names == ("ant", "bee", "cat")
+
+
+def test_another_environment_is_said_aloud(config, capsys):
+    run = opened(config())
+    path = run.directory / "config.json"
+    path.write_text(path.read_text().replace('"cores": "', '"cores": "9'))
+    opened(config())
+    said = capsys.readouterr().err
+    assert "cores was 9" in said
+    assert "last bits" in said
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"config": {}}', "<html>"])
+def test_somebody_elses_config_is_not_touched(config, tmp_path, content):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(content)
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match="was not written by keras_mixer"):
+            opened(config(overwrite=overwrite))
+    assert (tmp_path / "run" / "config.json").read_text() == content
+
+
+def test_somebody_elses_checkpoints_are_not_touched(config, tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(InputError, match="holds checkpoints but no config.json"):
+        opened(config())
+
+
+def test_a_file_in_the_way_is_named(config, tmp_path):
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(InputError, match="a file is in the way"):
+        opened(config())
+
+
+def test_two_processes_cannot_train_in_one_directory(config):
+    with open_run(config()) as run:
+        code = (
+            "from keras_mixer import Config\nfrom keras_mixer.training.run import open_run\n"
+            f"with open_run(Config(output_dir={str(run.directory)!r}, depth=2, dim=8)): pass"
+        )
+        second = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+    assert "is in use: another process is training there" in second.stderr
+    opened(config())
+
+
+def test_more_images_asked_for_than_there_are(config):
+    with pytest.raises(InputError, match="--batch_size=1294: there are only 1293 training images"):
+        opened(config(batch_size=1294))
+
+
+def test_a_split_that_is_missing_is_named_before_training(folder, config, tmp_path):
+    (tmp_path / "split").mkdir()
+    folder.rename(tmp_path / "split" / "train")
+    fields = {"dataset": "folder", "data_dir": str(tmp_path / "split"), "image_shape": (8, 8)}
+    fields |= {"patch_shape": (4, 4)}
+    with pytest.raises(InputError, match="no test split; give one of train, validation"):
+        opened(config(**fields))
+    opened(config(**fields, eval_split="validation"))
+
+
+def test_reading_what_is_no_run(tmp_path):
+    with pytest.raises(InputError, match="not a run directory"):
+        read_run(tmp_path)
+
+
+def test_steps_of_epochs_and_of_steps(config):
+    run = opened(config(batch_size=100, num_steps=5, warmup_step=2))
+    assert (run.steps_per_epoch, run.total_steps, run.warmup_steps) == (12, 60, 24)
+    run = opened(
+        config(batch_size=100, num_steps=5, warmup_step=2, schedule_unit="step", overwrite=True)
+    )
+    assert (run.total_steps, run.warmup_steps) == (5, 2)
