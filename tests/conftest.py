@@ -38,16 +38,16 @@ TINY = {
 def command(tmp_path):
     """Runs `train.py` or a verb in a process of its own, in an empty folder."""
 
-    def run(*arguments, verb=None, cwd=tmp_path, timeout=300):
+    def run(*arguments, verb=None, cwd=tmp_path, path=ROOT):
         entry = [str(ROOT / "train.py")] if verb is None else ["-m", "keras_mixer", verb]
         return subprocess.run(
             [sys.executable, *entry, *map(str, arguments)],
             cwd=cwd,
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=300,
             check=False,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{ROOT}"},
         )
 
     return run

@@ -1,0 +1,288 @@
+"""Tests `keras_mixer/inference/`: evaluation, prediction, export."""
+
+import csv
+import dataclasses
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import TINY
+from PIL import Image
+
+from keras_mixer import Config, InputError, fit, load_mixer
+from keras_mixer.data.images import resize_images, to_model_range
+from keras_mixer.inference import export as export_module
+from keras_mixer.inference.evaluate import as_table, compute_logits, evaluate_run, score, score_run
+from keras_mixer.inference.export import export_model
+from keras_mixer.inference.predict import FORMATS, expand, predict_files
+
+# === Evaluation ===
+
+
+def test_scores_by_hand():
+    logits = np.log([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.5, 0.3, 0.2], [0.2, 0.2, 0.6]])
+    scores = score(logits, np.array([0, 1, 1, 2]), ("a", "b", "c"))
+    assert scores["top1"] == 0.75
+    assert scores["top5"] == 1.0
+    assert scores["n"] == 4
+    assert scores["loss"] == pytest.approx(-np.log([0.7, 0.6, 0.3, 0.6]).mean())
+    assert scores["confusion"] == [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
+    a, b, c = scores["classes"]
+    assert (a["precision"], a["recall"], a["n"]) == (0.5, 1.0, 1)
+    assert (b["precision"], b["recall"], b["n"]) == (1.0, 0.5, 2)
+    assert b["f1"] == pytest.approx(2 / 3)
+    assert c["f1"] == 1.0
+
+
+def test_top5_counts_the_five_likeliest():
+    generator = np.random.default_rng(0)
+    logits, labels = generator.normal(size=(200, 12)), generator.integers(0, 12, 200)
+    ranks = (logits > logits[np.arange(200), labels][:, None]).sum(axis=1)
+    scores = score(logits, labels, [str(i) for i in range(12)])
+    assert scores["top5"] == (ranks < 5).mean()
+    assert 0.2 < scores["top5"] < 0.7
+
+
+def test_a_class_without_images_does_not_stop_the_scores():
+    scores = score(np.eye(3)[[0, 1]], np.array([0, 1]), ("a", "b", "never seen"))
+    assert scores["classes"][2] == {
+        "name": "never seen", "precision": 0.0, "recall": 0.0, "f1": 0.0, "n": 0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 128, 1000])
+def test_every_image_counts_once_whatever_the_batch(trained, batch_size):
+    split = trained.source.test.take(np.arange(50))
+    logits = compute_logits(load_mixer(trained.best), split, batch_size=batch_size)
+    alone = load_mixer(trained.best)(to_model_range(split.images))
+    np.testing.assert_allclose(logits, alone, atol=1e-5)
+
+
+def test_evaluation_agrees_with_what_training_saw(trained):
+    scores = evaluate_run(trained, "validation")
+    history = list(csv.DictReader(io.StringIO((trained.directory / "history.csv").read_text())))
+    row = history[
+        json.loads((trained.directory / "metrics.json").read_text())["selected_epoch"] - 1
+    ]
+    assert scores["top1"] == pytest.approx(float(row["val_accuracy"]), abs=1e-6)
+    assert scores["loss"] == pytest.approx(float(row["val_loss"]), abs=1e-5)
+    assert scores["n"] == 144
+
+
+def test_metrics_hold_validation_and_test(trained):
+    metrics = trained.metrics()
+    assert metrics["test"].keys() == {"top1", "top5", "loss", "n"}
+    assert metrics["test"]["n"] == 360
+    assert metrics["validation"]["n"] == 144
+    assert metrics["test"]["top1"] > 0.5, "it has learned"
+
+
+def test_the_test_set_is_scored_once(trained, monkeypatch):
+    import keras_mixer.inference.evaluate as module
+
+    monkeypatch.setattr(module, "evaluate_run", lambda *_: pytest.fail("scored again"))
+    assert score_run(trained) == trained.metrics()
+
+
+def test_table_shows_every_class_and_the_confusion(trained):
+    scores = evaluate_run(trained, "test")
+    table = as_table(scores)
+    assert f"top-1 {scores['top1']:.2%}" in table
+    for row in scores["classes"]:
+        assert f"{row['f1']:.2%}" in table
+    assert " ".join(str(n) for n in scores["confusion"][3]) in " ".join(table.split())
+
+
+def test_a_split_that_is_not_there_is_named(trained):
+    with pytest.raises(InputError, match="no dev split|has no"):
+        evaluate_run(
+            type(trained)(trained.directory, trained.config, _without_test(trained)), "test"
+        )
+
+
+def _without_test(run):
+
+    return dataclasses.replace(run.source, test=None)
+
+
+# === Prediction ===
+
+
+@pytest.fixture
+def images(tmp_path, trained, write_image):
+    """The first test digits as files of several kinds and sizes, and three broken ones."""
+    folder = tmp_path / "images"
+    for index in range(6):
+        pixels = trained.source.test.images[index]
+        write_image(folder / f"{index}.png", pixels)
+    big = Image.fromarray(trained.source.test.images[0].squeeze()).resize((64, 48))
+    (folder / "deep").mkdir()
+    big.convert("RGB").save(folder / "deep" / "big.jpg")
+    (folder / "truncated.png").write_bytes((folder / "0.png").read_bytes()[:60])
+    (folder / "text.jpg").write_text("hello")
+    return folder
+
+
+def test_files_folders_and_globs_are_found(images):
+    assert len(expand([str(images)])) == 9
+    assert len(expand([str(images / "*.png")])) == 7
+    assert len(expand([str(images / "**" / "*.jpg")])) == 2
+    assert expand(["nowhere.png", str(images / "*.gif")]) == ["nowhere.png", str(images / "*.gif")]
+
+
+def test_predictions_are_the_models_own_and_broken_files_do_not_stop_them(trained, images):
+    model, names = load_mixer(trained.best), trained.source.class_names
+    paths = [*expand([str(images)]), "nowhere.png"]
+    rows = {Path(row["file"]).name: row for row in predict_files(model, names, paths, top_k=3)}
+    assert len(rows) == 10
+    for index in range(6):
+        pixels = trained.source.test.images[index : index + 1]
+        probabilities = tf.nn.softmax(model(to_model_range(pixels)))[0].numpy()
+        best = np.argsort(-probabilities)[:3]
+        found = rows[f"{index}.png"]["predictions"]
+        assert [p["class"] for p in found] == [names[i] for i in best]
+        np.testing.assert_allclose(
+            [p["probability"] for p in found], probabilities[best], atol=1e-6
+        )
+    assert len(rows["big.jpg"]["predictions"]) == 3
+    assert rows["truncated.png"]["error"] == "truncated"
+    assert rows["text.jpg"]["error"] == "not a JPEG or PNG image"
+    assert rows["nowhere.png"]["error"] == "no such file"
+
+
+def test_predictions_in_every_format(trained, images):
+    model, names = load_mixer(trained.best), trained.source.class_names
+    rows = list(predict_files(model, names, expand([str(images)]), top_k=2))
+    assert json.loads(FORMATS["json"](rows)) == rows
+    lines = list(csv.DictReader(io.StringIO(FORMATS["csv"](rows))))
+    assert len(lines) == 7 * 2 + 2
+    assert {line["rank"] for line in lines} == {"1", "2", ""}
+    assert FORMATS["table"](rows).count("\n") == 9
+
+
+def test_names_cannot_break_the_output():
+    row = {"file": "=cmd()\x1b[31m\n.png", "predictions": [{"class": "+a", "probability": 1.0}]}
+    (line,) = csv.DictReader(io.StringIO(FORMATS["csv"]([row])))
+    assert line["file"].startswith("'=cmd()")
+    assert line["class"] == "'+a"
+    assert "\x1b" not in FORMATS["table"]([row])
+    assert json.loads(FORMATS["json"]([row])) == [row]
+
+
+def test_more_images_than_a_batch(trained, images, monkeypatch):
+    import keras_mixer.inference.predict as module
+
+    paths = expand([str(images)])
+    model, names = load_mixer(trained.best), trained.source.class_names
+    whole = list(predict_files(model, names, paths))
+    monkeypatch.setattr(module, "BATCH_SIZE", 4)
+    for one, other in zip(whole, predict_files(model, names, paths), strict=True):
+        assert one["file"] == other["file"]
+        assert [p["class"] for p in one.get("predictions", [])] == [
+            p["class"] for p in other.get("predictions", [])
+        ]
+
+
+# === Export ===
+
+SERVE = """
+import importlib.machinery, json, sys
+
+class Refusal:
+    # Finds keras and keras_mixer, since TensorFlow asks where keras lies, but imports neither.
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("keras", "tf_keras", "keras_mixer"):
+            return importlib.machinery.ModuleSpec(name, self, origin="refused")
+
+    def create_module(self, spec):
+        raise ImportError(f"{spec.name} must not be needed")
+
+    def exec_module(self, module):
+        raise ImportError(f"{module} must not be needed")
+
+sys.meta_path.insert(0, Refusal())
+import numpy as np
+import tensorflow as tf
+
+serve = tf.saved_model.load(sys.argv[1]).signatures
+results = {}
+for path in sys.argv[2:]:
+    content = tf.io.read_file(path)
+    by_bytes = serve["serve_bytes"](image_bytes=tf.stack([content, content]))
+    channels = serve["serving_default"].structured_input_signature[1]["images"].shape[-1]
+    pixels = tf.io.decode_jpeg(content, channels=channels, dct_method="INTEGER_ACCURATE")
+    by_pixels = serve["serving_default"](images=pixels[None])
+    results[path] = {
+        name: {
+            "logits": answer["logits"].numpy().tolist(),
+            "probabilities": answer["probabilities"].numpy().tolist(),
+            "class_names": [[n.decode() for n in row] for row in answer["class_names"].numpy()],
+        }
+        for name, answer in (("bytes", by_bytes), ("pixels", by_pixels))
+    }
+assert not any(name.split(".")[0] in ("keras", "keras_mixer") for name in sys.modules)
+print(json.dumps(results))
+"""
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_tensorflow_alone_serves_what_the_model_computes(tmp_path, folder, precision):
+    """After training in either precision, on real images of several sizes."""
+    config = Config(
+        **{**TINY, "dataset": "folder", "data_dir": str(folder), "image_shape": (8, 8),
+           "patch_shape": (4, 4), "batch_size": 8, "num_steps": 2},
+        precision=precision, output_dir=str(tmp_path / "run"),
+    )  # fmt: skip
+    run = fit(config)
+    target = export_model(run.best, tmp_path / "exports", "pets")
+    assert target == tmp_path / "exports" / "pets" / "1"
+    paths = [str(p) for p in sorted(folder.rglob("*.*g"))[:8]]
+    script = subprocess.run(
+        [sys.executable, "-c", SERVE, str(target), *paths],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert script.returncode == 0, script.stderr
+    answers = json.loads(script.stdout.splitlines()[-1])
+    model = load_mixer(run.best)
+    sizes = set()
+    for path in paths:
+        pixels = tf.io.decode_image(tf.io.read_file(path), channels=3)
+        if path.endswith("jpg"):
+            pixels = np.asarray(Image.open(path))  # the same DCT as ours
+        sizes.add(pixels.shape)
+        expected = model(to_model_range(resize_images(pixels, (8, 8)))[None])[0]
+        for answer in (*answers[path]["bytes"]["logits"], *answers[path]["pixels"]["logits"]):
+            np.testing.assert_allclose(
+                answer, expected, atol=1e-5 if path.endswith("png") else 0.05
+            )
+        for answer in answers[path].values():
+            np.testing.assert_allclose(
+                answer["probabilities"], tf.nn.softmax(answer["logits"]), atol=1e-6
+            )
+            assert answer["class_names"] == [["ant", "bee", "cat"]] * len(answer["logits"])
+    assert len(sizes) > 3
+
+
+def test_versions_count_up_and_nothing_is_overwritten(trained, tmp_path):
+    (tmp_path / "digits" / "7").mkdir(parents=True)
+    (tmp_path / "digits" / "notes").mkdir()
+    assert export_model(trained.best, tmp_path, "digits").name == "8"
+    assert sorted(p.name for p in (tmp_path / "digits").iterdir()) == ["7", "8", "notes"]
+
+
+def test_an_export_that_disagrees_is_not_published(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(export_module, "TOLERANCE", -1.0)
+    with pytest.raises(RuntimeError, match="differs from the model"):
+        export_model(trained.best, tmp_path, "digits")
+    assert list((tmp_path / "digits").iterdir()) == []
+
+
+def test_an_export_dir_that_cannot_be_written_is_named(trained, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="--export_dir=.*file: cannot write"):
+        export_model(trained.best, tmp_path / "file", "digits")
