@@ -1,16 +1,16 @@
 """The one place where every option of a training run is defined: its name, default and bounds.
 
 A field of `Config` is a flag of `train.py` of the same name. Values that depend on others (the
-patch on the data set, the widths on `dim`) are None until `resolve` fills them.
+patch on the data set, the widths on `dim`) are None until `resolve.resolve` fills them.
 """
 
 import dataclasses
 import json
 
-from keras_mixer.commandline import check, option, shown
+from keras_mixer.commandline import check, option
 from keras_mixer.data.datasets import DATASETS, SPLITS
 from keras_mixer.errors import InputError
-from keras_mixer.model.variants import ACTIVATIONS, IMAGE_SHAPE, VARIANTS
+from keras_mixer.model.variants import ACTIVATIONS, VARIANTS
 
 DEFAULT_DEPTH = 6
 DEFAULT_DIM = 512
@@ -285,118 +285,3 @@ ARCHITECTURE = (
     "token_mixing",
     "channel_mixing",
 )
-
-
-def resolve(config, num_classes, checkpoint=None):
-    """Fills everything that was left to the data, the checkpoint, the variant or other fields.
-
-    What was given wins, then the checkpoint, then the variant, then the data set's row.
-
-    Args:
-        config: `Config`, as given.
-        num_classes: int. Number of classes in the data.
-        checkpoint: dict of `build_mixer` arguments of the weights to start from, or None.
-
-    Returns:
-        A `Config` without open questions.
-
-    Raises:
-        InputError: If values contradict each other; the message names both and the mend.
-    """
-    if config.num_classes not in (None, num_classes):
-        raise InputError(
-            f"--num_classes={config.num_classes}: the data hold {num_classes} classes; "
-            f"leave the flag out, or give {num_classes}"
-        )
-    filled = {"num_classes": num_classes}
-    for source in (_from_checkpoint(config, checkpoint), _from_variant(config), _defaults(config)):
-        for name, value in source.items():
-            if getattr(config, name) is None and name not in filled:
-                filled[name] = value
-    resolved = dataclasses.replace(config, **filled)
-    dim = resolved.dim
-    return _consistent(
-        dataclasses.replace(
-            resolved,
-            tokens_mlp_dim=resolved.tokens_mlp_dim or max(1, dim // 2),
-            channels_mlp_dim=resolved.channels_mlp_dim or 4 * dim,
-        )
-    )
-
-
-def _from_checkpoint(config, checkpoint):
-    """The checkpoint's architecture; whatever the flags say of it must agree."""
-    if checkpoint is None:
-        return {}
-    channels = DATASETS[config.dataset].channels
-    if checkpoint["channels"] != channels:
-        raise InputError(
-            f"--checkpoint={config.checkpoint}: it was trained on images of "
-            f"{checkpoint['channels']} channels, --dataset={config.dataset} has {channels}"
-        )
-    taken = {name: checkpoint[name] for name in ARCHITECTURE if name != "num_classes"}
-    for name, value in taken.items():
-        given = getattr(config, name)
-        if given is not None and given != value:
-            raise InputError(
-                f"--{name}={shown(given)}: the checkpoint {config.checkpoint} has "
-                f"{name}={shown(value)}; leave the flag out to take that over"
-            )
-    return taken
-
-
-def _from_variant(config):
-    if config.variant is None:
-        return {}
-    row = VARIANTS[config.variant]
-    return {
-        "image_shape": IMAGE_SHAPE,
-        "patch_shape": (row.patch, row.patch),
-        "depth": row.depth,
-        "dim": row.dim,
-        "tokens_mlp_dim": row.tokens_mlp_dim,
-        "channels_mlp_dim": row.channels_mlp_dim,
-    }
-
-
-def _defaults(config):
-    row = DATASETS[config.dataset]
-    return {
-        "image_shape": row.image_shape,
-        "patch_shape": row.patch_shape,
-        "depth": DEFAULT_DEPTH,
-        "dim": DEFAULT_DIM,
-        "activation": "gelu",
-        "token_mixing": True,
-        "channel_mixing": True,
-        "warmup_step": min(DEFAULT_WARMUP, config.num_steps // 3),
-    }
-
-
-def _consistent(config):
-    """Checks the values that are right or wrong only together."""
-    for side, image, patch in zip(
-        ("height", "width"), config.image_shape, config.patch_shape, strict=True
-    ):
-        if image % patch:
-            nearest = [n for n in (image // patch * patch, -(-image // patch) * patch) if n]
-            raise InputError(
-                f"--patch_shape={shown(config.patch_shape)} does not divide "
-                f"--image_shape={shown(config.image_shape)}: the {side} {image} is no multiple of "
-                f"{patch}; the nearest that are: {' and '.join(map(str, nearest))}"
-            )
-    if config.warmup_step >= config.num_steps:
-        raise InputError(
-            f"--warmup_step={config.warmup_step} must be below --num_steps={config.num_steps}"
-        )
-    if config.optimizer != "sgd" and config.momentum != Config.momentum:
-        raise InputError(
-            f"--momentum={config.momentum} is for --optimizer=sgd and would change nothing "
-            f"with --optimizer={config.optimizer}; leave it out"
-        )
-    if not (config.token_mixing or config.channel_mixing):
-        raise InputError(
-            "--token_mixing=false and --channel_mixing=false together leave nothing to train in "
-            "the mixer layers; leave one of them out"
-        )
-    return config

@@ -16,7 +16,6 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = [ROOT / "train.py"]
 
 # Floors, from the ground up: a file imports from its own floor's folder or from floors below.
-GROUND = {"errors", "files", "console", "commandline"}
 FLOORS = {
     "errors": set(),
     "files": set(),
@@ -25,8 +24,19 @@ FLOORS = {
     "model": set(),
     "data": {"errors", "console"},
     "config": {"errors", "commandline", "data.datasets", "model.variants"},
+    "resolve": {"errors", "commandline", "config", "data.datasets", "model.variants"},
     "weights": {"errors", "files", "model"},
-    "training": {"errors", "files", "console", "commandline", "config", "model", "data", "weights"},
+    "training": {
+        "errors",
+        "files",
+        "console",
+        "commandline",
+        "config",
+        "resolve",
+        "model",
+        "data",
+        "weights",
+    },
     "inference": {"errors", "files", "console", "model", "data", "weights", "training"},
     "__main__": {"*"},
     "__init__": set(),

@@ -1,13 +1,14 @@
-"""Tests `keras_mixer/config.py` and `keras_mixer/commandline.py`."""
+"""Tests `keras_mixer/config.py`, `keras_mixer/resolve.py` and `keras_mixer/commandline.py`."""
 
 import dataclasses
 
 import pytest
 
 from keras_mixer.commandline import describe, parse
-from keras_mixer.config import ARCHITECTURE, Config, resolve
+from keras_mixer.config import ARCHITECTURE, Config
 from keras_mixer.errors import InputError
 from keras_mixer.model.variants import VARIANTS
+from keras_mixer.resolve import resolve
 
 FIELDS = dataclasses.fields(Config)
 

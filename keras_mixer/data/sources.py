@@ -40,6 +40,7 @@ class Split:
 
     @property
     def in_memory(self):
+        """Whether the images are an array; else they are files."""
         return isinstance(self.images, np.ndarray)
 
     def take(self, indices):

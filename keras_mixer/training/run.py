@@ -18,10 +18,11 @@ import filelock
 
 from keras_mixer import console
 from keras_mixer.commandline import shown
-from keras_mixer.config import Config, resolve
+from keras_mixer.config import Config
 from keras_mixer.data.sources import Source, load_source
 from keras_mixer.errors import InputError
 from keras_mixer.files import write_atomically
+from keras_mixer.resolve import resolve
 from keras_mixer.weights.load import read_checkpoint
 
 FLAGS, CONFIG, HISTORY, METRICS = "flags.txt", "config.json", "history.csv", "metrics.json"
