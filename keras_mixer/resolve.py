@@ -14,6 +14,7 @@ from keras_mixer.model.variants import IMAGE_SHAPE, VARIANTS
 
 def resolve(config, num_classes, checkpoint=None):
     """Fills everything that was left to the data, the checkpoint, the variant or other fields.
+
     Args:
         config: `Config`, as given.
         num_classes: int. Number of classes in the data.

@@ -65,7 +65,7 @@ def fingerprint(directory):
     with open(directory / "history.csv") as file:
         rows = list(csv.DictReader(file))
     weights, facts = native.read_weights(directory / "best")
-    for row in [*rows, facts, checkpoint.progress["best"]]:
+    for row in [*rows, checkpoint.progress["best"]]:
         del row["seconds"], row["images_per_second"]
     return {
         "arrays": {name: array.tobytes() for name, array in checkpoint.arrays.items()},

@@ -42,7 +42,7 @@ def state(run):
     checkpoint = newest_checkpoint(run.checkpoints)
     best, facts = native.read_weights(run.best)
     history = rows(run)
-    for row in [*history, facts]:
+    for row in history:
         del row["seconds"], row["images_per_second"]
     arrays = {**checkpoint.arrays, **{f"best {k}": v for k, v in best.items()}}
     return {k: v.tobytes() for k, v in arrays.items()} | {"rows": history, "facts": facts}

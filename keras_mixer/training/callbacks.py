@@ -123,7 +123,8 @@ class Epochs(keras.callbacks.Callback):
                 stop_unless_finite("validation loss", scores["loss"], self)
                 row |= {"val_loss": scores["loss"], "val_accuracy": scores["accuracy"]}
             if self.validation is None or _rank(row) > _rank(self.progress.best):
-                native.write_weights(self.run.best, model_weights(self.model), **row)
+                facts = {name: row[name] for name in ("epoch", "step", "val_loss", "val_accuracy")}
+                native.write_weights(self.run.best, model_weights(self.model), **facts)
                 self.progress.best = row
         self.progress.rows.append(row)
         self.progress.seconds = 0.0

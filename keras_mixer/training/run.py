@@ -151,7 +151,7 @@ def read_run(directory, data_dir=None):
         InputError: If there is no run, or its data are gone or have changed.
     """
     directory = Path(directory)
-    record = _read_record(directory)
+    record = read_record(directory)
     if record is None:
         raise InputError(f"{directory}: not a run directory (it holds no {CONFIG})")
     config = Config.from_json(record["config"])
@@ -174,7 +174,7 @@ def _check_directory(run):
     directory = run.directory
     if directory.exists() and not directory.is_dir():
         raise InputError(f"--output_dir={directory}: a file is in the way; give another directory")
-    record = _read_record(directory)
+    record = read_record(directory)
     if record is None:
         if in_the_way := [name for name in OURS if (directory / name).exists()]:
             raise InputError(
@@ -226,7 +226,14 @@ def _note_environment(record):
         )
 
 
-def _read_record(directory):
+def read_record(directory):
+    """Returns what config.json says of a run: `config`, `data`, `environment`.
+
+    Returns None if there is no config.json.
+
+    Raises:
+        InputError: If somebody else wrote it.
+    """
     path = directory / CONFIG
     if not path.exists():
         return None

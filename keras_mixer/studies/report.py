@@ -1,0 +1,94 @@
+"""A table of finished runs: mean and standard deviation over seeds, with what they were made on."""
+
+import csv
+import json
+import statistics
+from pathlib import Path
+
+from keras_mixer.errors import InputError
+from keras_mixer.training.run import FLAGS, HISTORY, METRICS, read_record
+
+# Fields that tell runs of one experiment apart, or say nothing of it.
+_ASIDE = (
+    "seed",
+    "output_dir",
+    "data_dir",
+    "name",
+    "export",
+    "export_dir",
+    "save_every",
+    "save_unit",
+)
+
+_HEADER = (
+    "| experiment | runs | validation top-1 | test top-1 | epochs | training time |",
+    "|---|---|---|---|---|---|",
+)
+
+
+def tabulate(directories):
+    """Summarises runs that differ in nothing but their seed as one row each.
+
+    Args:
+        directories: Paths of finished run directories.
+
+    Returns:
+        A Markdown table, and below it the machines and versions that the runs were made on. Scores
+        are percentages, mean ± sample standard deviation; the time is the mean of the steps alone,
+        without start-up and validation.
+
+    Raises:
+        InputError: If a directory holds no finished run.
+    """
+    experiments = {}
+    for directory in map(Path, directories):
+        run = _read(directory)
+        experiments.setdefault(run["experiment"], []).append(run)
+    rows = [_row(experiment, runs) for experiment, runs in experiments.items()]
+    places = dict.fromkeys(run["place"] for runs in experiments.values() for run in runs)
+    return "\n".join([*_HEADER, *rows, "", *(f"Made on {place}." for place in places)]) + "\n"
+
+
+def _read(directory):
+    record = read_record(directory)
+    metrics_path, history_path = directory / METRICS, directory / HISTORY
+    if record is None or not metrics_path.exists():
+        raise InputError(f"{directory}: no finished run (it holds no config.json or no {METRICS})")
+    with open(history_path, encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {
+        "experiment": _experiment((directory / FLAGS).read_text().splitlines()),
+        "metrics": json.loads(metrics_path.read_text()),
+        "epochs": len(rows),
+        "seconds": sum(float(row["seconds"]) for row in rows),
+        "place": _place(record["environment"]),
+    }
+
+
+def _experiment(flags):
+    """The flags that are not at their default, without those that are set aside."""
+    kept = [flag for flag in flags if flag.split("=")[0].removeprefix("--") not in _ASIDE]
+    return " ".join(kept) or "the defaults"
+
+
+def _place(environment):
+    return (
+        f"{environment['cpu']}, {environment['cores']} cores, Python {environment['python']}, "
+        f"TensorFlow {environment['tensorflow']}, Keras {environment['keras']}"
+    )
+
+
+def _row(experiment, runs):
+    scores = [
+        _spread([100 * run["metrics"][split]["top1"] for run in runs if split in run["metrics"]])
+        for split in ("validation", "test")
+    ]
+    seconds = statistics.mean(run["seconds"] for run in runs)
+    cells = [f"`{experiment}`", len(runs), *scores, runs[0]["epochs"], f"{seconds:.0f} s"]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _spread(values):
+    if len(values) < 2:
+        return f"{values[0]:.2f}" if values else "–"
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
