@@ -266,7 +266,10 @@ def _ending_well(name, arguments):
     except BaseException as error:
         if not hasattr(error, "exit_status"):  # training.signals.Interrupted, without importing it
             raise
-        again = shlex.join(["python", "train.py", *arguments])
+        entry = (
+            ["python", "train.py"] if sys.argv[0].endswith("train.py") else ["keras-mixer", name]
+        )
+        again = shlex.join([*entry, *arguments])
         say(f"stopped by {error}, state saved; to continue: {again}")
         ending.status = error.exit_status
     finally:

@@ -84,12 +84,21 @@ def write_image():
     return write
 
 
+@pytest.fixture(scope="session")
+def photos():
+    """Two real photographs of 427×640 pixels that scikit-learn ships."""
+    from sklearn.datasets import load_sample_images
+
+    return load_sample_images().images
+
+
 @pytest.fixture
-def folder(tmp_path, write_image):
-    """Class folders with 12 PNG and JPEG images of varied size in each of three classes."""
-    for label, name in enumerate(("ant", "bee", "cat")):
+def folder(tmp_path, write_image, photos):
+    """Class folders with 12 PNG and JPEG cut-outs of photographs, of varied size, in 3 classes."""
+    china, flower = photos
+    for name, photo in (("ant", china), ("bee", flower), ("cat", flower[::-1])):
         for index in range(12):
             suffix = "jpg" if index % 2 else "png"
-            shape = (10 + index, 14 - index % 3, 3)
-            write_image(tmp_path / "data" / name / f"{index}.{suffix}", shape, 100 * label + index)
+            cut = photo[10 * index : 20 * index + 20, 30 * index : 38 * index + 24]
+            write_image(tmp_path / "data" / name / f"{index}.{suffix}", cut)
     return tmp_path / "data"

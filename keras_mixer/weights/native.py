@@ -43,7 +43,8 @@ def write_weights(folder, arrays, **facts):
         arrays: dict from variable path, such as `"stem/kernel"`, to array.
         **facts: JSON values kept with the weights, such as the epoch they come from.
     """
-    metadata = {"facts": json.dumps(facts), "sha256": _digest(arrays)}
+    # One entry, since safetensors writes several in an order that changes from run to run.
+    metadata = {"keras_mixer": json.dumps({"sha256": _digest(arrays), "facts": facts})}
     write_atomically(folder / WEIGHTS, pack(arrays, metadata))
 
 
@@ -84,12 +85,12 @@ def read_weights(folder):
     try:
         with safe_open(path, framework="numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            metadata = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
+            record = json.loads((file.metadata() or {}).get("keras_mixer", "{}"))
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from error
-    if metadata.get("sha256") != _digest(arrays):
+    if record.get("sha256") != _digest(arrays):
         raise InputError(f"{path}: damaged, its contents do not match its sha256")
-    return arrays, json.loads(metadata["facts"])
+    return arrays, record["facts"]
 
 
 def _digest(arrays):
