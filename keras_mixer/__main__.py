@@ -263,6 +263,8 @@ def _ending_well(name, arguments):
     except BrokenPipeError:  # the reader of our output has gone, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         ending.status = 1
+    except OSError as error:  # the disk, a permission, a name that is too long
+        ending.status = _complain(error, 1)
     except BaseException as error:
         if not hasattr(error, "exit_status"):  # training.signals.Interrupted, without importing it
             raise

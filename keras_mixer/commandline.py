@@ -57,6 +57,9 @@ def check(options):
 
 
 def _check_value(field, value):
+    kind = _kind(field)
+    if not kind.holds(value):
+        raise _complaint(field, kind.noun, value)
     choices, bounds = field.metadata["choices"], field.metadata["bounds"]
     if choices and value not in choices:
         raise _complaint(field, f"one of {', '.join(choices)}", value, _nearest(value, choices))
@@ -67,7 +70,7 @@ def _check_value(field, value):
             raise _complaint(field, "a finite number", value)
         if not all(_BOUNDS[name][0](number, bound) for name, bound in bounds.items()):
             wanted = " and ".join(f"{_BOUNDS[name][1]} {bound}" for name, bound in bounds.items())
-            raise _complaint(field, f"{_kind(field).noun} {wanted}", value)
+            raise _complaint(field, f"{kind.noun} {wanted}", value)
 
 
 def _complaint(field, expected, received, hint=""):
@@ -102,17 +105,30 @@ class _ShapeParser(flags.ArgumentParser):
         return numbers if len(numbers) == 2 else numbers * 2
 
 
+def _is_integer(value):
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value):
+    return _is_integer(value) or isinstance(value, float)
+
+
+def _is_shape(value):
+    return isinstance(value, tuple) and len(value) == 2 and all(map(_is_integer, value))
+
+
 class _Kind(typing.NamedTuple):
     noun: str
     parser: flags.ArgumentParser
+    holds: typing.Callable
 
 
 _KINDS = {
-    int: _Kind("an integer", flags.IntegerParser()),
-    float: _Kind("a number", flags.FloatParser()),
-    bool: _Kind("true or false", flags.BooleanParser()),
-    str: _Kind("text", flags.ArgumentParser()),
-    tuple: _Kind("height,width as positive integers", _ShapeParser()),
+    int: _Kind("an integer", flags.IntegerParser(), _is_integer),
+    float: _Kind("a number", flags.FloatParser(), _is_number),
+    bool: _Kind("true or false", flags.BooleanParser(), lambda value: isinstance(value, bool)),
+    str: _Kind("text", flags.ArgumentParser(), lambda value: isinstance(value, str)),
+    tuple: _Kind("height,width as positive integers", _ShapeParser(), _is_shape),
 }
 
 
@@ -148,6 +164,8 @@ def parse(options_class, arguments, positional=None):
         rest = values(["command", *arguments])[1:]
     except flags.Error as error:
         raise InputError(_one_line(error, options_class)) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"--flagfile: not a text file ({error})") from error
     if rest and positional is None:
         preset = rest[0] if rest[0].endswith(".flags") else "flags/NAME.flags"
         raise InputError(

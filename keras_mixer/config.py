@@ -51,6 +51,7 @@ class Config:
         "(default: 8,8 for digits, 28,28 for mnist and fashion_mnist, 256,256 for folder, "
         "224,224 with --variant).",
         low=1,
+        high=65536,
     )
     validation_fraction: float = option(
         0.1,
@@ -80,6 +81,7 @@ class Config:
         "height,width of a patch, in pixels; must divide image_shape (default: 2,2 for "
         "digits, 4,4 for mnist and fashion_mnist, 16,16 for folder).",
         low=1,
+        high=65536,
     )
     depth: int | None = option(
         None,

@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+from conftest import GOLDEN
 
 from keras_mixer.commandline import describe, parse
 from keras_mixer.config import ARCHITECTURE, Config
@@ -71,6 +72,7 @@ def test_flagfile_is_read_and_later_flags_win(tmp_path):
         (["flags/digits.flags"], "unexpected argument 'flags/digits.flags'"),
         (["flags/digits.flags"], "presets --flagfile=flags/digits.flags"),
         (["--flagfile=/nowhere.flags"], "unable to open flagfile"),
+        ([f"--flagfile={GOLDEN / 'official_mixer.npz'}"], "--flagfile: not a text file"),
     ],
 )
 def test_mistakes_are_one_line_that_names_the_flag(arguments, message):
@@ -95,6 +97,10 @@ def test_library_users_get_the_same_checks():
         Config(depth=0)
     with pytest.raises(InputError, match="--scheduler: expected one of"):
         Config(scheduler="step")
+    with pytest.raises(InputError, match="--depth: expected an integer, received 6"):
+        Config(depth="6")
+    with pytest.raises(InputError, match="--image_shape: expected height,width"):
+        Config(image_shape=(8, 8, 3))
 
 
 def test_help_names_every_flag_with_its_default():

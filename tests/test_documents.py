@@ -72,6 +72,15 @@ def test_marked_blocks_run(tmp_path):
     assert "b'0'" in done.stdout, "class names come out of the SavedModel"
 
 
+def test_library_example_in_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names = {}
+    exec(example, names)
+    assert names["model"].count_params() > 0
+    assert names["run"].finished is False, "training alone neither scores nor exports"
+
+
 def test_readme_has_the_two_commands_that_ci_runs():
     marks = {mark: block for mark, block in BLOCKS if mark in ("train", "test")}
     assert marks["train"].count("\n") == marks["test"].count("\n") == 1

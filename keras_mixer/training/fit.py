@@ -62,7 +62,13 @@ def train(run):
             Bar(run, progress, bar),
         ]
         with broken_images_named(run.source.train, run.source.validation):
-            _drive(model, run, progress, callbacks, stop)
+            try:
+                _drive(model, run, progress, callbacks, stop)
+            except tf.errors.ResourceExhaustedError as error:
+                raise RunError(
+                    f"out of memory at --batch_size={run.config.batch_size}: lower it, or choose a "
+                    f"smaller model or --precision=bfloat16"
+                ) from error
     if stop and progress.step < run.total_steps:
         raise Interrupted(stop.signal_number)
 
