@@ -20,7 +20,7 @@ from keras_mixer.commandline import describe, option, parse
 from keras_mixer.config import Config
 from keras_mixer.console import printable, say, track
 from keras_mixer.data.datasets import SPLITS
-from keras_mixer.errors import InputError, RunError
+from keras_mixer.errors import InputError, RunError, path_errors
 
 # === train ===
 
@@ -34,7 +34,7 @@ def train(config, arguments):
             say(f"{run.directory} is complete; nothing was changed")
         else:
             _train_score_export(run)
-        print(_summary(run))
+        print(printable(_summary(run)))
 
 
 def _train_score_export(run):
@@ -137,7 +137,7 @@ def predict(options, arguments):
 class ExportOptions:
     """Flags of `export`."""
 
-    name: str = option("mlp_mixer", "Name of the exported model.")
+    name: str = option("mlp_mixer", "Name of the exported model.", plain_name=True)
     export_dir: str = option("saved_models", "Where exports land: export_dir/name/version/.")
 
 
@@ -146,7 +146,8 @@ def export(options, arguments):
     from keras_mixer.weights import native
 
     run = Path(_only(arguments, "RUN"))
-    folder = next((f for f in (run / "best", run) if native.is_native(f)), None)
+    with path_errors(run):
+        folder = next((f for f in (run / "best", run) if native.is_native(f)), None)
     if folder is None:
         raise InputError(f"{run}: not a run directory (it holds no best/model.json)")
     with _quiet_tensorflow():
@@ -264,14 +265,15 @@ def _ending_well(name, arguments):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         ending.status = 1
     except OSError as error:  # the disk, a permission, a name that is too long
-        ending.status = _complain(error, 1)
+        ending.status = _complain(f"{error}; what was saved before is intact", 1)
     except BaseException as error:
         if not hasattr(error, "exit_status"):  # training.signals.Interrupted, without importing it
             raise
         entry = (
             ["python", "train.py"] if sys.argv[0].endswith("train.py") else ["keras-mixer", name]
         )
-        again = shlex.join([*entry, *arguments])
+        kept = [word for word in arguments if not word.startswith("--overwrite")]
+        again = shlex.join([*entry, *kept])
         say(f"stopped by {error}, state saved; to continue: {again}")
         ending.status = error.exit_status
     finally:
@@ -306,7 +308,8 @@ def _quiet_tensorflow():
     TensorFlow 2.21 prints about oneDNN and missing CUDA libraries before its own log level is read
     (https://github.com/tensorflow/tensorflow/issues/100442). Errors are exceptions, and pass.
     """
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    if os.environ.setdefault("KERAS_BACKEND", "tensorflow") != "tensorflow":
+        raise InputError(f"KERAS_BACKEND={os.environ['KERAS_BACKEND']}: expected tensorflow")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if "tensorflow" in sys.modules or os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0":
         yield

@@ -65,6 +65,8 @@ def _check_value(field, value):
         raise _complaint(field, f"one of {', '.join(choices)}", value, _nearest(value, choices))
     if value == "":
         raise _complaint(field, "a value", "nothing")
+    if field.metadata.get("plain_name") and ("/" in value or value.startswith(".")):
+        raise _complaint(field, "a plain folder name", value)
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, float) and not math.isfinite(number):
             raise _complaint(field, "a finite number", value)
@@ -162,10 +164,10 @@ def parse(options_class, arguments, positional=None):
     values.set_gnu_getopt(True)  # flags may follow positional arguments
     try:
         rest = values(["command", *arguments])[1:]
-    except flags.Error as error:
-        raise InputError(_one_line(error, options_class)) from error
     except UnicodeDecodeError as error:
         raise InputError(f"--flagfile: not a text file ({error})") from error
+    except (flags.Error, ValueError) as error:  # the latter for --noflag=value
+        raise InputError(_one_line(error, options_class)) from error
     if rest and positional is None:
         preset = rest[0] if rest[0].endswith(".flags") else "flags/NAME.flags"
         raise InputError(

@@ -220,7 +220,11 @@ class Config:
         heading="Run",
         result=False,
     )
-    overwrite: bool = option(False, "Discard the run that is in output_dir.", result=False)
+    overwrite: bool = option(
+        False,
+        "Discard the run that is in output_dir and begin anew; leave it out to continue.",
+        result=False,
+    )
     save_every: int = option(
         1,
         "Epochs (or steps, with --save_unit=step) between checkpoints.",
@@ -235,7 +239,7 @@ class Config:
         choices=SPLITS,
         result=False,
     )
-    name: str = option("mlp_mixer", "Name of the exported model.", result=False)
+    name: str = option("mlp_mixer", "Name of the exported model.", plain_name=True, result=False)
     export: bool = option(
         True,
         "Export a SavedModel to export_dir/name/version/ at the end.",
@@ -245,8 +249,6 @@ class Config:
 
     def __post_init__(self):
         check(self)
-        if "/" in self.name or self.name.startswith("."):
-            raise InputError(f"--name: expected a plain folder name, received {self.name}")
 
     # === Architecture ===
 

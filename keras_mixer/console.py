@@ -4,6 +4,9 @@ Standard output belongs to results (tables, JSON, CSV), so that they can be pipe
 from files are printed literally: control characters are escaped, and nothing is read as markup.
 """
 
+import contextlib
+import sys
+
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -14,7 +17,30 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-_console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+class _StandardError:
+    """Standard error as long as somebody listens.
+
+    When the terminal closes, or `tee` has died of the same Ctrl-C, writing fails; a run that is
+    about to save its state must not die of that.
+    """
+
+    def write(self, text):
+        with contextlib.suppress(OSError):
+            return sys.stderr.write(text)
+        return len(text)
+
+    def flush(self):
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+
+    def __getattr__(self, name):
+        return getattr(sys.stderr, name)
+
+
+_console = Console(
+    file=_StandardError(), highlight=False, markup=False, emoji=False, soft_wrap=True
+)
 
 
 def say(text):

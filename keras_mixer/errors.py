@@ -1,5 +1,7 @@
 """What a user can mend: errors that reach the command line as one line, without a traceback."""
 
+import contextlib
+
 
 class InputError(ValueError):
     """Something given is wrong: a flag, a file, a folder. The command line exits with status 2.
@@ -10,3 +12,16 @@ class InputError(ValueError):
 
 class RunError(RuntimeError):
     """A run cannot go on: the loss is not finite, the disk is full. The exit status is 1."""
+
+
+@contextlib.contextmanager
+def path_errors(given):
+    """Turns trouble with a path that was given (too long, no permission) into an InputError.
+
+    Args:
+        given: The flag or argument with its value, as the message is to begin.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{given}: {error.strerror or error}") from error

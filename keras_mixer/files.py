@@ -44,6 +44,16 @@ def write_durably(path, content):
         os.fsync(file.fileno())
 
 
+def flush_tree(path):
+    """Flushes every file and folder below a folder, and the folder itself."""
+    for parent, _, names in os.walk(path):
+        for name in names:
+            descriptor = os.open(os.path.join(parent, name), os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+        flush_folder(parent)
+
+
 def flush_folder(path):
     """Flushes a folder's entries to disk, so that a rename within it survives a power cut."""
     if os.name == "nt":  # Windows opens no folders, and flushes renames by itself

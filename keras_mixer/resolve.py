@@ -62,6 +62,12 @@ def _from_checkpoint(config, checkpoint):
                 f"--{name}={shown(given)}: the checkpoint {config.checkpoint} has "
                 f"{name}={shown(value)}; leave the flag out to take that over"
             )
+    for name, value in _from_variant(config).items():
+        if taken[name] != value and getattr(config, name) is None:
+            raise InputError(
+                f"--variant={config.variant} has {name}={shown(value)}, the checkpoint "
+                f"{config.checkpoint} {name}={shown(taken[name])}; leave --variant out"
+            )
     return taken
 
 

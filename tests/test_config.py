@@ -67,6 +67,7 @@ def test_flagfile_is_read_and_later_flags_win(tmp_path):
         ),
         (["--scheduler=cosin"], "one of cosine, linear, received cosin; did you mean cosine?"),
         (["--flip=maybe"], "--flip: expected true or false, received maybe"),
+        (["--noflip=true"], "noflip"),
         (["--output_dir="], "--output_dir: expected a value, received nothing"),
         (["--name=a/b"], "--name: expected a plain folder name, received a/b"),
         (["flags/digits.flags"], "unexpected argument 'flags/digits.flags'"),
@@ -193,6 +194,11 @@ def test_flags_that_contradict_the_checkpoint_are_named():
         resolve(Config(checkpoint="x", depth=3), 10, CHECKPOINT)
     with pytest.raises(InputError, match="images of 3 channels, --dataset=digits has 1"):
         resolve(Config(checkpoint="x"), 10, {**CHECKPOINT, "channels": 3})
+
+
+def test_a_variant_that_contradicts_the_checkpoint_is_named():
+    with pytest.raises(InputError, match="--variant=B/16 has .*; leave --variant out"):
+        resolve(Config(checkpoint="x", variant="B/16"), 10, CHECKPOINT)
 
 
 def test_json_round_trip():

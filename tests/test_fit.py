@@ -185,7 +185,7 @@ def config_path(config):
     return Path(config().output_dir)
 
 
-def test_a_finished_run_is_left_alone(config, capsys):
+def test_a_finished_run_is_left_alone(config):
     run = fit(config())
     before = state(run)
     times = {p: p.stat().st_mtime_ns for p in run.directory.rglob("*") if p.is_file()}
@@ -208,16 +208,75 @@ def test_a_loss_that_is_no_number_stops_the_run_and_is_never_saved(config):
         assert np.isfinite(array).all(), name
 
 
-def test_an_image_that_cannot_be_decoded_is_named(config, folder):
-    split = load_source("folder", folder).train
-    path = next(Path(os.fsdecode(path)) for path in split.images if path.endswith(b".png"))
-    content = path.read_bytes()
-    middle = len(content) // 2
-    path.write_bytes(content[:middle] + bytes(60) + content[middle + 60 :])
+@pytest.mark.parametrize("damage", ["truncated", "removed"])
+def test_an_image_that_goes_bad_during_the_run_is_named(config, folder, monkeypatch, damage):
     fields = {"dataset": "folder", "data_dir": str(folder), "image_shape": (8, 8),
               "patch_shape": (4, 4), "batch_size": 25}  # fmt: skip
+    path = Path(os.fsdecode(load_source("folder", folder).train.images[3]))
+
+    def spoil(*arguments, drive=fit_module._drive):
+        path.unlink() if damage == "removed" else path.write_bytes(path.read_bytes()[:60])
+        drive(*arguments)
+
+    monkeypatch.setattr(fit_module, "_drive", spoil)
     with pytest.raises(InputError, match=f"1 unreadable image, mend or remove: {path}"):
         fit(config(**fields))
+
+
+def test_other_backends_are_refused(config, monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(InputError, match="not on jax; unset KERAS_BACKEND"):
+        fit(config())
+
+
+# === The best weights ===
+
+
+def test_best_weights_of_an_epoch_that_is_repeated_are_not_trusted(config, interrupted, capsys):
+    """Killed between best/ and the checkpoint: best/ is of an epoch that the checkpoint lacks."""
+    expected = state(fit(config("undisturbed", num_steps=4)))
+    interrupted(config(num_steps=4), 42)
+    run = fit_module.open_run(config(num_steps=4))
+    with run as opened:
+        arrays, facts = native.read_weights(opened.best)
+        strange = {name: array + 1 for name, array in arrays.items()}
+        native.write_weights(opened.best, strange, **{**facts, "step": 60, "val_accuracy": 0.9})
+    found = state(fit(config(num_steps=4)))
+    if found["facts"]["step"] > 40:  # an epoch after the interruption is the best one
+        assert found == expected
+    assert found["best stem/kernel"] != (arrays["stem/kernel"] + 1).tobytes()
+
+
+def test_damaged_best_weights_are_said_aloud_and_replaced(config, interrupted, capsys):
+    interrupted(config(num_steps=4), 42)
+    path = Path(config().output_dir) / "best" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-3] + b"abc")
+    run = fit(config(num_steps=4))
+    assert "takes its place" in capsys.readouterr().err
+    assert native.read_weights(run.best)[1]["step"] > 42
+
+
+# === Signals at awkward moments ===
+
+
+def test_a_signal_before_the_first_step_of_a_continued_run(config, interrupted, monkeypatch):
+    interrupted(config(), 13)
+    build = fit_module._validation_batches
+
+    def signalled(run):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return build(run)
+
+    monkeypatch.setattr(fit_module, "_validation_batches", signalled)
+    with pytest.raises(Interrupted):
+        fit(config())
+    assert newest_checkpoint(config_path(config) / "checkpoints").step == 13
+
+
+def test_a_signal_in_the_last_step_is_not_swallowed(config, interrupted):
+    expected = state(fit(config("undisturbed")))
+    assert interrupted(config(), 60).exit_status == 143
+    assert state(fit(config())) == expected
 
 
 # === The moving average ===

@@ -4,9 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import GOLDEN
 
+import keras_mixer.training.fit as fit_module
 from keras_mixer import Config, fit
+from keras_mixer.model.variants import VARIANTS, Variant
 from keras_mixer.weights import native
 
 BASE = {
@@ -17,20 +20,19 @@ BASE = {
 # A value for each flag with which the same run must come out differently.
 OTHER = {
     "image_shape": (16, 8), "validation_fraction": 0.2, "flip": True, "crop_padding": 1,
-    "variant": None, "patch_shape": (4, 2), "depth": 3, "dim": 10, "tokens_mlp_dim": 5,
+    "patch_shape": (4, 2), "depth": 3, "dim": 10, "tokens_mlp_dim": 5,
     "channels_mlp_dim": 9, "activation": "relu", "token_mixing": False, "channel_mixing": False,
     "dropout": 0.2, "stochastic_depth": 0.3, "optimizer": "adam", "batch_size": 64, "lr": 0.2,
     "momentum": 0.5, "decay": 0.5, "num_steps": 3, "warmup_step": 0, "schedule_unit": "step",
     "scheduler": "linear", "clip_norm": 0.0, "label_smoothing": 0.2, "ema": 0.9,
-    "precision": "bfloat16", "jit": "true", "seed": 1,
+    "precision": "bfloat16", "seed": 1,
 }  # fmt: skip
 
-# Where the data come from and what the weights start from have tests of their own:
-# test_sources.py, test_config.py (num_classes can only be left out or right), test_fit.py.
-ELSEWHERE = {"dataset", "num_classes", "checkpoint"}
+# Where the data come from (test_sources.py), what can only be left out or right (test_config.py),
+# what the weights start from (test_fit.py), and what has tests of its own below.
+ELSEWHERE = {"dataset", "num_classes", "checkpoint", "variant", "jit"}
 
 RESULT = {f.name for f in dataclasses.fields(Config) if f.metadata.get("result", True)}
-CHANGED = [name for name in OTHER if name not in ("variant", "jit")]  # see below
 
 
 def weights(tmp_path_factory, **fields):
@@ -54,7 +56,7 @@ def test_no_flag_escapes():
     assert set(OTHER) | ELSEWHERE == RESULT
 
 
-@pytest.mark.parametrize("name", CHANGED)
+@pytest.mark.parametrize("name", OTHER)
 def test_flag_changes_the_result(base, tmp_path_factory, name):
     assert OTHER[name] != BASE.get(name, getattr(Config(), name))
     assert not same(weights(tmp_path_factory, **{name: OTHER[name]}), base)
@@ -68,18 +70,38 @@ def test_flag_changes_no_bit_of_the_result(base, tmp_path_factory, name, value):
     assert same(weights(tmp_path_factory, **{name: value}), base)
 
 
-def test_compilation_changes_rounding_only(base, tmp_path_factory):
-    """`--jit` is compared on resume because its last bits may differ, not because more may."""
-    compiled = weights(tmp_path_factory, jit="true")
-    for name, array in base.items():
-        np.testing.assert_allclose(compiled[name], array, atol=1e-3)
+@pytest.mark.parametrize(
+    ("jit", "precision", "compiled"),
+    [
+        ("true", "float32", True),
+        ("false", "float32", False),
+        ("auto", "float32", True),
+        ("auto", "bfloat16", bool(tf.config.list_physical_devices("GPU"))),
+        ("true", "bfloat16", True),
+    ],
+)
+def test_jit_decides_on_compilation(base, tmp_path_factory, monkeypatch, jit, precision, compiled):
+    """It is compared on resume because its last bits may differ, not because more may."""
+    models = []
+    monkeypatch.setattr(
+        fit_module, "_drive", lambda model, *rest, drive=fit_module._drive: (
+            models.append(model), drive(model, *rest),
+        ),
+    )  # fmt: skip
+    found = weights(tmp_path_factory, jit=jit, precision=precision)
+    assert models[0].jit_compile is compiled
+    for name, array in base.items() if precision == "float32" else ():
+        np.testing.assert_allclose(found[name], array, atol=1e-3)
 
 
-def test_variant_sets_the_size():
-    """Table 1's smallest has 18 million parameters, too many to train here."""
-    from keras_mixer.resolve import resolve
-
-    assert resolve(Config(variant="S/32"), 10).architecture()["dim"] == 512
+def test_variant_is_trained(tmp_path_factory, monkeypatch):
+    """With a row added to the table, since the smallest in it has 18 million parameters."""
+    monkeypatch.setitem(VARIANTS, "XS/4", Variant(2, 6, 4, 3, 12, 0, 0))
+    field = Config.__dataclass_fields__["variant"]
+    monkeypatch.setattr(field, "metadata", {**field.metadata, "choices": None})
+    found = weights(tmp_path_factory, variant="XS/4", image_shape=(8, 8), depth=None, dim=None)
+    assert found["stem/kernel"].shape == (4, 4, 1, 6)
+    assert found["mixer_block_1/token_mixing/dense_0/kernel"].shape == (4, 3)
 
 
 def test_golden_checkpoint_can_be_trained_on(tmp_path_factory, folder):

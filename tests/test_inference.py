@@ -155,6 +155,12 @@ def test_predictions_are_the_models_own_and_broken_files_do_not_stop_them(traine
     assert rows["nowhere.png"]["error"] == "no such file"
 
 
+def test_dangling_links_are_reported(images):
+    (images / "link.png").symlink_to(images / "gone.png")
+    assert expand([str(images / "link.png")]) == [str(images / "link.png")]
+    assert str(images / "link.png") not in expand([str(images / "*.png")])
+
+
 def test_predictions_in_every_format(trained, images):
     model, names = load_mixer(trained.best), trained.source.class_names
     rows = list(predict_files(model, names, expand([str(images)]), top_k=2))

@@ -51,6 +51,14 @@ def test_seeds_of_an_experiment_share_a_row(runs):
     assert table[-1] == "Made on a CPU, 2 cores, Python 3, TensorFlow 2, Keras 3."
 
 
+def test_other_data_are_another_row_and_a_run_counts_once(runs):
+    path = runs[2] / "config.json"
+    path.write_text(path.read_text().replace('"identity": ""', '"identity": "other"'))
+    table = tabulate([*runs, runs[0], runs[0] / ".." / "1"]).splitlines()
+    assert table[2].startswith("| `--dim=8` | 2 |")
+    assert table[3].startswith("| `--dim=8` | 1 |")
+
+
 def test_unfinished_runs_are_named(runs):
     (runs[1] / "metrics.json").unlink()
     with pytest.raises(InputError, match="1: no finished run"):

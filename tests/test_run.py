@@ -1,6 +1,7 @@
 """Tests `keras_mixer/training/run.py`: who may train where."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from conftest import ROOT
 from keras_mixer import Config, InputError
 from keras_mixer.commandline import parse
 from keras_mixer.training.run import open_run, read_run
+from keras_mixer.weights import native
 
 
 @pytest.fixture
@@ -164,3 +166,89 @@ def test_steps_of_epochs_and_of_steps(config):
         config(batch_size=100, num_steps=5, warmup_step=2, schedule_unit="step", overwrite=True)
     )
     assert (run.total_steps, run.warmup_steps) == (5, 2)
+
+
+# === Starting points ===
+
+
+def test_a_checkpoint_within_the_output_dir_is_refused_and_kept(trained, tmp_path):
+    shutil.copytree(trained.directory, tmp_path / "run")
+    for overwrite in (False, True):
+        for checkpoint in (tmp_path / "run", tmp_path / "run" / "best"):
+            with pytest.raises(InputError, match="lies in --output_dir"):
+                opened(Config(checkpoint=str(checkpoint), output_dir=str(tmp_path / "run"),
+                              overwrite=overwrite))  # fmt: skip
+    assert (tmp_path / "run" / "best" / "model.safetensors").exists()
+
+
+def test_a_changed_starting_point_is_noticed_until_there_are_checkpoints(trained, tmp_path):
+    start = tmp_path / "start"
+    shutil.copytree(trained.directory, start)
+    config = Config(checkpoint=str(start), output_dir=str(tmp_path / "run"), batch_size=64)
+    run = opened(config)
+    arrays, facts = native.read_weights(start / "best")
+    native.write_weights(start / "best", {n: a + 1 for n, a in arrays.items()}, **facts)
+    with pytest.raises(InputError, match="has changed since"):
+        opened(config)
+    (run.checkpoints / "step-0000000001").mkdir(parents=True)
+    shutil.rmtree(start)
+    assert opened(config).config.dim == trained.config.dim, "it goes on without its start"
+
+
+# === Awkward moments ===
+
+
+def test_remains_of_a_kill_are_cleared_and_the_run_is_usable(config):
+    run = opened(config())
+    (run.directory / ".history.csv.tmp-77").write_text("x")
+    run.best.mkdir()
+    (run.best / ".model.safetensors.tmp-77").write_text("x")
+    (run.directory / "flags.txt").unlink()  # killed between the two
+    opened(config())
+    assert (run.directory / "flags.txt").exists()
+    assert not list(run.directory.rglob(".*.tmp-*"))
+
+
+def test_overwriting_spares_what_a_link_points_to(config, tmp_path):
+    run = opened(config())
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "mine").write_text("mine")
+    (run.directory / "checkpoints").symlink_to(elsewhere)
+    opened(config(lr=0.5, overwrite=True))
+    assert (elsewhere / "mine").read_text() == "mine"
+    opened(config(lr=0.5))
+
+
+def test_logs_of_others_are_not_ours(config, tmp_path):
+    (tmp_path / "run" / "logs").mkdir(parents=True)
+    (tmp_path / "run" / "logs" / "job.out").write_text("mine")
+    opened(config(overwrite=True))
+    assert (tmp_path / "run" / "logs" / "job.out").exists()
+
+
+def test_damaged_metrics_are_named(config):
+    run = opened(config())
+    (run.directory / "metrics.json").write_text("")
+    with pytest.raises(InputError, match=r"metrics\.json: damaged; remove it"):
+        assert run.finished
+
+
+def test_a_run_scored_on_another_split_can_be_finished(config):
+    run = opened(config(eval_split="validation", export=False))
+    assert not run.finished
+    run.write_metrics({"validation": {}})
+    assert run.finished
+
+
+@pytest.mark.parametrize("name", ["file/sub", "x" * 300])
+def test_impossible_places_are_named(tmp_path, name):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="--output_dir=.*: (Not a directory|File name too long)"):
+        opened(Config(output_dir=str(tmp_path / name)))
+
+
+def test_names_that_are_no_text_work(tmp_path):
+    """A name in Latin-1, say; absl reads flagfiles as UTF-8, so that one cannot repeat it."""
+    run = opened(Config(output_dir=str(tmp_path / "caf\udce9")))
+    assert (run.directory / "flags.txt").read_bytes().endswith(b"caf\xe9\n")

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from keras_mixer.data.sources import image_files, load_source
+from keras_mixer.data.datasets import DATASETS
+from keras_mixer.data.sources import _READERS, image_files, load_source
 from keras_mixer.errors import InputError
 
 
@@ -100,6 +101,10 @@ def test_unpacked_idx_files_are_the_same_data(idx_folder, tmp_path_factory):
         (
             lambda p: p.write_bytes(gzip.compress(gzip.decompress(p.read_bytes())[:-7])),
             "announces 47040 values, the file holds 47033",
+        ),
+        (
+            lambda p: p.write_bytes(p.read_bytes()[:40] + b"\xff" * 40 + p.read_bytes()[80:]),
+            "cannot read|damaged",
         ),
     ],
 )
@@ -199,6 +204,31 @@ def test_splits_must_have_the_same_classes(folder, tmp_path):
     shutil.rmtree(tmp_path / "split" / "val" / "bee")
     with pytest.raises(InputError, match="differ in their class folders: bee"):
         load_source("folder", tmp_path / "split")
+
+
+@pytest.mark.parametrize("place", ["Training", "TRAIN", "train"])
+def test_split_folders_may_be_written_in_capitals(folder, tmp_path, place):
+    shutil.copytree(folder, tmp_path / "split" / place)
+    shutil.copytree(folder, tmp_path / "split" / "Testing")
+    source = load_source("folder", tmp_path / "split")
+    assert source.class_names == ("ant", "bee", "cat")
+    assert len(source.test) == 36
+
+
+def test_a_test_folder_without_a_train_folder_is_no_class(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "split" / "test")
+    with pytest.raises(InputError, match="holds test but no train folder"):
+        load_source("folder", tmp_path / "split")
+
+
+# === The table ===
+
+
+@pytest.mark.parametrize("row", DATASETS.values(), ids=DATASETS.keys())
+def test_rows_of_the_table_make_sense(row):
+    assert row.image_shape[0] % row.patch_shape[0] == row.image_shape[1] % row.patch_shape[1] == 0
+    assert row.channels in (1, 3)
+    assert row.origin in _READERS
 
 
 # === Directories ===

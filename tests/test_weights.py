@@ -92,7 +92,7 @@ def test_a_fresh_head_stays_zero(model):
 
 
 def test_official_file_without_a_square_grid_asks_for_the_image_shape():
-    with pytest.raises(InputError, match="24 patches are no square grid.*--image_shape"):
+    with pytest.raises(InputError, match="24 patches are no square grid.*take it as image_shape"):
         load_mixer(GOLDEN / "official_mixer.npz")
 
 

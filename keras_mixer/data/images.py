@@ -6,50 +6,64 @@ checks above them run before it starts.
 """
 
 import os
+import warnings
 
 MOST_PIXELS = 89_478_485  # Pillow's limit against decompression bombs
-FORMATS = ("JPEG", "PNG")
 
-_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xae\x42\x60\x82"}
-_TAIL = 64  # some cameras and editors write a few bytes after the end marker
+_FORMATS = {"JPEG": "JPEG", "MPO": "JPEG", "PNG": "PNG"}  # MPO: several JPEGs in one file
+_JPEG_END = b"\xff\xd9"
 
 
 def check_image_file(path):
-    """Says what is wrong with an image file, from its header and its end, without decoding it.
+    """Says what is wrong with an image file, without decoding it.
+
+    The header must announce a JPEG or PNG of bearable size; the checksums of a PNG must be right,
+    and a JPEG must have its end marker.
 
     Args:
         path: string or bytes.
 
     Returns:
-        None for a sound JPEG or PNG, else a reason such as `"truncated"`.
+        None for a sound file, else a reason such as `"truncated"`.
     """
     from PIL import Image
 
+    if not os.path.isfile(path):  # a pipe or a device is never opened: it could hang
+        return "not a regular file"
     try:
-        if not os.path.isfile(path):  # a pipe or a device is never opened: it could hang
-            return "not a regular file"
-        if not os.path.getsize(path):
-            return "empty file"
-        with open(path, "rb") as file:
-            kind, (width, height) = _format_and_size(file, Image)
-            file.seek(max(0, os.path.getsize(path) - _TAIL))
-            tail = file.read()
+        with open(path, "rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # checked below
+            return _problem(file, Image)
     except Image.DecompressionBombError:
         return f"more than {MOST_PIXELS} pixels"
     except OSError as error:
-        return error.strerror or f"not a {' or '.join(FORMATS)} image"
-    if width * height > MOST_PIXELS:
-        return f"{width}x{height} is more than {MOST_PIXELS} pixels"
-    return None if _ENDS[kind] in tail else "truncated"
+        return error.strerror or "not a JPEG or PNG image"
+    except Exception as error:  # Pillow's parsers raise many kinds on hostile bytes
+        return f"damaged ({error})"
 
 
-def _format_and_size(file, image_module):
-    import warnings
+def _problem(file, image_module):
+    size = os.fstat(file.fileno()).st_size
+    if not size:
+        return "empty file"
+    with image_module.open(file, formats=("JPEG", "PNG")) as image:
+        width, height = image.size
+        if width * height > MOST_PIXELS:
+            return f"{width}x{height} is more than {MOST_PIXELS} pixels"
+        if _FORMATS[image.format] == "PNG":
+            image.verify()  # reads all of it, and raises where a checksum is wrong
+            return None
+        return None if _has_jpeg_end(file, size) else "truncated"
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", image_module.DecompressionBombWarning)  # checked by us
-        with image_module.open(file, formats=FORMATS) as image:
-            return image.format, image.size
+
+def _has_jpeg_end(file, size, tail=64):
+    """Looks for the end marker: at the end, else (cameras append films) anywhere in the scan."""
+    scan = file.tell()  # Pillow has read the header up to here
+    file.seek(max(scan, size - tail))
+    if _JPEG_END in file.read():
+        return True
+    file.seek(scan)
+    return _JPEG_END in file.read()
 
 
 def find_undecodable(paths):

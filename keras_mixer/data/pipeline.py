@@ -157,9 +157,9 @@ def _finished(batches, finish):
 
 @contextlib.contextmanager
 def broken_images_named(*splits):
-    """Turns TensorFlow's failure to decode an image, which names no file, into one that does.
+    """Turns TensorFlow's failure to read an image, which may name no file, into one that does.
 
-    Headers and ends of files are checked before a run; damage in the middle shows only here.
+    Headers and ends of files are checked before a run; what happens to them later shows only here.
 
     Args:
         *splits: The `sources.Split`s that are read within the block; None is allowed.
@@ -169,7 +169,11 @@ def broken_images_named(*splits):
     """
     try:
         yield
-    except tf.errors.InvalidArgumentError:
+    except (
+        tf.errors.InvalidArgumentError,
+        tf.errors.NotFoundError,
+        tf.errors.PermissionDeniedError,
+    ):
         files = [split.images for split in splits if split is not None and not split.in_memory]
         paths = [path for images in files for path in images]
         refuse_files(find_undecodable(console.track(paths, "looking for broken images")))

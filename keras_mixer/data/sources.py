@@ -2,6 +2,7 @@
 
 A source is indexable and has an identity: a digest that changes whenever the images, their order,
 their labels or their classes do, so that a resumed run can tell that its data are still the same.
+(Of image files the names and sizes are digested, not the contents: that would take hours for some.)
 Nothing here imports TensorFlow, so every mistake in the data is reported within a second or two.
 """
 
@@ -10,6 +11,7 @@ import gzip
 import hashlib
 import os
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ import numpy as np
 from keras_mixer import console
 from keras_mixer.data.datasets import DATASETS, SPLITS
 from keras_mixer.data.images import check_image_file
-from keras_mixer.errors import InputError
+from keras_mixer.errors import InputError, path_errors
 
 SPLIT_SEED = 0  # the splits of a data set are fixed: they never follow the seed of a run
 MOST_FILES_NAMED = 20
@@ -121,9 +123,10 @@ def _data_directory(dataset, row, data_dir):
         return None
     if data_dir is None:
         raise InputError(f"--dataset={dataset} needs --data_dir, the folder that holds its files")
-    if not Path(data_dir).is_dir():
-        kind = "not a folder" if Path(data_dir).exists() else "no such folder"
-        raise InputError(f"--data_dir={data_dir}: {kind}")
+    with path_errors(f"--data_dir={data_dir}"):
+        if not Path(data_dir).is_dir():
+            kind = "not a folder" if Path(data_dir).exists() else "no such folder"
+            raise InputError(f"--data_dir={data_dir}: {kind}")
     return Path(data_dir)
 
 
@@ -224,7 +227,7 @@ def _read_idx(path, dimensions):
     try:
         with opened(path, "rb") as file:
             content = file.read()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"--data_dir: cannot read {path}: {error}") from error
     header = 4 * (1 + dimensions)
     expected_magic = 0x0800 + dimensions  # 08: unsigned byte; then the number of dimensions
@@ -270,12 +273,18 @@ def _read_folder(row, directory):
 
 def _split_folders(directory):
     """Finds train/, val/ and test/; without a train/, the directory itself is what there is."""
+    folders = {entry.name.lower(): entry.path for entry in os.scandir(directory) if entry.is_dir()}
     found = {}
     for split, names in _SPLIT_FOLDERS.items():
         for name in names:
-            if split not in found and (directory / name).is_dir():
-                found[split] = directory / name
-    return found if "train" in found else {"train": directory}
+            if split not in found and name in folders:
+                found[split] = Path(folders[name])
+    if "train" not in found and len(found) > 0:
+        raise InputError(
+            f"--data_dir={directory} holds {', '.join(f.name for f in found.values())} but no "
+            f"train folder; expected class folders, directly or under train, val and test"
+        )
+    return found or {"train": directory}
 
 
 def _class_names(folder):

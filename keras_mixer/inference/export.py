@@ -21,6 +21,7 @@ import tensorflow as tf
 from keras_mixer import console
 from keras_mixer.data.images import decode_image, resize_images, to_model_range
 from keras_mixer.errors import InputError, RunError
+from keras_mixer.files import flush_folder, flush_tree
 from keras_mixer.weights import native
 from keras_mixer.weights.load import load_mixer
 
@@ -57,6 +58,7 @@ def export_model(folder, export_dir, name):
         _archive(model, class_names).write_out(temporary, verbose=False)
         _compare(temporary, model)
         os.chmod(temporary, 0o755)
+        flush_tree(Path(temporary))
         return _publish(temporary, home)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -96,11 +98,16 @@ def _archive(model, class_names):
 def _compare(directory, model):
     """Holds what a server would answer against the Keras model, on images of two sizes."""
     _, height, width, channels = model.input_shape
-    serve = tf.saved_model.load(directory).signatures["serving_default"]
+    serve = tf.saved_model.load(directory).signatures
     for shape in ((height, width), (2 * height + 1, width + 3)):
         images = np.random.default_rng(0).integers(0, 256, (2, *shape, channels), np.uint8)
         expected = model(to_model_range(resize_images(images, (height, width))), training=False)
-        difference = float(np.abs(serve(images=tf.constant(images))["logits"] - expected).max())
+        contents = tf.stack([tf.io.encode_png(image) for image in images])
+        answers = (
+            serve["serving_default"](images=tf.constant(images)),
+            serve["serve_bytes"](image_bytes=contents),
+        )
+        difference = max(float(np.abs(a["logits"] - expected).max()) for a in answers)
         if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
             raise RunError(
                 f"the export differs from the model by {difference:.1e} in its logits, more than "
@@ -113,5 +120,6 @@ def _publish(temporary, home):
     versions = [int(entry.name) for entry in home.iterdir() if entry.name.isdecimal()]
     target = home / str(max(versions, default=0) + 1)
     os.rename(temporary, target)
+    flush_folder(home)
     console.say(f"exported {target}")
     return target

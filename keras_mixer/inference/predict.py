@@ -35,7 +35,8 @@ def _expanded(argument):
     if os.path.exists(argument):
         return [argument]
     matches = sorted(glob.glob(argument, recursive=True))
-    return expand(matches) if matches else [argument]
+    there = [match for match in matches if os.path.exists(match)]  # glob lists dangling links, too
+    return expand(there) or [argument]
 
 
 def predict_files(model, class_names, paths, top_k=5):

@@ -5,7 +5,7 @@ import json
 import statistics
 from pathlib import Path
 
-from keras_mixer.errors import InputError
+from keras_mixer.errors import InputError, path_errors
 from keras_mixer.training.run import FLAGS, HISTORY, METRICS, read_record
 
 # Fields that tell runs of one experiment apart, or say nothing of it.
@@ -27,7 +27,7 @@ _HEADER = (
 
 
 def tabulate(directories):
-    """Summarises runs that differ in nothing but their seed as one row each.
+    """Summarises runs that differ in nothing but their seed, on the same data, as one row each.
 
     Args:
         directories: Paths of finished run directories.
@@ -41,15 +41,20 @@ def tabulate(directories):
         InputError: If a directory holds no finished run.
     """
     experiments = {}
-    for directory in map(Path, directories):
+    for directory in dict.fromkeys(Path(name).resolve() for name in directories):
         run = _read(directory)
-        experiments.setdefault(run["experiment"], []).append(run)
-    rows = [_row(experiment, runs) for experiment, runs in experiments.items()]
+        experiments.setdefault((run["experiment"], run["data"]), []).append(run)
+    rows = [_row(experiment, runs) for (experiment, _), runs in experiments.items()]
     places = dict.fromkeys(run["place"] for runs in experiments.values() for run in runs)
     return "\n".join([*_HEADER, *rows, "", *(f"Made on {place}." for place in places)]) + "\n"
 
 
 def _read(directory):
+    with path_errors(directory):
+        return _contents(directory)
+
+
+def _contents(directory):
     record = read_record(directory)
     metrics_path, history_path = directory / METRICS, directory / HISTORY
     if record is None or not metrics_path.exists():
@@ -58,11 +63,19 @@ def _read(directory):
         rows = list(csv.DictReader(file))
     return {
         "experiment": _experiment((directory / FLAGS).read_text().splitlines()),
-        "metrics": json.loads(metrics_path.read_text()),
+        "data": record["data"]["identity"],
+        "metrics": _json(metrics_path),
         "epochs": len(rows),
         "seconds": sum(float(row["seconds"]) for row in rows),
         "place": _place(record["environment"]),
     }
+
+
+def _json(path):
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({error})") from error
 
 
 def _experiment(flags):

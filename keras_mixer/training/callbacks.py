@@ -29,12 +29,14 @@ class Progress:
         rows: One dict per finished epoch, the rows of history.csv.
         best: The row whose weights are in best/; None before the first.
         seconds: Time spent in the epoch under way.
+        computed_by: The devices, and whether with XLA; exactness holds for one of these.
     """
 
     step: int = 0
     rows: list[dict] = dataclasses.field(default_factory=list)
     best: dict | None = None
     seconds: float = 0.0
+    computed_by: str = ""
 
 
 class Restoration(keras.callbacks.Callback):
@@ -213,13 +215,16 @@ class Saver(keras.callbacks.Callback):
         self._save_or_stop(due)
 
     def _save_or_stop(self, due):
-        if (due or self.stop) and self._saved_step != self.progress.step:
-            self._save()
+        if due or self.stop:
+            self.save(self.model)
         if self.stop:
             self.model.stop_training = True
 
-    def _save(self):
-        arrays = gather_state(self.model, self.meters)
+    def save(self, model):
+        """Writes a checkpoint, unless nothing has happened since the last one."""
+        if self._saved_step == self.progress.step:
+            return
+        arrays = gather_state(model, self.meters)
         for name, array in arrays.items():
             stop_unless_finite(f"value of {name}", array, self)
         progress = dataclasses.asdict(self.progress)

@@ -4,12 +4,14 @@ The steps of an epoch, the order of the data and every random draw are functions
 and of the step, so the same command continues an interrupted run exactly.
 """
 
+import contextlib
+
 import keras
 import tensorflow as tf
 
 from keras_mixer import console
 from keras_mixer.data.pipeline import broken_images_named, evaluation_batches, training_batches
-from keras_mixer.errors import RunError
+from keras_mixer.errors import InputError, RunError
 from keras_mixer.model.mixer import build_mixer
 from keras_mixer.training.callbacks import Bar, Clock, Epochs, Progress, Restoration, Saver
 from keras_mixer.training.checkpoints import newest_checkpoint
@@ -45,35 +47,47 @@ def fit(config):
 
 def train(run):
     """Trains within a run that is open. See `fit`."""
+    if keras.backend.backend() != "tensorflow":
+        raise InputError(
+            f"training runs on Keras's TensorFlow backend, not on {keras.backend.backend()}; "
+            f"unset KERAS_BACKEND"
+        )
     progress, arrays = _where_it_stopped(run)
     if progress.step == run.total_steps:
         return
     keras.utils.set_random_seed(run.config.seed)
-    model = _initial_model(run)
+    model = _initial_model(run, resumed=arrays is not None)
     schedule = WarmupDecay(run.config.lr, run.warmup_steps, run.total_steps, run.config.scheduler)
     meters = _compile(model, run.config, schedule)
     native.write_description(run.best, run.config.architecture(), run.source.class_names)
     with StopRequest() as stop, console.progress_bar() as bar:
+        saver = Saver(run, progress, meters, stop)
         callbacks = [
             Restoration(meters, arrays),
             Clock(progress),
             Epochs(run, progress, _validation_batches(run), schedule),
-            Saver(run, progress, meters, stop),
+            saver,
             Bar(run, progress, bar),
         ]
-        with broken_images_named(run.source.train, run.source.validation):
-            try:
-                _drive(model, run, progress, callbacks, stop)
-            except tf.errors.ResourceExhaustedError as error:
-                raise RunError(
-                    f"out of memory at --batch_size={run.config.batch_size}: lower it, or choose a "
-                    f"smaller model or --precision=bfloat16"
-                ) from error
-    if stop and progress.step < run.total_steps:
+        with broken_images_named(run.source.train, run.source.validation), _memory_errors(run):
+            _drive(model, run, progress, callbacks, stop)
+    if stop:
+        saver.save(model)
         raise Interrupted(stop.signal_number)
 
 
-def _initial_model(run):
+@contextlib.contextmanager
+def _memory_errors(run):
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as error:
+        raise RunError(
+            f"out of memory at --batch_size={run.config.batch_size}: lower it, or choose a "
+            f"smaller model or --precision=bfloat16"
+        ) from error
+
+
+def _initial_model(run, resumed):
     config = run.config
     model = build_mixer(
         **config.architecture(),
@@ -81,7 +95,7 @@ def _initial_model(run):
         stochastic_depth=config.stochastic_depth,
         dtype=POLICIES[config.precision],
     )
-    if config.checkpoint:
+    if config.checkpoint and not resumed:
         start = read_checkpoint(config.checkpoint, config.image_shape)
         fresh_head = start.class_names != run.source.class_names
         assign_weights(model, start.arrays, config.checkpoint, fresh_head)
@@ -119,16 +133,51 @@ def _jit(config):
 
 def _where_it_stopped(run):
     checkpoint = newest_checkpoint(run.checkpoints)
-    if checkpoint is not None:
-        progress = Progress(**checkpoint.progress)
-        if progress.step < run.total_steps:
-            console.say(f"continuing {run.directory} at step {progress.step} of {run.total_steps}")
-        return progress, checkpoint.arrays
-    console.say(
-        f"training in {run.directory}: {len(run.source.train):,} images, "
-        f"{run.steps_per_epoch:,} steps an epoch, {run.total_steps:,} steps"
-    )
-    return Progress(), None
+    if checkpoint is None:
+        names = ", ".join(run.source.class_names[:5])
+        more = ", …" if len(run.source.class_names) > 5 else ""
+        console.say(
+            f"training in {run.directory}: {len(run.source.train):,} images of "
+            f"{len(run.source.class_names)} classes ({names}{more}), "
+            f"{run.steps_per_epoch:,} steps an epoch, {run.total_steps:,} steps"
+        )
+        return Progress(computed_by=_computed_by(run.config)), None
+    progress = Progress(**checkpoint.progress)
+    if progress.step < run.total_steps:
+        console.say(f"continuing {run.directory} at step {progress.step} of {run.total_steps}")
+        _note_changes(run, progress)
+    return progress, checkpoint.arrays
+
+
+def _computed_by(config):
+    accelerators = [device.name for device in tf.config.list_physical_devices("GPU")]
+    return f"{', '.join(accelerators) or 'CPU'}, {'XLA' if _jit(config) else 'no XLA'}"
+
+
+def _note_changes(run, progress):
+    """Says what is not as it was when the checkpoint was written."""
+    if (now := _computed_by(run.config)) != progress.computed_by:
+        console.say(
+            f"computed by {progress.computed_by} until now, by {now} from here on: results may "
+            f"differ from an uninterrupted run's in their last bits"
+        )
+        progress.computed_by = now
+    if progress.best is not None:
+        progress.best = _confirmed_best(run, progress.best)
+
+
+def _confirmed_best(run, row):
+    """Returns the row that best/ belongs to, or None if best/ must be filled anew.
+
+    A kill between writing best/ and the checkpoint leaves the weights of an epoch that is about to
+    be repeated. Unless the repetition is exact, their scores would be of a run that never was.
+    """
+    try:
+        _, facts = native.read_weights(run.best)
+    except InputError as error:
+        console.say(f"{error}: the best epoch from here on takes its place")
+        return None
+    return row if facts["step"] == row["step"] else None
 
 
 def _validation_batches(run):
@@ -163,11 +212,11 @@ def _drive(model, run, progress, callbacks, stop):
             shuffle=False,
             verbose=0,
         )
-    if int(model.optimizer.iterations.numpy()) != progress.step:
-        raise RunError(
-            f"the optimizer took {int(model.optimizer.iterations.numpy())} steps, "
-            f"but {progress.step} batches were fed: please report this"
-        )
+        if (taken := int(model.optimizer.iterations.numpy())) != progress.step:
+            raise RunError(
+                f"the optimizer took {taken} steps, but {progress.step} batches were fed: "
+                f"please report this"
+            )
 
 
 def _training_batches(run, first_step):

@@ -20,14 +20,15 @@ from keras_mixer import console
 from keras_mixer.commandline import shown
 from keras_mixer.config import Config
 from keras_mixer.data.sources import Source, load_source
-from keras_mixer.errors import InputError
+from keras_mixer.errors import InputError, path_errors
 from keras_mixer.files import write_atomically
 from keras_mixer.resolve import resolve
 from keras_mixer.weights.load import read_checkpoint
+from keras_mixer.weights.native import as_architecture, digest
 
 FLAGS, CONFIG, HISTORY, METRICS = "flags.txt", "config.json", "history.csv", "metrics.json"
-BEST, CHECKPOINTS, LOGS, LOCK = "best", "checkpoints", "logs", ".lock"
-OURS = (FLAGS, CONFIG, HISTORY, METRICS, BEST, CHECKPOINTS, LOGS)
+BEST, CHECKPOINTS, LOCK = "best", "checkpoints", ".lock"
+OURS = (FLAGS, HISTORY, METRICS, BEST, CHECKPOINTS, CONFIG)  # in the order of _clear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,10 @@ class Run:
     def metrics(self):
         """Returns the contents of metrics.json; {} before the run is scored."""
         path = self.directory / METRICS
-        return json.loads(path.read_text()) if path.exists() else {}
+        try:
+            return json.loads(path.read_text()) if path.exists() else {}
+        except ValueError as error:
+            raise InputError(f"{path}: damaged; remove it, and the run is scored again") from error
 
     def write_metrics(self, metrics):
         """Replaces metrics.json."""
@@ -97,7 +101,8 @@ class Run:
     @property
     def finished(self):
         """Whether the run has been trained, scored and, if asked for, exported."""
-        return "test" in (metrics := self.metrics()) and (
+        metrics = self.metrics()
+        return self.config.eval_split in metrics and (
             "saved_model" in metrics or not self.config.export
         )
 
@@ -122,18 +127,24 @@ def open_run(config):
     Raises:
         InputError: If the data, the config or the directory forbid it.
     """
+    directory = Path(config.output_dir)
     source = load_source(config.dataset, config.data_dir, config.validation_fraction)
-    start = config.checkpoint and read_checkpoint(config.checkpoint, config.image_shape)
-    resolved = resolve(config, len(source.class_names), start and start.architecture)
-    run = Run(Path(config.output_dir), resolved, source)
+    with path_errors(f"--output_dir={directory}"):
+        record = _check_directory(directory, config)
+    start = _starting_point(config, record)
+    resolved = resolve(config, len(source.class_names), start and start["architecture"])
+    run = Run(directory, resolved, source)
     _check_sizes(run)
-    _check_directory(run)
-    with _claimed(run.directory):
-        if config.overwrite:
-            _discard(run.directory)
-        if not (run.directory / CONFIG).exists():
-            _write_flags(run.directory, config)
-            _write_json(run.directory / CONFIG, _record(run))
+    if record and not config.overwrite:
+        _same_run(run, record)
+        _same_data(directory, record, source)
+        _note_environment(record)
+    with _claimed(directory):
+        _clear(directory, config.overwrite)
+        if not (directory / CONFIG).exists():
+            _write_json(directory / CONFIG, _record(run, start))
+        if not (directory / FLAGS).exists():
+            _write_flags(directory, config)
         yield run
 
 
@@ -151,7 +162,8 @@ def read_run(directory, data_dir=None):
         InputError: If there is no run, or its data are gone or have changed.
     """
     directory = Path(directory)
-    record = read_record(directory)
+    with path_errors(directory):
+        record = read_record(directory)
     if record is None:
         raise InputError(f"{directory}: not a run directory (it holds no {CONFIG})")
     config = Config.from_json(record["config"])
@@ -170,25 +182,44 @@ def _check_sizes(run):
         run.source.split(run.config.eval_split)
 
 
-def _check_directory(run):
-    directory = run.directory
+def _check_directory(directory, config):
+    """Returns the record of the run that is there, or None; refuses what is not ours."""
     if directory.exists() and not directory.is_dir():
         raise InputError(f"--output_dir={directory}: a file is in the way; give another directory")
+    if config.checkpoint and Path(config.checkpoint).resolve().is_relative_to(directory.resolve()):
+        raise InputError(
+            f"--checkpoint={config.checkpoint} lies in --output_dir={directory}, which the new run "
+            f"would write to; give another --output_dir"
+        )
     record = read_record(directory)
-    if record is None:
-        if in_the_way := [name for name in OURS if (directory / name).exists()]:
-            raise InputError(
-                f"--output_dir={directory} holds {', '.join(in_the_way)} but no {CONFIG}, so it is "
-                f"not a run to continue; give another --output_dir"
-            )
-    elif not run.config.overwrite:
-        _same_run(directory, record, run.config)
-        _same_data(directory, record, run.source)
-        _note_environment(record)
+    if record is None and (there := [name for name in OURS if (directory / name).exists()]):
+        raise InputError(
+            f"--output_dir={directory} holds {', '.join(there)} but no {CONFIG}, so it is "
+            f"not a run to continue; give another --output_dir"
+        )
+    return record
 
 
-def _same_run(directory, record, config):
+def _starting_point(config, record):
+    """What the run starts from, as recorded if it has checkpoints of its own, else as it is now."""
+    if config.checkpoint is None:
+        return None
+    recorded = record and not config.overwrite and record.get("start")
+    if recorded and any((Path(config.output_dir) / CHECKPOINTS).glob("step-*")):
+        return {**recorded, "architecture": as_architecture(recorded["architecture"])}
+    checkpoint = read_checkpoint(config.checkpoint, config.image_shape)
+    start = {"architecture": checkpoint.architecture, "sha256": digest(checkpoint.arrays)}
+    if recorded and recorded["sha256"] != start["sha256"]:
+        raise InputError(
+            f"--checkpoint={config.checkpoint} has changed since {config.output_dir} began; "
+            f"give another --output_dir"
+        )
+    return start
+
+
+def _same_run(run, record):
     """Refuses to continue a run under flags that would have given another result."""
+    config = run.config
     before = Config.from_json(record["config"])
     differing = [
         f"--{field.name} was {shown(getattr(before, field.name))}, "
@@ -199,7 +230,7 @@ def _same_run(directory, record, config):
     ]
     if differing:
         raise InputError(
-            f"--output_dir={directory} holds another run: {'; '.join(differing)}. "
+            f"--output_dir={run.directory} holds another run: {'; '.join(differing)}. "
             f"Give another --output_dir to keep it, or --overwrite to discard it"
         )
 
@@ -234,7 +265,7 @@ def read_record(directory):
     Raises:
         InputError: If somebody else wrote it.
     """
-    path = directory / CONFIG
+    path = Path(directory) / CONFIG
     if not path.exists():
         return None
     try:
@@ -249,23 +280,30 @@ def read_record(directory):
 
 @contextlib.contextmanager
 def _claimed(directory):
-    try:
+    lock = filelock.FileLock(directory / LOCK, timeout=0)
+    with path_errors(f"--output_dir={directory}"):
         directory.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(directory / LOCK, timeout=0):
-            yield
-    except filelock.Timeout as error:
-        raise InputError(
-            f"--output_dir={directory} is in use: another process is training there"
-        ) from error
-    except PermissionError as error:
-        raise InputError(f"--output_dir={directory}: no permission to write there") from error
+        try:
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise InputError(
+                f"--output_dir={directory} is in use: another process is training there"
+            ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
-def _discard(directory):
-    """Removes what a run leaves behind, and nothing else."""
-    for name in OURS:
-        path = directory / name
-        if path.is_dir():
+def _clear(directory, overwrite):
+    """Removes what kills have left half-written; to overwrite, whatever a run leaves behind.
+
+    Nothing else is touched. config.json, which makes the directory a run of ours, goes last.
+    """
+    for unfinished in [*directory.glob(".*.tmp-*"), *directory.glob(f"{BEST}/.*.tmp-*")]:
+        unfinished.unlink()
+    for path in [directory / name for name in OURS] if overwrite else []:
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
@@ -281,10 +319,10 @@ def _write_flags(directory, config):
         for field in dataclasses.fields(Config)
         if getattr(config, field.name) != field.default and field.name != "overwrite"
     ]
-    write_atomically(directory / FLAGS, "".join(lines).encode())
+    write_atomically(directory / FLAGS, "".join(lines).encode(errors="surrogateescape"))
 
 
-def _record(run):
+def _record(run, start):
     sizes = {
         name: len(split)
         for name in ("train", "validation", "test")
@@ -298,13 +336,16 @@ def _record(run):
             "images": sizes,
         },
         "environment": environment(),
+        "start": start,
     }
 
 
 def environment():
     """Returns what a result depends on besides the config: versions and hardware, as strings."""
     versions = {name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy")}
+    switches = ("TF_NUM_INTRAOP_THREADS", "TF_ENABLE_ONEDNN_OPTS", "XLA_FLAGS")
     return versions | {
+        **{name: os.environ.get(name, "not set") for name in switches},
         "python": platform.python_version(),
         "cpu": _cpu_name(),
         "cores": str(_cores()),

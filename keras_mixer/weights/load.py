@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_mixer.errors import InputError
+from keras_mixer.errors import InputError, path_errors
 from keras_mixer.weights import native, official
 
 HEAD = ("head/kernel", "head/bias")
@@ -40,7 +40,11 @@ def read_checkpoint(path, image_shape=None):
         InputError: If nothing is there, or it is of no known format, or damaged.
     """
     _refuse_remote(path)
-    path = Path(path)
+    with path_errors(path):
+        return _recognise(Path(path), image_shape)
+
+
+def _recognise(path, image_shape):
     for folder in (path / "best", path):
         if native.is_native(folder):
             architecture, class_names = native.read_description(folder)

@@ -44,7 +44,7 @@ def write_weights(folder, arrays, **facts):
         **facts: JSON values kept with the weights, such as the epoch they come from.
     """
     # One entry, since safetensors writes several in an order that changes from run to run.
-    metadata = {"keras_mixer": json.dumps({"sha256": _digest(arrays), "facts": facts})}
+    metadata = {"keras_mixer": json.dumps({"sha256": digest(arrays), "facts": facts})}
     write_atomically(folder / WEIGHTS, pack(arrays, metadata))
 
 
@@ -64,10 +64,7 @@ def read_description(folder):
         description = json.loads(path.read_text())
         if description["format"] != FORMAT:
             raise InputError(f"{path}: format {description['format']}, expected {FORMAT}")
-        architecture = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in description["architecture"].items()
-        }
+        architecture = as_architecture(description["architecture"])
         return architecture, tuple(description["class_names"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not a readable model description ({error})") from error
@@ -88,14 +85,20 @@ def read_weights(folder):
             record = json.loads((file.metadata() or {}).get("keras_mixer", "{}"))
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from error
-    if record.get("sha256") != _digest(arrays):
+    if record.get("sha256") != digest(arrays):
         raise InputError(f"{path}: damaged, its contents do not match its sha256")
     return arrays, record["facts"]
 
 
-def _digest(arrays):
-    digest = hashlib.sha256()
+def digest(arrays):
+    """Returns the hexadecimal sha256 of a dict of arrays: names, types, shapes and values."""
+    sha256 = hashlib.sha256()
     for name in sorted(arrays):
-        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}\n".encode())
-        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
-    return digest.hexdigest()
+        sha256.update(f"{name} {arrays[name].dtype} {arrays[name].shape}\n".encode())
+        sha256.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return sha256.hexdigest()
+
+
+def as_architecture(values):
+    """Returns `build_mixer` arguments that went through JSON with their shapes as tuples again."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}

@@ -6,6 +6,7 @@ convolution kernels have Keras's own layout, so nothing is transposed.
 
 import re
 import zipfile
+import zlib
 
 import numpy as np
 
@@ -39,7 +40,7 @@ def read(path, image_shape=None):
     try:
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {_our_name(name): file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise InputError(f"{path}: not a readable .npz checkpoint ({error})") from error
     try:
         return _architecture(path, arrays, image_shape), arrays
@@ -78,6 +79,6 @@ def _square_image(path, patches, height, width):
     if side * side != patches:
         raise InputError(
             f"{path}: its {patches} patches are no square grid, so the file cannot tell the shape "
-            f"of its images; give image_shape (on the command line: --image_shape=HEIGHT,WIDTH)"
+            f"of its images; load_mixer and train.py take it as image_shape"
         )
     return side * height, side * width
