@@ -186,10 +186,11 @@ def _check_directory(directory, config):
     """Returns the record of the run that is there, or None; refuses what is not ours."""
     if directory.exists() and not directory.is_dir():
         raise InputError(f"--output_dir={directory}: a file is in the way; give another directory")
-    if config.checkpoint and Path(config.checkpoint).resolve().is_relative_to(directory.resolve()):
+    places = {directory.resolve(), (directory / BEST).resolve()}
+    if config.checkpoint and Path(config.checkpoint).resolve() in places:
         raise InputError(
-            f"--checkpoint={config.checkpoint} lies in --output_dir={directory}, which the new run "
-            f"would write to; give another --output_dir"
+            f"--checkpoint={config.checkpoint} is --output_dir={directory} itself, where the new "
+            f"run would take its place; give another --output_dir"
         )
     record = read_record(directory)
     if record is None and (there := [name for name in OURS if (directory / name).exists()]):
