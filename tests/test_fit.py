@@ -48,33 +48,22 @@ def state(run):
     return {k: v.tobytes() for k, v in arrays.items()} | {"rows": history, "facts": facts}
 
 
-class Interruption(keras.callbacks.Callback):
-    """Sends this process a signal after so many steps, as somebody at the terminal would."""
-
-    def __init__(self, step, number=signal.SIGTERM):
-        super().__init__()
-        self.step = step
-        self.number = number
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.step -= 1
-        if self.step == 0:
-            os.kill(os.getpid(), self.number)
-
-
 @pytest.fixture
 def interrupted(monkeypatch):
-    """Trains and interrupts after so many steps."""
+    """Trains, and sends this process a signal after so many steps, as a terminal would."""
 
     def run(config, step, number=signal.SIGTERM):
+        class Interrupting(fit_module.Saver):
+            steps_left = step
+
+            def on_train_batch_end(self, batch, logs=None):
+                self.steps_left -= 1
+                if self.steps_left == 0:
+                    os.kill(os.getpid(), number)
+                super().on_train_batch_end(batch, logs)
+
         with monkeypatch.context() as patch:
-            patch.setattr(
-                fit_module,
-                "Saver",
-                lambda *arguments, saver=fit_module.Saver: keras.callbacks.CallbackList(
-                    [Interruption(step, number), saver(*arguments)]
-                ),
-            )
+            patch.setattr(fit_module, "Saver", Interrupting)
             with pytest.raises(Interrupted) as error:
                 fit(config)
         return error.value

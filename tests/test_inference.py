@@ -123,7 +123,7 @@ def images(tmp_path, trained, write_image):
     big = Image.fromarray(trained.source.test.images[0].squeeze()).resize((64, 48))
     (folder / "deep").mkdir()
     big.convert("RGB").save(folder / "deep" / "big.jpg")
-    (folder / "truncated.png").write_bytes((folder / "0.png").read_bytes()[:60])
+    (folder / "truncated.png").write_bytes((folder / "0.png").read_bytes()[:-20])
     (folder / "text.jpg").write_text("hello")
     return folder
 
@@ -150,7 +150,7 @@ def test_predictions_are_the_models_own_and_broken_files_do_not_stop_them(traine
             [p["probability"] for p in found], probabilities[best], atol=1e-6
         )
     assert len(rows["big.jpg"]["predictions"]) == 3
-    assert rows["truncated.png"]["error"] == "truncated"
+    assert "damaged" in rows["truncated.png"]["error"]
     assert rows["text.jpg"]["error"] == "not a JPEG or PNG image"
     assert rows["nowhere.png"]["error"] == "no such file"
 

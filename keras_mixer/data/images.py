@@ -26,7 +26,7 @@ def check_image_file(path):
     Returns:
         None for a sound file, else a reason such as `"truncated"`.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     if not os.path.isfile(path):  # a pipe or a device is never opened: it could hang
         return "not a regular file"
@@ -36,8 +36,10 @@ def check_image_file(path):
             return _problem(file, Image)
     except Image.DecompressionBombError:
         return f"more than {MOST_PIXELS} pixels"
+    except UnidentifiedImageError:
+        return "not a JPEG or PNG image"
     except OSError as error:
-        return error.strerror or "not a JPEG or PNG image"
+        return error.strerror or f"damaged ({error})"
     except Exception as error:  # Pillow's parsers raise many kinds on hostile bytes
         return f"damaged ({error})"
 
