@@ -8,7 +8,7 @@ import pytest
 from conftest import GOLDEN
 
 from keras_mixer import InputError, build_mixer, load_mixer
-from keras_mixer.weights import native
+from keras_mixer.weights import native, official
 from keras_mixer.weights.load import assign_weights, model_weights, read_checkpoint
 
 ARCHITECTURE = {
@@ -103,6 +103,12 @@ def test_official_architecture_is_inferred():
         "tokens_mlp_dim": 12, "channels_mlp_dim": 48, "num_classes": 5, "activation": "gelu",
         "token_mixing": True, "channel_mixing": True,
     }  # fmt: skip
+
+
+def test_official_names_become_ours_one_to_one():
+    architecture, arrays = official.read(GOLDEN / "official_mixer.npz", (24, 16))
+    ours = {v.path: tuple(v.shape) for v in build_mixer(**architecture).weights}
+    assert {name: array.shape for name, array in arrays.items()} == ours
 
 
 def _without(name):
