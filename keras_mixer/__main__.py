@@ -27,7 +27,7 @@ from keras_mixer.errors import InputError, RunError, path_errors
 
 def train(config, arguments):
     """Trains a Mixer, scores it and exports it; given again, continues where it stopped."""
-    from keras_mixer.training.run import open_run
+    from keras_mixer.training.opening import open_run
 
     with open_run(config) as run:
         if run.finished:
@@ -78,7 +78,7 @@ class EvaluateOptions:
 
 def evaluate(options, arguments):
     """Scores a run: top-1, top-5, loss, and precision, recall and F1 of every class."""
-    from keras_mixer.training.run import read_run
+    from keras_mixer.training.opening import read_run
 
     run = read_run(_only(arguments, "RUN"), options.data_dir)
     run.source.split(options.eval_split)

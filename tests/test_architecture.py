@@ -116,7 +116,7 @@ HEAVY = ("tensorflow", "keras", "jax", "torch", "sklearn", "scipy")
 @pytest.mark.parametrize(
     "module",
     [
-        "keras_mixer", "keras_mixer.__main__", "keras_mixer.config", "keras_mixer.training.run",
+        "keras_mixer", "keras_mixer.__main__", "keras_mixer.config", "keras_mixer.training.opening",
         "keras_mixer.training.checkpoints", "keras_mixer.data.sources", "keras_mixer.weights.load",
     ],
 )  # fmt: skip

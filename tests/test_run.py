@@ -1,4 +1,4 @@
-"""Tests `keras_mixer/training/run.py`: who may train where."""
+"""Tests `keras_mixer/training/run.py` and `opening.py`: who may train where."""
 
 import json
 import shutil
@@ -10,7 +10,8 @@ from conftest import ROOT
 
 from keras_mixer import Config, InputError
 from keras_mixer.commandline import parse
-from keras_mixer.training.run import open_run, read_run
+from keras_mixer.training.opening import open_run, read_run
+from keras_mixer.training.run import HISTORY
 from keras_mixer.weights import native
 
 
@@ -129,7 +130,7 @@ def test_a_file_in_the_way_is_named(config, tmp_path):
 def test_two_processes_cannot_train_in_one_directory(config):
     with open_run(config()) as run:
         code = (
-            "from keras_mixer import Config\nfrom keras_mixer.training.run import open_run\n"
+            "from keras_mixer import Config\nfrom keras_mixer.training.opening import open_run\n"
             f"with open_run(Config(output_dir={str(run.directory)!r}, depth=2, dim=8)): pass"
         )
         second = subprocess.run(
@@ -252,3 +253,10 @@ def test_names_that_are_no_text_work(tmp_path):
     """A name in Latin-1, say; absl reads flagfiles as UTF-8, so that one cannot repeat it."""
     run = opened(Config(output_dir=str(tmp_path / "caf\udce9")))
     assert (run.directory / "flags.txt").read_bytes().endswith(b"caf\xe9\n")
+
+
+def test_history_is_replaced_whole(config):
+    run = opened(config())
+    run.write_history([{"epoch": 1, "loss": 0.5, "val_loss": None}])
+    run.write_history([{"epoch": 1, "loss": 0.5, "val_loss": None}, {"epoch": 2, "loss": 0.4}])
+    assert (run.directory / HISTORY).read_text() == "epoch,loss,val_loss\n1,0.5,\n2,0.4,\n"

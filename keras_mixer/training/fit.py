@@ -15,8 +15,8 @@ from keras_mixer.errors import InputError, RunError
 from keras_mixer.model.mixer import build_mixer
 from keras_mixer.training.callbacks import Bar, Clock, Epochs, Progress, Restoration, Saver
 from keras_mixer.training.checkpoints import newest_checkpoint
+from keras_mixer.training.opening import open_run
 from keras_mixer.training.optimizers import build_optimizer
-from keras_mixer.training.run import open_run
 from keras_mixer.training.schedules import WarmupDecay
 from keras_mixer.training.signals import Interrupted, StopRequest
 from keras_mixer.weights import native

@@ -1,30 +1,18 @@
-"""The run directory: what is in it, who may write to it, and whether a command may continue it.
+"""The run directory: what is in it and what the files are called.
 
-Nothing here imports TensorFlow, so that every refusal comes within a second or two.
+Nothing here imports TensorFlow.
 """
 
-import contextlib
 import csv
 import dataclasses
-import importlib.metadata
 import io
 import json
-import os
-import platform
-import shutil
 from pathlib import Path
 
-import filelock
-
-from keras_mixer import console
-from keras_mixer.commandline import shown
 from keras_mixer.config import Config
-from keras_mixer.data.sources import Source, load_source
-from keras_mixer.errors import InputError, path_errors
+from keras_mixer.data.sources import Source
+from keras_mixer.errors import InputError
 from keras_mixer.files import write_atomically
-from keras_mixer.resolve import resolve
-from keras_mixer.weights.load import read_checkpoint
-from keras_mixer.weights.native import as_architecture, digest
 
 FLAGS, CONFIG, HISTORY, METRICS = "flags.txt", "config.json", "history.csv", "metrics.json"
 BEST, CHECKPOINTS, LOCK = "best", "checkpoints", ".lock"
@@ -84,7 +72,7 @@ class Run:
 
     def write_metrics(self, metrics):
         """Replaces metrics.json."""
-        _write_json(self.directory / METRICS, metrics)
+        write_json(self.directory / METRICS, metrics)
 
     def write_history(self, rows):
         """Replaces history.csv.
@@ -107,155 +95,9 @@ class Run:
         )
 
 
-def _write_json(path, values):
+def write_json(path, values):
+    """Replaces a JSON file."""
     write_atomically(path, json.dumps(values, indent=2).encode() + b"\n")
-
-
-# === Opening ===
-
-
-@contextlib.contextmanager
-def open_run(config):
-    """Opens a run for training: reads the data, fills the config, claims the directory.
-
-    Args:
-        config: `Config`, as given.
-
-    Yields:
-        A `Run`, new or to be continued. Until the block ends no other process can open it.
-
-    Raises:
-        InputError: If the data, the config or the directory forbid it.
-    """
-    directory = Path(config.output_dir)
-    source = load_source(config.dataset, config.data_dir, config.validation_fraction)
-    with path_errors(f"--output_dir={directory}"):
-        record = _check_directory(directory, config)
-    start = _starting_point(config, record)
-    resolved = resolve(config, len(source.class_names), start and start["architecture"])
-    run = Run(directory, resolved, source)
-    _check_sizes(run)
-    if record and not config.overwrite:
-        _same_run(run, record)
-        _same_data(directory, record, source)
-        _note_environment(record)
-    with _claimed(directory):
-        _clear(directory, config.overwrite)
-        if not (directory / CONFIG).exists():
-            _write_json(directory / CONFIG, _record(run, start))
-        if not (directory / FLAGS).exists():
-            _write_flags(directory, config)
-        yield run
-
-
-def read_run(directory, data_dir=None):
-    """Opens a run to look at it: its config and its data, without a claim to the directory.
-
-    Args:
-        directory: Path of a run directory.
-        data_dir: Where the data are now, if they moved.
-
-    Returns:
-        A `Run`.
-
-    Raises:
-        InputError: If there is no run, or its data are gone or have changed.
-    """
-    directory = Path(directory)
-    with path_errors(directory):
-        record = read_record(directory)
-    if record is None:
-        raise InputError(f"{directory}: not a run directory (it holds no {CONFIG})")
-    config = Config.from_json(record["config"])
-    source = load_source(config.dataset, data_dir or config.data_dir, config.validation_fraction)
-    _same_data(directory, record, source)
-    return Run(directory, config, source)
-
-
-def _check_sizes(run):
-    if run.steps_per_epoch == 0:
-        raise InputError(
-            f"--batch_size={run.config.batch_size}: there are only {len(run.source.train)} "
-            f"training images; give at most that many"
-        )
-    if run.config.eval_split != "train":
-        run.source.split(run.config.eval_split)
-
-
-def _check_directory(directory, config):
-    """Returns the record of the run that is there, or None; refuses what is not ours."""
-    if directory.exists() and not directory.is_dir():
-        raise InputError(f"--output_dir={directory}: a file is in the way; give another directory")
-    places = {directory.resolve(), (directory / BEST).resolve()}
-    if config.checkpoint and Path(config.checkpoint).resolve() in places:
-        raise InputError(
-            f"--checkpoint={config.checkpoint} is --output_dir={directory} itself, where the new "
-            f"run would take its place; give another --output_dir"
-        )
-    record = read_record(directory)
-    if record is None and (there := [name for name in OURS if (directory / name).exists()]):
-        raise InputError(
-            f"--output_dir={directory} holds {', '.join(there)} but no {CONFIG}, so it is "
-            f"not a run to continue; give another --output_dir"
-        )
-    return record
-
-
-def _starting_point(config, record):
-    """What the run starts from, as recorded if it has checkpoints of its own, else as it is now."""
-    if config.checkpoint is None:
-        return None
-    recorded = record and not config.overwrite and record.get("start")
-    if recorded and any((Path(config.output_dir) / CHECKPOINTS).glob("step-*")):
-        return {**recorded, "architecture": as_architecture(recorded["architecture"])}
-    checkpoint = read_checkpoint(config.checkpoint, config.image_shape)
-    start = {"architecture": checkpoint.architecture, "sha256": digest(checkpoint.arrays)}
-    if recorded and recorded["sha256"] != start["sha256"]:
-        raise InputError(
-            f"--checkpoint={config.checkpoint} has changed since {config.output_dir} began; "
-            f"give another --output_dir"
-        )
-    return start
-
-
-def _same_run(run, record):
-    """Refuses to continue a run under flags that would have given another result."""
-    config = run.config
-    before = Config.from_json(record["config"])
-    differing = [
-        f"--{field.name} was {shown(getattr(before, field.name))}, "
-        f"now {shown(getattr(config, field.name))}"
-        for field in dataclasses.fields(Config)
-        if field.metadata.get("result", True)
-        and getattr(before, field.name) != getattr(config, field.name)
-    ]
-    if differing:
-        raise InputError(
-            f"--output_dir={run.directory} holds another run: {'; '.join(differing)}. "
-            f"Give another --output_dir to keep it, or --overwrite to discard it"
-        )
-
-
-def _same_data(directory, record, source):
-    if record["data"]["identity"] != source.identity:
-        raise InputError(
-            f"{directory} was trained on other data: their files, order, labels or classes have "
-            f"changed since. Restore them, or give another --output_dir"
-        )
-
-
-def _note_environment(record):
-    now = environment()
-    changed = [
-        f"{name} was {then}, is {now.get(name)}"
-        for name, then in record["environment"].items()
-        if now.get(name) != then
-    ]
-    if changed:
-        console.say(
-            f"continuing elsewhere than the run began ({'; '.join(changed)}): "
-            f"results may differ from an uninterrupted run's in their last bits"
-        )
 
 
 def read_record(directory):
@@ -277,89 +119,3 @@ def read_record(directory):
             f"{path} was not written by keras_mixer; give another --output_dir"
         ) from error
     return record
-
-
-@contextlib.contextmanager
-def _claimed(directory):
-    lock = filelock.FileLock(directory / LOCK, timeout=0)
-    with path_errors(f"--output_dir={directory}"):
-        directory.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire()
-        except filelock.Timeout as error:
-            raise InputError(
-                f"--output_dir={directory} is in use: another process is training there"
-            ) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _clear(directory, overwrite):
-    """Removes what kills have left half-written; to overwrite, whatever a run leaves behind.
-
-    Nothing else is touched. config.json, which makes the directory a run of ours, goes last.
-    """
-    for unfinished in [*directory.glob(".*.tmp-*"), *directory.glob(f"{BEST}/.*.tmp-*")]:
-        unfinished.unlink()
-    for path in [directory / name for name in OURS] if overwrite else []:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-
-
-# === Records ===
-
-
-def _write_flags(directory, config):
-    """Writes every flag that is not at its default, as a flagfile that repeats the run."""
-    lines = [
-        f"--{field.name}={shown(getattr(config, field.name))}\n"
-        for field in dataclasses.fields(Config)
-        if getattr(config, field.name) != field.default and field.name != "overwrite"
-    ]
-    write_atomically(directory / FLAGS, "".join(lines).encode(errors="surrogateescape"))
-
-
-def _record(run, start):
-    sizes = {
-        name: len(split)
-        for name in ("train", "validation", "test")
-        if (split := getattr(run.source, name)) is not None
-    }
-    return {
-        "config": run.config.to_json(),
-        "data": {
-            "identity": run.source.identity,
-            "class_names": list(run.source.class_names),
-            "images": sizes,
-        },
-        "environment": environment(),
-        "start": start,
-    }
-
-
-def environment():
-    """Returns what a result depends on besides the config: versions and hardware, as strings."""
-    versions = {name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy")}
-    switches = ("TF_NUM_INTRAOP_THREADS", "TF_ENABLE_ONEDNN_OPTS", "XLA_FLAGS")
-    return versions | {
-        **{name: os.environ.get(name, "not set") for name in switches},
-        "python": platform.python_version(),
-        "cpu": _cpu_name(),
-        "cores": str(_cores()),
-    }
-
-
-def _cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def _cpu_name():
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
