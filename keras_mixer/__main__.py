@@ -118,12 +118,12 @@ def predict(options, arguments):
         _check_writable(options.output)
     with _quiet_tensorflow():
         from keras_mixer.inference.predict import FORMATS, expand, predict_files
-        from keras_mixer.weights.load import load_mixer
+        from keras_mixer.weights.load import model_of
 
     num_classes = checkpoint.architecture["num_classes"]
     names = checkpoint.class_names or [str(index) for index in range(num_classes)]
     paths = expand(images)
-    rows = predict_files(load_mixer(run), names, paths, options.top_k)
+    rows = predict_files(model_of(checkpoint, run), names, paths, options.top_k)
     rows = list(track(rows, "predicting", len(paths)))
     text = FORMATS[options.format](rows)
     _write(options.output, text) if options.output else print(text, end="")

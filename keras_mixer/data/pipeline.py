@@ -67,9 +67,9 @@ def training_batches(
         labels = labels * (1 - label_smoothing) + label_smoothing / num_classes
         return to_model_range(images), labels
 
-    batches = _gather if split.in_memory else _decode
-    batches = batches(positions, index_of, split, image_shape, channels, batch_size, True)
-    return _finished(batches, finish)
+    read = _gather if split.in_memory else _decode
+    batches = read(positions, index_of, split, image_shape, channels, batch_size, True)
+    return batches.map(finish, **_IN_ORDER).prefetch(tf.data.AUTOTUNE)
 
 
 def evaluation_batches(split, *, image_shape, channels, num_classes, batch_size):
@@ -86,15 +86,14 @@ def evaluation_batches(split, *, image_shape, channels, num_classes, batch_size)
         A `tf.data.Dataset` of known cardinality with elements (float32 images
         `(batch, height, width, channels)` in [-1, 1], float32 labels `(batch, num_classes)`).
     """
-
     positions = tf.data.Dataset.range(len(split))
 
     def finish(position, images, labels):
         return to_model_range(images), tf.one_hot(labels, num_classes)
 
-    batches = _gather if split.in_memory else _decode
-    batches = batches(positions, tf.identity, split, image_shape, channels, batch_size, False)
-    return _finished(batches, finish)
+    read = _gather if split.in_memory else _decode
+    batches = read(positions, tf.identity, split, image_shape, channels, batch_size, False)
+    return batches.map(finish, **_IN_ORDER).prefetch(tf.data.AUTOTUNE)
 
 
 def shuffled_index(position, *, seed, count, batch_size):
@@ -149,10 +148,6 @@ def _decode(positions, index_of, split, image_shape, channels, batch_size, drop_
         return position, resize_images(image, image_shape), labels[index]
 
     return positions.map(decode, **_IN_ORDER).batch(batch_size, drop_remainder=drop_remainder)
-
-
-def _finished(batches, finish):
-    return batches.map(finish, **_IN_ORDER).prefetch(tf.data.AUTOTUNE)
 
 
 @contextlib.contextmanager

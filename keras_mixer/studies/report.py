@@ -1,12 +1,11 @@
 """A table of finished runs: mean and standard deviation over seeds, with what they were made on."""
 
 import csv
-import json
 import statistics
 from pathlib import Path
 
 from keras_mixer.errors import InputError, path_errors
-from keras_mixer.training.run import FLAGS, HISTORY, METRICS, read_record
+from keras_mixer.training.run import FLAGS, HISTORY, METRICS, read_metrics, read_record
 
 # Fields that tell runs of one experiment apart, or say nothing of it.
 _ASIDE = (
@@ -56,26 +55,19 @@ def _read(directory):
 
 def _contents(directory):
     record = read_record(directory)
-    metrics_path, history_path = directory / METRICS, directory / HISTORY
-    if record is None or not metrics_path.exists():
+    metrics = read_metrics(directory)
+    if record is None or not metrics:
         raise InputError(f"{directory}: no finished run (it holds no config.json or no {METRICS})")
-    with open(history_path, encoding="utf-8") as file:
+    with open(directory / HISTORY, encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return {
         "experiment": _experiment((directory / FLAGS).read_text().splitlines()),
         "data": record["data"]["identity"],
-        "metrics": _json(metrics_path),
+        "metrics": metrics,
         "epochs": len(rows),
         "seconds": sum(float(row["seconds"]) for row in rows),
         "place": _place(record["environment"]),
     }
-
-
-def _json(path):
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path}: damaged ({error})") from error
 
 
 def _experiment(flags):

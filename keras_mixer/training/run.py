@@ -64,11 +64,7 @@ class Run:
 
     def metrics(self):
         """Returns the contents of metrics.json; {} before the run is scored."""
-        path = self.directory / METRICS
-        try:
-            return json.loads(path.read_text()) if path.exists() else {}
-        except ValueError as error:
-            raise InputError(f"{path}: damaged; remove it, and the run is scored again") from error
+        return read_metrics(self.directory)
 
     def write_metrics(self, metrics):
         """Replaces metrics.json."""
@@ -98,6 +94,19 @@ class Run:
 def write_json(path, values):
     """Replaces a JSON file."""
     write_atomically(path, json.dumps(values, indent=2).encode() + b"\n")
+
+
+def read_metrics(directory):
+    """Returns the contents of a run's metrics.json; {} before the run is scored.
+
+    Raises:
+        InputError: If the file is damaged.
+    """
+    path = Path(directory) / METRICS
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise InputError(f"{path}: damaged; remove it, and the run is scored again") from error
 
 
 def read_record(directory):

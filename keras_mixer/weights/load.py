@@ -78,9 +78,19 @@ def load_mixer(path, image_shape=None, **overrides):
     Raises:
         InputError: If the checkpoint cannot be read, or does not fit the model it describes.
     """
+    return model_of(read_checkpoint(path, image_shape), path, **overrides)
+
+
+def model_of(checkpoint, path, **overrides):
+    """Builds the model of a checkpoint that was read, with its weights. See `load_mixer`.
+
+    Args:
+        checkpoint: `Checkpoint`.
+        path: Where it comes from, for the message.
+        **overrides: Further arguments for `build_mixer`.
+    """
     from keras_mixer.model.mixer import build_mixer
 
-    checkpoint = read_checkpoint(path, image_shape)
     model = build_mixer(**checkpoint.architecture, **overrides)
     assign_weights(model, checkpoint.arrays, path)
     return model
