@@ -9,7 +9,7 @@ import tensorflow as tf
 from PIL import Image
 
 from keras_mixer.data.pipeline import evaluation_batches, shuffled_index, training_batches
-from keras_mixer.data.sources import Split
+from keras_mixer.data.splits import Split
 
 N, BATCH = 37, 4
 PER_EPOCH = N // BATCH
@@ -24,7 +24,8 @@ def file_split(tmp_path):
     """The same images as files."""
     for index, image in enumerate(SPLIT.images):
         Image.fromarray(image).save(tmp_path / f"{index}.png")
-    return Split([os.fsencode(tmp_path / f"{i}.png") for i in range(N)], SPLIT.labels)
+    paths = np.array([os.fsencode(tmp_path / f"{i}.png") for i in range(N)])
+    return Split(paths, SPLIT.labels)
 
 
 def take(dataset, count):

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+from keras_mixer.data.arrays import read_digits, read_idx
 from keras_mixer.data.datasets import DATASETS
-from keras_mixer.data.sources import _READERS, image_files, load_source
+from keras_mixer.data.folders import image_files, read_folder
+from keras_mixer.data.sources import READERS, load_source
 from keras_mixer.errors import InputError
 
 
@@ -228,7 +230,18 @@ def test_a_test_folder_without_a_train_folder_is_no_class(folder, tmp_path):
 def test_rows_of_the_table_make_sense(row):
     assert row.image_shape[0] % row.patch_shape[0] == row.image_shape[1] % row.patch_shape[1] == 0
     assert row.channels in (1, 3)
-    assert row.origin in _READERS
+    assert row.origin in READERS
+
+
+def test_origins_have_their_readers():
+    assert {"embedded": read_digits, "idx": read_idx, "folder": read_folder} == READERS
+
+
+def test_another_split_seed_sets_other_images_aside():
+    one, same, other = (load_source("digits", split_seed=seed) for seed in (1, 1, 2))
+    assert one.identity == same.identity != other.identity
+    assert [len(other.train), len(other.validation), len(other.test)] == [1293, 144, 360]
+    assert load_source("digits", test_fraction=0.0).test is None
 
 
 # === Directories ===

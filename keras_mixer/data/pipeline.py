@@ -9,13 +9,13 @@ import tensorflow as tf
 
 from keras_mixer import console
 from keras_mixer.data.augment import augment
+from keras_mixer.data.folders import refuse_files
 from keras_mixer.data.images import (
     decode_image,
     find_undecodable,
     resize_images,
     to_model_range,
 )
-from keras_mixer.data.sources import refuse_files
 
 ORDER_SALT = 0x4D49  # keeps the seeds of the order apart from those of augmentation
 
@@ -39,7 +39,7 @@ def training_batches(
     is dropped, so every batch has the same size and an epoch has `len(split) // batch_size` steps.
 
     Args:
-        split: `sources.Split`.
+        split: `splits.Split`.
         image_shape: (height, width) of the images to yield, in pixels.
         channels: int. Colour channels of the images to yield.
         num_classes: int. Width of the one-hot labels.
@@ -76,7 +76,7 @@ def evaluation_batches(split, *, image_shape, channels, num_classes, batch_size)
     """Every image of a split exactly once, in order; the last batch may be smaller.
 
     Args:
-        split: `sources.Split`.
+        split: `splits.Split`.
         image_shape: (height, width) of the images to yield, in pixels.
         channels: int. Colour channels of the images to yield.
         num_classes: int. Width of the one-hot labels.
@@ -157,7 +157,7 @@ def broken_images_named(*splits):
     Headers and ends of files are checked before a run; what happens to them later shows only here.
 
     Args:
-        *splits: The `sources.Split`s that are read within the block; None is allowed.
+        *splits: The `splits.Split`s that are read within the block; None is allowed.
 
     Raises:
         InputError: Names the files that cannot be decoded.

@@ -38,7 +38,7 @@ def compute_logits(model, split, description="scoring", batch_size=BATCH_SIZE):
 
     Args:
         model: `keras.Model` from `build_mixer`.
-        split: `data.sources.Split`.
+        split: `data.splits.Split`.
         description: What the progress bar says.
         batch_size: int.
 

@@ -11,8 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mixer.console import printable
+from keras_mixer.data.folders import image_files
 from keras_mixer.data.images import check_image_file, decode_image, resize_images, to_model_range
-from keras_mixer.data.sources import image_files
 
 BATCH_SIZE = 64
 

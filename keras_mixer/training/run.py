@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from keras_mixer.config import Config
-from keras_mixer.data.sources import Source
+from keras_mixer.data.splits import Source
 from keras_mixer.errors import InputError
 from keras_mixer.files import write_atomically
 
@@ -26,7 +26,7 @@ class Run:
     Attributes:
         directory: `Path`.
         config: `Config` without open questions.
-        source: `data.sources.Source`.
+        source: `data.splits.Source`.
     """
 
     directory: Path

@@ -1,0 +1,133 @@
+"""What a data set is once it is open: images with labels, in splits, under an identity.
+
+The identity is a digest that changes whenever the images, their order, their labels or their
+classes do, so that a resumed run can tell that its data are still the same. (Of image files the
+names and sizes are digested, not the contents: that would take hours for some.)
+"""
+
+import dataclasses
+import hashlib
+import os
+import struct
+
+import numpy as np
+
+from keras_mixer.data.datasets import SPLITS
+from keras_mixer.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Images with their labels, in a fixed order.
+
+    Attributes:
+        images: uint8 array `(n, height, width, channels)`, or bytes array `(n,)` of file paths.
+        labels: int64 array `(n,)` of class indices.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self):
+        return len(self.images)
+
+    @property
+    def in_memory(self):
+        """Whether the images are pixels; else they are files."""
+        return self.images.dtype == np.uint8
+
+    def take(self, indices):
+        """Returns the split of the images at these indices, in this order."""
+        return Split(self.images[indices], self.labels[indices])
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A data set: its classes and its splits.
+
+    Attributes:
+        class_names: One name per class, in the order of the labels.
+        channels: Colour channels of the images.
+        train: Split to learn from.
+        validation: Split to choose with; None when there is none.
+        test: Split to score once, at the end; None when the data set has none.
+        identity: Hexadecimal sha256 of all of the above.
+    """
+
+    class_names: tuple[str, ...]
+    channels: int
+    train: Split
+    validation: Split | None
+    test: Split | None
+    identity: str
+
+    def split(self, name):
+        """Returns the split called `train`, `validation` or `test`.
+
+        Raises:
+            InputError: If this data set has no such split.
+        """
+        split = getattr(self, name)
+        if split is None:
+            there = [other for other in SPLITS if getattr(self, other) is not None]
+            raise InputError(
+                f"--eval_split={name}: this data set has no {name} split; "
+                f"give one of {', '.join(there)}"
+            )
+        return split
+
+
+def stratified(split, fraction, seed, flag):
+    """Splits off a share of every class, the same images every time.
+
+    Args:
+        split: `Split`.
+        fraction: float in (0, 1).
+        seed: int. Another seed sets other images aside.
+        flag: Name of the flag that asked for it, for the message.
+
+    Returns:
+        (kept, aside): two `Split`s, each in the order of the original.
+
+    Raises:
+        InputError: If some class would be on one side only.
+    """
+    from sklearn.model_selection import train_test_split
+
+    try:
+        kept, aside = train_test_split(
+            np.arange(len(split)), test_size=fraction, stratify=split.labels, random_state=seed
+        )
+    except ValueError as error:
+        raise InputError(
+            f"{flag}={fraction}: {len(split)} images cannot be split so that every class "
+            f"is on both sides ({error})"
+        ) from error
+    return split.take(np.sort(kept)), split.take(np.sort(aside))
+
+
+def identity_of(class_names, splits, directory):
+    """Digests everything that a resumed run relies on; where the files lie does not matter.
+
+    Args:
+        class_names: One name per class.
+        splits: `Split`s or None, in the order train, validation, test.
+        directory: Folder that holds the files; None for embedded data.
+
+    Returns:
+        Hexadecimal sha256.
+    """
+    digest = hashlib.sha256(repr(class_names).encode())
+    for split in splits:
+        if split is None:
+            digest.update(b"none")
+            continue
+        digest.update(np.ascontiguousarray(split.labels, "<i8").tobytes())
+        if split.in_memory:
+            digest.update(repr(split.images.shape).encode())
+            digest.update(np.ascontiguousarray(split.images).tobytes())
+        else:
+            for path in split.images:
+                digest.update(os.path.relpath(path, os.fsencode(directory)))
+                digest.update(struct.pack("<q", os.stat(path).st_size))
+    return digest.hexdigest()
