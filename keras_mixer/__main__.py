@@ -120,10 +120,9 @@ def predict(options, arguments):
         from keras_mixer.inference.predict import FORMATS, expand, predict_files
         from keras_mixer.weights.load import model_of
 
-    num_classes = checkpoint.architecture["num_classes"]
-    names = checkpoint.class_names or [str(index) for index in range(num_classes)]
     paths = expand(images)
-    rows = predict_files(model_of(checkpoint, run), names, paths, options.top_k)
+    model = model_of(checkpoint, run)
+    rows = predict_files(model, checkpoint.description, paths, options.top_k)
     rows = list(track(rows, "predicting", len(paths)))
     text = FORMATS[options.format](rows)
     _write(options.output, text) if options.output else print(text, end="")
@@ -181,6 +180,37 @@ def report(options, arguments):
         print(table, end="")
 
 
+# === preview ===
+
+
+@dataclasses.dataclass(frozen=True)
+class PreviewOptions(Config):
+    """Flags of `preview`: those of `train`, and these."""
+
+    output: str = option("preview.png", "The picture.", heading="Preview")
+    images: int = option(8, "Training images, a row each.", low=1, high=100)
+    draws: int = option(8, "Augmented draws of each, a column each.", low=0, high=100)
+
+
+def preview(options, arguments):
+    """Draws training images as the model will see them, under the same flags as train."""
+    from keras_mixer.training.opening import plan_run
+
+    if not options.output.endswith(".png"):
+        raise InputError(f"--output={options.output}: expected a name that ends in .png")
+    _check_writable(options.output)
+    run = plan_run(options)
+    if len(run.source.train) < options.images:
+        raise InputError(
+            f"--images={options.images}: there are only {len(run.source.train)} training images"
+        )
+    with _quiet_tensorflow():
+        from keras_mixer.studies.preview import contact_sheet
+
+    contact_sheet(run, options.images, options.draws).save(options.output)
+    print(options.output)
+
+
 # === Entry ===
 
 
@@ -197,6 +227,7 @@ VERBS = {
     "evaluate": Verb(evaluate, EvaluateOptions, "RUN"),
     "predict": Verb(predict, PredictOptions, "RUN IMAGE..."),
     "export": Verb(export, ExportOptions, "RUN"),
+    "preview": Verb(preview, PreviewOptions, None),
     "report": Verb(report, ReportOptions, "RUN..."),
 }
 

@@ -26,7 +26,8 @@ def option(default, help, *, choices=None, low=None, high=None, above=None, belo
         choices: The values allowed, if there are only a few.
         low, high: Smallest and largest value allowed.
         above, below: Bounds that are themselves not allowed.
-        **metadata: Whatever else the code that owns the dataclass wants to know of the field.
+        **metadata: Whatever else the code that owns the dataclass wants to know of the field;
+            `noun` is what its values are called in messages.
     """
     bounds = {"low": low, "high": high, "above": above, "below": below}
     bounds = {name: bound for name, bound in bounds.items() if bound is not None}
@@ -138,7 +139,8 @@ def _kind(field):
     """The kind of a field, from its annotation: `int`, `float | None`, `tuple[int, int] | None`."""
     types = [t for t in typing.get_args(field.type) if t is not type(None)] or [field.type]
     plain = field.type if typing.get_origin(field.type) is tuple else types[0]
-    return _KINDS[typing.get_origin(plain) or plain]
+    kind = _KINDS[typing.get_origin(plain) or plain]
+    return kind._replace(noun=field.metadata.get("noun", kind.noun))
 
 
 # === Parsing ===

@@ -8,7 +8,7 @@ import dataclasses
 import json
 
 from keras_mixer.commandline import check, option
-from keras_mixer.data.datasets import DATASETS, SPLITS
+from keras_mixer.data.datasets import SPLITS
 from keras_mixer.errors import InputError
 from keras_mixer.model.variants import ACTIVATIONS, VARIANTS
 
@@ -16,10 +16,15 @@ DEFAULT_DEPTH = 6
 DEFAULT_DIM = 512
 DEFAULT_WARMUP = 10
 
-OPTIMIZERS = ("sgd", "adam", "adamw")
+OPTIMIZERS = (
+    *("sgd", "adam", "adamw", "lion", "lamb", "nadam", "adamax", "adagrad", "adadelta"),
+    *("rmsprop", "adafactor", "muon"),
+)
 SCHEDULERS = ("cosine", "linear")
+LOSSES = ("softmax", "sigmoid")
+CLASS_WEIGHTS = ("none", "balanced")
 UNITS = ("epoch", "step")
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "float16")
 JIT_MODES = ("auto", "true", "false")
 
 
@@ -34,16 +39,39 @@ class Config:
     # Data
     dataset: str = option(
         "digits",
-        "Data to learn. digits is embedded; mnist and fashion_mnist are read from their four "
-        "IDX files, folder from class folders of JPEG and PNG images.",
-        choices=tuple(DATASETS),
+        "Data to learn. digits is embedded. folder: class folders of images. csv: a table of "
+        "labels beside a folder of images. mnist, fashion_mnist: from their four IDX files. Any "
+        "other name, such as stanford_dogs: the image-classification set of tensorflow-datasets.",
         heading="Data",
     )
     data_dir: str | None = option(
         None,
         "Folder that holds the data. With --dataset=folder: class folders, directly or under "
-        "train/, val/ and test/.",
+        "train/, val/ and test/. With csv: the images. For sets of tensorflow-datasets: where "
+        "they are prepared (default: ~/tensorflow_datasets).",
         result=False,  # the identity of the data is compared instead
+    )
+    labels: str | None = option(
+        None,
+        "With --dataset=csv: the table, with a column of file names or ids and one of labels "
+        "(default: labels.csv in data_dir).",
+        result=False,
+    )
+    train_split: str | None = option(
+        None,
+        'What to train on, in the split syntax of tensorflow-datasets, such as "train[:90%]"; '
+        "only for its sets (default: train).",
+        result=False,
+    )
+    validation_split: str | None = option(
+        None,
+        "What to choose with, likewise (default: the set's validation split, if it has one).",
+        result=False,
+    )
+    test_split: str | None = option(
+        None,
+        "What to score once at the end, likewise (default: the set's test split, if it has one).",
+        result=False,
     )
     image_shape: tuple[int, int] | None = option(
         None,
@@ -53,6 +81,14 @@ class Config:
         low=1,
         high=65536,
     )
+    eval_crop: float = option(
+        0.0,
+        "How images are fitted to image_shape when nothing is random. 0: squashed whole. Above "
+        "0: scaled with their aspect ratio kept, and this share of the height and width cut out "
+        "of the middle; the paper's evaluation is 0.875.",
+        low=0.0,
+        high=1.0,
+    )
     validation_fraction: float = option(
         0.1,
         "Share of the training images set aside to choose with, stratified, where the data "
@@ -60,13 +96,75 @@ class Config:
         low=0.0,
         below=1.0,
     )
-    flip: bool = option(False, "Mirror training images left to right with probability 1/2.")
+    test_fraction: float = option(
+        0.2,
+        "Share of all images set aside to score once at the end, stratified, where the data "
+        "bring no splits at all.",
+        low=0.0,
+        below=1.0,
+    )
+    split_seed: int = option(
+        0,
+        "Which images are set aside. It is apart from --seed, so that runs of several seeds are "
+        "scored on the same images.",
+        low=0,
+        high=2**31 - 1,
+    )
+    class_weights: str = option(
+        "none",
+        "balanced: every class weighs the same in the loss, however many images it has.",
+        choices=CLASS_WEIGHTS,
+    )
+
+    # Augmentation
+    flip: bool = option(
+        False, "Mirror training images left to right with probability 1/2.", heading="Augmentation"
+    )
     crop_padding: int = option(
         0,
         "Pad training images with this many black pixels on every side and crop back at a "
         "random place.",
         low=0,
         high=1024,
+    )
+    inception_crop: float = option(
+        0.0,
+        "Train on random crops, of this share of an image's area up to all of it and an aspect "
+        "ratio of 3/4 to 4/3; the official recipe is 0.05. 0: none.",
+        low=0.0,
+        high=1.0,
+    )
+    randaugment: tuple[int, int] | None = option(
+        None,
+        "n,m: change every training image by n random operations of magnitude m, from 0 to 30; "
+        "the official recipe is 2,15.",
+        low=0,
+        high=30,
+        noun="n,m as integers",
+    )
+    color_jitter: float = option(
+        0.0, "Change brightness, contrast and saturation by up to this share.", low=0.0, high=1.0
+    )
+    random_erasing: float = option(
+        0.0,
+        "Probability that a rectangle of a training image is replaced by noise.",
+        low=0.0,
+        high=1.0,
+    )
+    mixup: float = option(
+        0.0,
+        "Blend training images and labels in pairs by a share drawn from Beta(mixup, mixup). "
+        "Then `accuracy` in history.csv counts the class of the larger share. 0: none.",
+        low=0.0,
+        high=100.0,
+    )
+    cutmix: float = option(
+        0.0,
+        "Paste a rectangle of one training image into another, its area drawn from "
+        "Beta(cutmix, cutmix), and the labels likewise. With mixup, too: one or the other, with "
+        "probability 1/2. 0: none.",
+        low=0.0,
+        high=100.0,
     )
 
     # Model
@@ -84,28 +182,16 @@ class Config:
         high=65536,
     )
     depth: int | None = option(
-        None,
-        f"Number of mixer layers (default: {DEFAULT_DEPTH}).",
-        low=1,
-        high=1000,
+        None, f"Number of mixer layers (default: {DEFAULT_DEPTH}).", low=1, high=1000
     )
     dim: int | None = option(
-        None,
-        f"Channels of every token (default: {DEFAULT_DIM}).",
-        low=1,
-        high=65536,
+        None, f"Channels of every token (default: {DEFAULT_DIM}).", low=1, high=65536
     )
     tokens_mlp_dim: int | None = option(
-        None,
-        "Hidden width of token mixing (default: dim/2).",
-        low=1,
-        high=1048576,
+        None, "Hidden width of token mixing (default: dim/2).", low=1, high=1048576
     )
     channels_mlp_dim: int | None = option(
-        None,
-        "Hidden width of channel mixing (default: 4*dim).",
-        low=1,
-        high=1048576,
+        None, "Hidden width of channel mixing (default: 4*dim).", low=1, high=1048576
     )
     num_classes: int | None = option(
         None,
@@ -129,10 +215,7 @@ class Config:
         "(default: true).",
     )
     dropout: float = option(
-        0.0,
-        "Share of values dropped within both MLPs in training.",
-        low=0.0,
-        below=1.0,
+        0.0, "Share of values dropped within both MLPs in training.", low=0.0, below=1.0
     )
     stochastic_depth: float = option(
         0.0,
@@ -149,7 +232,14 @@ class Config:
 
     # Optimization
     optimizer: str = option("sgd", "Optimizer.", choices=OPTIMIZERS, heading="Optimization")
-    batch_size: int = option(16, "Images in each training batch.", low=1, high=1048576)
+    batch_size: int = option(16, "Images in each optimizer step.", low=1, high=1048576)
+    accumulation: int = option(
+        1,
+        "Compute each step in this many parts, whose gradients are added up: less memory, the "
+        "same step. Must divide batch_size.",
+        low=1,
+        high=1048576,
+    )
     lr: float = option(1e-3, "Peak learning rate.", above=0.0, high=1000.0)
     momentum: float = option(0.9, "Momentum of sgd.", low=0.0, below=1.0)
     decay: float = option(
@@ -173,21 +263,26 @@ class Config:
     )
     schedule_unit: str = option("epoch", "What num_steps and warmup_step count.", choices=UNITS)
     scheduler: str = option(
-        "cosine",
-        "Decay of the learning rate to 0 after warm-up.",
-        choices=SCHEDULERS,
+        "cosine", "Decay of the learning rate to 0 after warm-up.", choices=SCHEDULERS
+    )
+    loss: str = option(
+        "softmax",
+        "Cross-entropy of the softmax, or of a sigmoid for every class, as the official "
+        "pre-training has it.",
+        choices=LOSSES,
+    )
+    head_bias: float | None = option(
+        None,
+        "Initial bias of the head (default: 0; with --loss=sigmoid the logarithm of "
+        "1/num_classes, so that every class starts at that probability).",
+        low=-100.0,
+        high=100.0,
     )
     clip_norm: float = option(
-        0.0,
-        "Largest global norm of the gradients; 0 does not clip.",
-        low=0.0,
-        high=1e9,
+        0.0, "Largest global norm of the gradients; 0 does not clip.", low=0.0, high=1e9
     )
     label_smoothing: float = option(
-        0.0,
-        "Share of every training label spread evenly over all classes.",
-        low=0.0,
-        below=1.0,
+        0.0, "Share of every training label spread evenly over all classes.", low=0.0, below=1.0
     )
     ema: float = option(
         0.0,
@@ -196,21 +291,22 @@ class Config:
         low=0.0,
         below=1.0,
     )
+    early_stopping: int = option(
+        0,
+        "Stop after this many epochs in a row without a better validation accuracy. 0: never.",
+        low=0,
+        high=1_000_000,
+    )
     precision: str = option(
         "float32",
-        "Precision of the computation; weights are always float32.",
+        "Precision of the computation; weights are always float32. float16 scales the loss.",
         choices=PRECISIONS,
     )
     jit: str = option(
-        "auto",
-        "Compile with XLA. auto: yes, except for bfloat16 on a CPU.",
-        choices=JIT_MODES,
+        "auto", "Compile with XLA. auto: yes, except for bfloat16 on a CPU.", choices=JIT_MODES
     )
     seed: int = option(
-        0,
-        "Seed of initial weights, order, augmentation and dropout.",
-        low=0,
-        high=2**31 - 1,
+        0, "Seed of initial weights, order, augmentation and dropout.", low=0, high=2**31 - 1
     )
 
     # Run
@@ -233,6 +329,9 @@ class Config:
         result=False,
     )
     save_unit: str = option("epoch", "What save_every counts.", choices=UNITS, result=False)
+    tensorboard: bool = option(
+        False, "Write curves and the graph to output_dir/logs for TensorBoard.", result=False
+    )
     eval_split: str = option(
         "test",
         "Split that is scored once, at the end, with the selected weights.",
@@ -241,9 +340,7 @@ class Config:
     )
     name: str = option("mlp_mixer", "Name of the exported model.", plain_name=True, result=False)
     export: bool = option(
-        True,
-        "Export a SavedModel to export_dir/name/version/ at the end.",
-        result=False,
+        True, "Export a SavedModel to export_dir/name/version/ at the end.", result=False
     )
     export_dir: str = option("saved_models", "Where exports land.", result=False)
 
@@ -254,9 +351,20 @@ class Config:
 
     def architecture(self):
         """Returns the keyword arguments for `build_mixer`; for resolved configs only."""
-        return {name: getattr(self, name) for name in ARCHITECTURE} | {
-            "channels": DATASETS[self.dataset].channels
-        }
+        return self._only(ARCHITECTURE)
+
+    # === Data ===
+
+    def source(self):
+        """Returns the keyword arguments for `load_source`."""
+        return self._only(SOURCE)
+
+    def preparation(self):
+        """Returns what the pipeline's keyword arguments for training images have from here."""
+        return self._only(PREPARATION)
+
+    def _only(self, names):
+        return {name: getattr(self, name) for name in names}
 
     # === As text ===
 
@@ -278,14 +386,17 @@ class Config:
 
 
 ARCHITECTURE = (
-    "image_shape",
-    "patch_shape",
-    "depth",
-    "dim",
-    "tokens_mlp_dim",
-    "channels_mlp_dim",
-    "num_classes",
-    "activation",
-    "token_mixing",
-    "channel_mixing",
-)
+    "image_shape", "patch_shape", "depth", "dim", "tokens_mlp_dim", "channels_mlp_dim",
+    "num_classes", "activation", "token_mixing", "channel_mixing",
+)  # fmt: skip
+
+SOURCE = (
+    "dataset", "data_dir", "labels", "train_split", "validation_split", "test_split",
+    "validation_fraction", "test_fraction", "split_seed",
+)  # fmt: skip
+
+PREPARATION = (
+    "image_shape", "num_classes", "batch_size", "seed", "label_smoothing", "eval_crop", "flip",
+    "crop_padding", "inception_crop", "randaugment", "color_jitter", "random_erasing", "mixup",
+    "cutmix",
+)  # fmt: skip

@@ -4,20 +4,22 @@ What was given wins, then the checkpoint, then the variant, then the data set's 
 """
 
 import dataclasses
+import math
 
 from keras_mixer.commandline import shown
 from keras_mixer.config import ARCHITECTURE, DEFAULT_DEPTH, DEFAULT_DIM, DEFAULT_WARMUP, Config
-from keras_mixer.data.datasets import DATASETS
+from keras_mixer.data.datasets import dataset_row
 from keras_mixer.errors import InputError
 from keras_mixer.model.variants import IMAGE_SHAPE, VARIANTS
 
 
-def resolve(config, num_classes, checkpoint=None):
+def resolve(config, num_classes, channels, checkpoint=None):
     """Fills everything that was left to the data, the checkpoint, the variant or other fields.
 
     Args:
         config: `Config`, as given.
         num_classes: int. Number of classes in the data.
+        channels: int. Colour channels of the images.
         checkpoint: dict of `build_mixer` arguments of the weights to start from, or None.
 
     Returns:
@@ -32,7 +34,13 @@ def resolve(config, num_classes, checkpoint=None):
             f"leave the flag out, or give {num_classes}"
         )
     filled = {"num_classes": num_classes}
-    for source in (_from_checkpoint(config, checkpoint), _from_variant(config), _defaults(config)):
+    if checkpoint is not None:
+        _check_channels(config, channels, checkpoint)
+    for source in (
+        _from_checkpoint(config, checkpoint),
+        _from_variant(config),
+        _defaults(config, num_classes),
+    ):
         for name, value in source.items():
             if getattr(config, name) is None and name not in filled:
                 filled[name] = value
@@ -44,16 +52,18 @@ def resolve(config, num_classes, checkpoint=None):
     return _consistent(dataclasses.replace(resolved, **widths))
 
 
-def _from_checkpoint(config, checkpoint):
-    """The checkpoint's architecture; whatever the flags say of it must agree."""
-    if checkpoint is None:
-        return {}
-    channels = DATASETS[config.dataset].channels
+def _check_channels(config, channels, checkpoint):
     if checkpoint["channels"] != channels:
         raise InputError(
             f"--checkpoint={config.checkpoint}: it was trained on images of "
             f"{checkpoint['channels']} channels, --dataset={config.dataset} has {channels}"
         )
+
+
+def _from_checkpoint(config, checkpoint):
+    """The checkpoint's architecture; whatever the flags say of it must agree."""
+    if checkpoint is None:
+        return {}
     taken = {name: checkpoint[name] for name in ARCHITECTURE if name != "num_classes"}
     for name, value in taken.items():
         given = getattr(config, name)
@@ -85,8 +95,8 @@ def _from_variant(config):
     }
 
 
-def _defaults(config):
-    row = DATASETS[config.dataset]
+def _defaults(config, num_classes):
+    row = dataset_row(config.dataset)
     return {
         "image_shape": row.image_shape,
         "patch_shape": row.patch_shape,
@@ -95,6 +105,7 @@ def _defaults(config):
         "activation": "gelu",
         "token_mixing": True,
         "channel_mixing": True,
+        "head_bias": -math.log(num_classes) if config.loss == "sigmoid" else 0.0,
         "warmup_step": min(DEFAULT_WARMUP, config.num_steps // 3),
     }
 
@@ -114,6 +125,11 @@ def _consistent(config):
     if config.warmup_step >= config.num_steps:
         raise InputError(
             f"--warmup_step={config.warmup_step} must be below --num_steps={config.num_steps}"
+        )
+    if config.batch_size % config.accumulation:
+        raise InputError(
+            f"--accumulation={config.accumulation} must divide --batch_size={config.batch_size}, "
+            f"which counts the images of a whole step"
         )
     if config.optimizer != "sgd" and config.momentum != Config.momentum:
         raise InputError(

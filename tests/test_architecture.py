@@ -30,7 +30,7 @@ FLOORS = {
         *{"errors", "files", "console", "commandline", "config", "resolve"},
         *{"model", "data", "weights"},
     },
-    "studies": {"errors", "training"},
+    "studies": {"errors", "training", "data"},
     "inference": {"errors", "files", "console", "model", "data", "weights", "training"},
     "__main__": {"*"},
     "__init__": set(),

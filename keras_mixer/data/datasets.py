@@ -42,4 +42,14 @@ DATASETS = {
     "folder": Dataset((256, 256), (16, 16), 3, None, "folder"),
 }
 
+
+def dataset_row(name):
+    """Returns the row of a data set.
+
+    Args:
+        name: string, a key of `DATASETS`.
+    """
+    return DATASETS[name]
+
+
 SPLITS = ("train", "validation", "test")

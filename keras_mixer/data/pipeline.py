@@ -8,7 +8,8 @@ import contextlib
 import tensorflow as tf
 
 from keras_mixer import console
-from keras_mixer.data.augment import augment
+from keras_mixer.data.augment import augment, mix
+from keras_mixer.data.augment import inception_crop as random_crop
 from keras_mixer.data.folders import refuse_files
 from keras_mixer.data.images import (
     decode_image,
@@ -17,7 +18,7 @@ from keras_mixer.data.images import (
     to_model_range,
 )
 
-ORDER_SALT = 0x4D49  # keeps the seeds of the order apart from those of augmentation
+ORDER_SALT, CROP_SALT = 0x4D49, 0x4352  # keep the seeds of order, crops and the rest apart
 
 
 def training_batches(
@@ -30,8 +31,12 @@ def training_batches(
     seed,
     first_step=0,
     label_smoothing=0.0,
-    flip=False,
-    crop_padding=0,
+    class_weights=None,
+    eval_crop=0.0,
+    inception_crop=0.0,
+    mixup=0.0,
+    cutmix=0.0,
+    **augmentation,
 ):
     """Endless batches of augmented training images, from a given step on.
 
@@ -47,32 +52,50 @@ def training_batches(
         seed: int. With the epoch it determines the order, with the step the augmentation.
         first_step: int. Number of steps that were taken before.
         label_smoothing: float in [0, 1). Share of every label spread evenly over all classes.
-        flip: bool. See `augment.augment`.
-        crop_padding: int, in pixels. See `augment.augment`.
+        class_weights: float array `(num_classes,)`, or None. A mixed image weighs what its classes
+            do, by their shares.
+        eval_crop: float in [0, 1]. How an image is fitted where `inception_crop` does not do it;
+            see `images.resize_images`.
+        inception_crop: float in [0, 1]. Smallest share of an image's area that a random crop
+            keeps; 0 for none. See `augment.inception_crop`.
+        mixup: float. See `augment.mix`.
+        cutmix: float. See `augment.mix`.
+        **augmentation: See `augment.augment`.
 
     Returns:
         A `tf.data.Dataset` of infinite cardinality with elements (float32 images
-        `(batch, height, width, channels)` in [-1, 1], float32 labels `(batch, num_classes)`).
+        `(batch, height, width, channels)` in [-1, 1], float32 labels `(batch, num_classes)`), and
+        as a third part float32 weights `(batch,)` if there are class weights.
     """
-
     positions = tf.data.Dataset.counter(first_step * batch_size)  # counted over the whole run
 
     def index_of(position):
         return shuffled_index(position, seed=seed, count=len(split), batch_size=batch_size)
 
+    def fit(image, position):
+        if not inception_crop:
+            return resize_images(image, image_shape, eval_crop)
+        # The images of a batch are cropped one by one, each with a seed of its own.
+        image_seed = tf.stack([tf.constant(seed ^ CROP_SALT, tf.int64), position])
+        return random_crop(image, image_seed, image_shape, inception_crop)
+
     def finish(position, images, labels):
         step_seed = tf.stack([tf.constant(seed, tf.int64), position[0] // batch_size])
-        images = augment(images, step_seed, flip=flip, crop_padding=crop_padding)
+        images = augment(images, step_seed, **augmentation)
         labels = tf.one_hot(labels, num_classes)
-        labels = labels * (1 - label_smoothing) + label_smoothing / num_classes
-        return to_model_range(images), labels
+        images, labels = mix(images, labels, step_seed, mixup=mixup, cutmix=cutmix)
+        smoothed = labels * (1 - label_smoothing) + label_smoothing / num_classes
+        if class_weights is None:
+            return to_model_range(images), smoothed
+        return to_model_range(images), smoothed, tf.linalg.matvec(labels, class_weights)
 
-    read = _gather if split.in_memory else _decode
-    batches = read(positions, index_of, split, image_shape, channels, batch_size, True)
+    at_once = split.in_memory and not inception_crop
+    read = _gather if at_once else _read
+    batches = read(positions, index_of, fit, split, channels, batch_size, True)
     return batches.map(finish, **_IN_ORDER).prefetch(tf.data.AUTOTUNE)
 
 
-def evaluation_batches(split, *, image_shape, channels, num_classes, batch_size):
+def evaluation_batches(split, *, image_shape, channels, num_classes, batch_size, eval_crop=0.0):
     """Every image of a split exactly once, in order; the last batch may be smaller.
 
     Args:
@@ -81,6 +104,7 @@ def evaluation_batches(split, *, image_shape, channels, num_classes, batch_size)
         channels: int. Colour channels of the images to yield.
         num_classes: int. Width of the one-hot labels.
         batch_size: int. Images per batch.
+        eval_crop: float in [0, 1]. See `images.resize_images`.
 
     Returns:
         A `tf.data.Dataset` of known cardinality with elements (float32 images
@@ -88,11 +112,14 @@ def evaluation_batches(split, *, image_shape, channels, num_classes, batch_size)
     """
     positions = tf.data.Dataset.range(len(split))
 
+    def fit(image, position):
+        return resize_images(image, image_shape, eval_crop)
+
     def finish(position, images, labels):
         return to_model_range(images), tf.one_hot(labels, num_classes)
 
-    read = _gather if split.in_memory else _decode
-    batches = read(positions, tf.identity, split, image_shape, channels, batch_size, False)
+    read = _gather if split.in_memory else _read
+    batches = read(positions, tf.identity, fit, split, channels, batch_size, False)
     return batches.map(finish, **_IN_ORDER).prefetch(tf.data.AUTOTUNE)
 
 
@@ -124,30 +151,34 @@ def shuffled_index(position, *, seed, count, batch_size):
 _IN_ORDER = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
 
 
-def _gather(positions, index_of, split, image_shape, channels, batch_size, drop_remainder):
-    """Batches (positions, images, labels) out of arrays in memory."""
+def _gather(positions, index_of, fit, split, channels, batch_size, drop_remainder):
+    """Batches (positions, images, labels) out of arrays in memory, a whole batch at a time."""
     images, labels = tf.constant(split.images), tf.constant(split.labels)
-    resized = split.images.shape[1:3] != tuple(image_shape)
 
     def gather(position):
         index = index_of(position)
-        batch = tf.gather(images, index)
-        batch = resize_images(batch, image_shape) if resized else batch
-        return position, batch, tf.gather(labels, index)
+        return position, fit(tf.gather(images, index), position), tf.gather(labels, index)
 
     return positions.batch(batch_size, drop_remainder=drop_remainder).map(gather, **_IN_ORDER)
 
 
-def _decode(positions, index_of, split, image_shape, channels, batch_size, drop_remainder):
-    """Batches (positions, images, labels) out of image files."""
-    paths, labels = tf.constant(split.images), tf.constant(split.labels)
+def _read(positions, index_of, fit, split, channels, batch_size, drop_remainder):
+    """Batches (positions, images, labels) out of images that are read one by one."""
+    load = _loader(split, channels)
 
-    def decode(position):
-        index = index_of(position)
-        image = decode_image(tf.io.read_file(paths[index]), channels)
-        return position, resize_images(image, image_shape), labels[index]
+    def read(position):
+        image, label = load(index_of(position))
+        return position, fit(image, position), label
 
-    return positions.map(decode, **_IN_ORDER).batch(batch_size, drop_remainder=drop_remainder)
+    return positions.map(read, **_IN_ORDER).batch(batch_size, drop_remainder=drop_remainder)
+
+
+def _loader(split, channels):
+    """Returns the function from an index to (uint8 image, label)."""
+    images, labels = tf.constant(split.images), tf.constant(split.labels)
+    if split.in_memory:
+        return lambda index: (images[index], labels[index])
+    return lambda index: (decode_image(tf.io.read_file(images[index]), channels), labels[index])
 
 
 @contextlib.contextmanager

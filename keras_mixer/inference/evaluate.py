@@ -1,7 +1,7 @@
 """How good a model is: every image of a split counted once, in float32."""
 
 import numpy as np
-from scipy.special import log_softmax
+from scipy.special import log_expit, log_softmax
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
 
 from keras_mixer import console
@@ -29,11 +29,18 @@ def evaluate_run(run, split_name, batch_size=BATCH_SIZE):
         InputError: If there is no such split, or no weights yet.
     """
     split = run.source.split(split_name)
-    logits = compute_logits(load_mixer(run.best), split, f"scoring {split_name}", batch_size)
-    return {"split": split_name, **score(logits, split.labels, run.source.class_names)}
+    logits, labels = compute_logits(
+        load_mixer(run.best),
+        split,
+        f"scoring {split_name}",
+        batch_size,
+        native.read_description(run.best).eval_crop,
+    )
+    names = run.source.class_names
+    return {"split": split_name, **score(logits, labels, names, run.config.loss)}
 
 
-def compute_logits(model, split, description="scoring", batch_size=BATCH_SIZE):
+def compute_logits(model, split, description="scoring", batch_size=BATCH_SIZE, eval_crop=0.0):
     """Runs a model over a split.
 
     Args:
@@ -41,9 +48,11 @@ def compute_logits(model, split, description="scoring", batch_size=BATCH_SIZE):
         split: `data.splits.Split`.
         description: What the progress bar says.
         batch_size: int.
+        eval_crop: float in [0, 1]. See `data.images.resize_images`.
 
     Returns:
-        float array `(n, num_classes)`, in the order of the split.
+        (logits, labels): float array `(n, num_classes)` and int array `(n,)`, in the order of the
+        split.
     """
     _, height, width, channels = model.input_shape
     batches = evaluation_batches(
@@ -52,32 +61,34 @@ def compute_logits(model, split, description="scoring", batch_size=BATCH_SIZE):
         channels=channels,
         num_classes=model.output_shape[-1],
         batch_size=batch_size,
+        eval_crop=eval_crop,
     )
+    logits, labels = [], []
     with broken_images_named(split):
-        logits = [model.predict_on_batch(x) for x, _ in console.track(batches, description)]
-    return np.concatenate(logits)
+        for images, one_hot in console.track(batches, description):
+            logits.append(model.predict_on_batch(images))
+            labels.append(np.argmax(one_hot, axis=1))
+    return np.concatenate(logits), np.concatenate(labels)
 
 
-def score(logits, labels, class_names):
+def score(logits, labels, class_names, loss="softmax"):
     """Computes the scores that `evaluate_run` returns.
 
     Args:
         logits: float array `(n, num_classes)`.
         labels: int array `(n,)`.
         class_names: One name per class.
+        loss: string, a key of `LOSSES`: the one that the model was trained with.
     """
     classes = np.arange(len(class_names))
     predicted = logits.argmax(axis=1)
     precision, recall, f1, support = precision_recall_fscore_support(
         labels, predicted, labels=classes, zero_division=0
     )
-    true_log_probabilities = log_softmax(logits.astype(np.float64), axis=1)[
-        np.arange(len(labels)), labels
-    ]
     return {
         "top1": float(np.mean(predicted == labels)),
         "top5": _top5(logits, labels, classes),
-        "loss": float(-true_log_probabilities.mean()),
+        "loss": float(LOSSES[loss](logits.astype(np.float64), labels)),
         "n": len(labels),
         "classes": [
             {"name": name, "precision": float(p), "recall": float(r), "f1": float(f), "n": int(n)}
@@ -85,6 +96,17 @@ def score(logits, labels, class_names):
         ],
         "confusion": confusion_matrix(labels, predicted, labels=classes).tolist(),
     }
+
+
+def _true(values, labels):
+    return values[np.arange(len(labels)), labels]
+
+
+# Mean loss in nats of logits and labels, as in training but in double precision.
+LOSSES = {
+    "softmax": lambda x, y: -_true(log_softmax(x, axis=1), y).mean(),
+    "sigmoid": lambda x, y: -(log_expit(-x).sum(axis=1) + _true(x, y)).mean(),
+}
 
 
 def _top5(logits, labels, classes):

@@ -22,6 +22,7 @@ from keras_mixer import console
 from keras_mixer.data.images import decode_image, resize_images, to_model_range
 from keras_mixer.errors import InputError, RunError
 from keras_mixer.files import flush_folder, flush_tree
+from keras_mixer.training.losses import PROBABILITIES
 from keras_mixer.weights import native
 from keras_mixer.weights.load import load_mixer
 
@@ -46,7 +47,7 @@ def export_model(folder, export_dir, name):
         InputError: If there is no model to export, or the place cannot be written.
         RunError: If the export does not agree with the model.
     """
-    _, class_names = native.read_description(folder)
+    description = native.read_description(folder)
     model = load_mixer(folder, dtype="float32")
     home = Path(export_dir) / name
     try:
@@ -55,8 +56,8 @@ def export_model(folder, export_dir, name):
     except OSError as error:
         raise InputError(f"--export_dir={export_dir}: cannot write to {home}: {error}") from error
     try:
-        _archive(model, class_names).write_out(temporary, verbose=False)
-        _compare(temporary, model)
+        _archive(model, description).write_out(temporary, verbose=False)
+        _compare(temporary, model, description.eval_crop)
         os.chmod(temporary, 0o755)
         flush_tree(Path(temporary))
         return _publish(temporary, home)
@@ -64,24 +65,27 @@ def export_model(folder, export_dir, name):
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _archive(model, class_names):
+def _archive(model, description):
     _, *image_shape, channels = model.input_shape
+
+    def fit(images):
+        return resize_images(images, image_shape, description.eval_crop)
 
     def respond(images):
         logits = model(to_model_range(images), training=False)
-        names = tf.broadcast_to(tf.constant(class_names), tf.shape(logits))
+        names = tf.broadcast_to(tf.constant(description.class_names), tf.shape(logits))
         return {
             "logits": logits,
-            "probabilities": tf.nn.softmax(logits),
+            "probabilities": PROBABILITIES[description.probabilities](logits),
             "class_names": names,
         }
 
     def serving_default(images):
-        return respond(resize_images(images, image_shape))
+        return respond(fit(images))
 
     def serve_bytes(image_bytes):
         def read(content):
-            return resize_images(decode_image(content, channels), image_shape)
+            return fit(decode_image(content, channels))
 
         spec = tf.TensorSpec((*image_shape, channels), tf.float32)
         return respond(tf.map_fn(read, image_bytes, fn_output_signature=spec))
@@ -95,13 +99,14 @@ def _archive(model, class_names):
     return archive
 
 
-def _compare(directory, model):
+def _compare(directory, model, eval_crop):
     """Holds what a server would answer against the Keras model, on images of two sizes."""
     _, height, width, channels = model.input_shape
     serve = tf.saved_model.load(directory).signatures
     for shape in ((height, width), (2 * height + 1, width + 3)):
         images = np.random.default_rng(0).integers(0, 256, (2, *shape, channels), np.uint8)
-        expected = model(to_model_range(resize_images(images, (height, width))), training=False)
+        fitted = resize_images(images, (height, width), eval_crop)
+        expected = model(to_model_range(fitted), training=False)
         contents = tf.stack([tf.io.encode_png(image) for image in images])
         answers = (
             serve["serving_default"](images=tf.constant(images)),

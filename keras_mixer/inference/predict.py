@@ -13,6 +13,7 @@ import tensorflow as tf
 from keras_mixer.console import printable
 from keras_mixer.data.folders import image_files
 from keras_mixer.data.images import check_image_file, decode_image, resize_images, to_model_range
+from keras_mixer.training.losses import PROBABILITIES
 
 BATCH_SIZE = 64
 
@@ -39,12 +40,12 @@ def _expanded(argument):
     return expand(there) or [argument]
 
 
-def predict_files(model, class_names, paths, top_k=5):
+def predict_files(model, description, paths, top_k=5):
     """Classifies image files; one that cannot be read does not stop the rest.
 
     Args:
         model: `keras.Model` from `build_mixer`.
-        class_names: One name per class.
+        description: `weights.native.Description`.
         paths: list of paths.
         top_k: int. Classes reported per image, at most.
 
@@ -53,19 +54,22 @@ def predict_files(model, class_names, paths, top_k=5):
         `predictions`, a list of `class` and `probability` from the likeliest on.
     """
     _, *image_shape, channels = model.input_shape
+    names = description.class_names or [str(index) for index in range(model.output_shape[-1])]
+    probabilities = PROBABILITIES[description.probabilities]
     for start in range(0, len(paths), BATCH_SIZE):
         batch = paths[start : start + BATCH_SIZE]
-        images = [_read(path, image_shape, channels) for path in batch]
+        images = [_read(path, image_shape, channels, description.eval_crop) for path in batch]
         readable = [image for image in images if not isinstance(image, str)]
         logits = iter(model.predict_on_batch(np.stack(readable)) if readable else ())
         for path, image in zip(batch, images, strict=True):
             if isinstance(image, str):
                 yield {"file": path, "error": image}
             else:
-                yield {"file": path, "predictions": _top(next(logits), class_names, top_k)}
+                shares = np.asarray(probabilities(next(logits)))
+                yield {"file": path, "predictions": _top(shares, names, top_k)}
 
 
-def _read(path, image_shape, channels):
+def _read(path, image_shape, channels, eval_crop):
     """Returns the image as the model wants it, or what is wrong with it as a string."""
     if not os.path.exists(path):
         return "no such file"
@@ -77,11 +81,10 @@ def _read(path, image_shape, channels):
         image = decode_image(tf.io.read_file(os.fsencode(path)), channels)
     except (tf.errors.OpError, ValueError) as error:
         return str(error).splitlines()[0]
-    return to_model_range(resize_images(image, image_shape)).numpy()
+    return to_model_range(resize_images(image, image_shape, eval_crop)).numpy()
 
 
-def _top(logits, class_names, top_k):
-    probabilities = tf.nn.softmax(logits).numpy()
+def _top(probabilities, class_names, top_k):
     likeliest = np.argsort(-probabilities, kind="stable")[:top_k]
     return [{"class": class_names[i], "probability": float(probabilities[i])} for i in likeliest]
 

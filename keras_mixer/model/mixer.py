@@ -25,6 +25,7 @@ def build_mixer(
     activation="gelu",
     token_mixing=True,
     channel_mixing=True,
+    head_bias=0.0,
     dtype=None,
     name="mlp_mixer",
 ):
@@ -47,6 +48,7 @@ def build_mixer(
         activation: string. One of `variants.ACTIVATIONS`. Defaults to `"gelu"`, the tanh form.
         token_mixing: bool. False leaves token mixing out of every layer.
         channel_mixing: bool. False leaves channel mixing out of every layer.
+        head_bias: float. Initial bias of every class. Defaults to 0.
         dtype: Keras dtype or policy of the body, such as `"mixed_bfloat16"`. The head always
             computes in float32. Defaults to Keras's global policy.
         name: string. Name of the model.
@@ -111,7 +113,11 @@ def build_mixer(
     x = keras.layers.GlobalAveragePooling1D(dtype="float32", name="pre_logits")(x)
     if num_classes:
         x = keras.layers.Dense(
-            num_classes, kernel_initializer="zeros", dtype="float32", name="head"
+            num_classes,
+            kernel_initializer="zeros",
+            bias_initializer=keras.initializers.Constant(head_bias),
+            dtype="float32",
+            name="head",
         )(x)
     return keras.Model(images, x, name=name)
 

@@ -140,7 +140,7 @@ class Epochs(keras.callbacks.Callback):
         return {
             "epoch": epoch + 1,
             "step": self.progress.step,
-            "lr": float(self.schedule(self.progress.step - 1)),  # of the last step taken
+            "lr": float(self.schedule(self.model.optimizer.iterations - 1)),  # of the last step
             "loss": float(logs["loss"]),
             "accuracy": float(logs["accuracy"]),
             "val_loss": None,
@@ -148,6 +148,16 @@ class Epochs(keras.callbacks.Callback):
             "seconds": round(self.progress.seconds, 3),
             "images_per_second": round(images / max(self.progress.seconds, 1e-9), 1),
         }
+
+
+def is_over(run, progress):
+    """Tells whether a run has no steps left, or stopped early for want of a better epoch."""
+    if progress.step == run.total_steps:
+        return True
+    if not run.config.early_stopping or not progress.rows:
+        return False
+    best = max(range(len(progress.rows)), key=lambda index: _rank(progress.rows[index]))
+    return len(progress.rows) - 1 - best >= run.config.early_stopping
 
 
 def epoch_is_open(run, step):
@@ -211,8 +221,12 @@ class Saver(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         config = self.run.config
         reached = epoch + 1 if config.save_unit == "epoch" else self.progress.step
-        due = reached % config.save_every == 0 or self.progress.step == self.run.total_steps
-        self._save_or_stop(due)
+        over = is_over(self.run, self.progress)
+        if over and self.progress.step < self.run.total_steps:
+            epochs = config.early_stopping
+            console.say(f"stopped early: {epochs} epochs without a better validation accuracy")
+        self._save_or_stop(due=over or reached % config.save_every == 0)
+        self.model.stop_training |= over
 
     def _save_or_stop(self, due):
         if due or self.stop:

@@ -7,14 +7,25 @@ and of the step, so the same command continues an interrupted run exactly.
 import contextlib
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_mixer import console
 from keras_mixer.data.pipeline import broken_images_named, evaluation_batches, training_batches
 from keras_mixer.errors import InputError, RunError
 from keras_mixer.model.mixer import build_mixer
-from keras_mixer.training.callbacks import Bar, Clock, Epochs, Progress, Restoration, Saver
+from keras_mixer.training.accumulation import accumulating
+from keras_mixer.training.callbacks import (
+    Bar,
+    Clock,
+    Epochs,
+    Progress,
+    Restoration,
+    Saver,
+    is_over,
+)
 from keras_mixer.training.checkpoints import newest_checkpoint
+from keras_mixer.training.losses import LOSSES
 from keras_mixer.training.opening import open_run
 from keras_mixer.training.optimizers import build_optimizer
 from keras_mixer.training.schedules import WarmupDecay
@@ -22,7 +33,7 @@ from keras_mixer.training.signals import Interrupted, StopRequest
 from keras_mixer.weights import native
 from keras_mixer.weights.load import assign_weights, read_checkpoint
 
-POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
+POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 EVALUATION_BATCH = 256
 
 
@@ -53,13 +64,13 @@ def train(run):
             f"unset KERAS_BACKEND"
         )
     progress, arrays = _where_it_stopped(run)
-    if progress.step == run.total_steps:
+    if is_over(run, progress):
         return
     keras.utils.set_random_seed(run.config.seed)
     model = _initial_model(run, resumed=arrays is not None)
     schedule = WarmupDecay(run.config.lr, run.warmup_steps, run.total_steps, run.config.scheduler)
     meters = _compile(model, run.config, schedule)
-    native.write_description(run.best, run.config.architecture(), run.source.class_names)
+    native.write_description(run.best, _description(run))
     with StopRequest() as stop, console.progress_bar() as bar:
         saver = Saver(run, progress, meters, stop)
         callbacks = [
@@ -68,12 +79,21 @@ def train(run):
             Epochs(run, progress, _validation_batches(run), schedule),
             saver,
             Bar(run, progress, bar),
+            *_board(run, progress),
         ]
         with broken_images_named(run.source.train, run.source.validation), _memory_errors(run):
             _drive(model, run, progress, callbacks, stop)
     if stop:
         saver.save(model)
         raise Interrupted(stop.signal_number)
+
+
+def _board(run, progress):
+    if not run.config.tensorboard:
+        return []
+    from keras_mixer.training.tensorboard import Board
+
+    return [Board(run, progress)]
 
 
 @contextlib.contextmanager
@@ -90,18 +110,26 @@ def _memory_errors(run):
 def _initial_model(run, resumed):
     config = run.config
     model = build_mixer(
-        **config.architecture(),
+        **run.architecture(),
+        head_bias=config.head_bias,
         dropout=config.dropout,
         stochastic_depth=config.stochastic_depth,
         dtype=POLICIES[config.precision],
     )
     if config.checkpoint and not resumed:
         start = read_checkpoint(config.checkpoint, config.image_shape)
-        fresh_head = start.class_names != run.source.class_names
+        fresh_head = start.description.class_names != run.source.class_names
         assign_weights(model, start.arrays, config.checkpoint, fresh_head)
         if fresh_head:
             console.say(f"the head starts anew: {config.checkpoint} was trained on other classes")
-    return model
+    return accumulating(model, config.accumulation) if config.accumulation > 1 else model
+
+
+def _description(run):
+    config = run.config
+    return native.Description(
+        run.architecture(), run.source.class_names, config.eval_crop, probabilities=config.loss
+    )
 
 
 def _compile(model, config, schedule):
@@ -116,10 +144,12 @@ def _compile(model, config, schedule):
             decay=config.decay,
             clip_norm=config.clip_norm,
             ema=config.ema,
+            scale_loss=config.precision == "float16",
         ),
-        keras.losses.CategoricalCrossentropy(from_logits=True),
+        LOSSES[config.loss](),
         metrics=[accuracy],
         jit_compile=_jit(config),
+        auto_scale_loss=False,  # build_optimizer does it
     )
     return [*model.metrics[0].variables, *accuracy.variables]  # of the loss, of the accuracy
 
@@ -143,7 +173,7 @@ def _where_it_stopped(run):
         )
         return Progress(computed_by=_computed_by(run.config)), None
     progress = Progress(**checkpoint.progress)
-    if progress.step < run.total_steps:
+    if not is_over(run, progress):
         console.say(f"continuing {run.directory} at step {progress.step} of {run.total_steps}")
         _note_changes(run, progress)
     return progress, checkpoint.arrays
@@ -190,6 +220,7 @@ def _validation_batches(run):
         channels=run.source.channels,
         num_classes=config.num_classes,
         batch_size=EVALUATION_BATCH,
+        eval_crop=config.eval_crop,
     )
 
 
@@ -199,12 +230,19 @@ def _drive(model, run, progress, callbacks, stop):
     A run that was stopped within an epoch first finishes that epoch; one whose length in steps is
     no multiple of the epoch ends with a shorter one.
     """
-    while progress.step < run.total_steps and not stop:
+    class_weights = _class_weights(run)
+    while not is_over(run, progress) and not stop:
         epoch, place = divmod(progress.step, run.steps_per_epoch)
         whole_epochs = 0 if place else (run.total_steps - progress.step) // run.steps_per_epoch
         left = min(run.steps_per_epoch - place, run.total_steps - progress.step)
         model.fit(
-            _training_batches(run, progress.step),
+            training_batches(
+                run.source.train,
+                channels=run.source.channels,
+                first_step=progress.step,
+                class_weights=class_weights,
+                **run.config.preparation(),
+            ),
             initial_epoch=epoch,
             epochs=epoch + max(1, whole_epochs),
             steps_per_epoch=run.steps_per_epoch if whole_epochs else left,
@@ -212,24 +250,21 @@ def _drive(model, run, progress, callbacks, stop):
             shuffle=False,
             verbose=0,
         )
-        if (taken := int(model.optimizer.iterations.numpy())) != progress.step:
+        taken = int(model.optimizer.iterations.numpy())
+        # Scaling the loss of float16 leaves out the steps whose gradients overflow.
+        if taken != progress.step and run.config.precision != "float16":
             raise RunError(
                 f"the optimizer took {taken} steps, but {progress.step} batches were fed: "
                 f"please report this"
             )
 
 
-def _training_batches(run, first_step):
-    config = run.config
-    return training_batches(
-        run.source.train,
-        image_shape=config.image_shape,
-        channels=run.source.channels,
-        num_classes=config.num_classes,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        first_step=first_step,
-        label_smoothing=config.label_smoothing,
-        flip=config.flip,
-        crop_padding=config.crop_padding,
-    )
+def _class_weights(run):
+    """Weights with which every class counts the same, its share of the images notwithstanding."""
+    if run.config.class_weights == "none":
+        return None
+    from sklearn.utils.class_weight import compute_class_weight
+
+    classes = np.arange(run.config.num_classes)
+    labels = run.source.train.labels
+    return compute_class_weight("balanced", classes=classes, y=labels).astype(np.float32)

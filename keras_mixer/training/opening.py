@@ -6,6 +6,7 @@ Nothing here imports TensorFlow, so that every refusal comes within a second or 
 import contextlib
 import dataclasses
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import shutil
@@ -49,11 +50,13 @@ def open_run(config):
         InputError: If the data, the config or the directory forbid it.
     """
     directory = Path(config.output_dir)
-    source = load_source(config.dataset, config.data_dir, config.validation_fraction)
+    source = load_source(**config.source())
     with path_errors(f"--output_dir={directory}"):
         record = _check_directory(directory, config)
     start = _starting_point(config, record)
-    resolved = resolve(config, len(source.class_names), start and start["architecture"])
+    resolved = resolve(
+        config, len(source.class_names), source.channels, start and start["architecture"]
+    )
     run = Run(directory, resolved, source)
     _check_sizes(run)
     if record and not config.overwrite:
@@ -67,6 +70,24 @@ def open_run(config):
         if not (directory / FLAGS).exists():
             _write_flags(directory, config)
         yield run
+
+
+def plan_run(config):
+    """Returns the `Run` that a config would be: its data read, the config filled.
+
+    Its directory is neither looked at nor made.
+
+    Args:
+        config: `Config`, as given.
+
+    Raises:
+        InputError: If the data or the config forbid it.
+    """
+    source = load_source(**config.source())
+    start = config.checkpoint and read_checkpoint(config.checkpoint, config.image_shape)
+    architecture = start.description.architecture if start else None
+    resolved = resolve(config, len(source.class_names), source.channels, architecture)
+    return Run(Path(config.output_dir), resolved, source)
 
 
 def read_run(directory, data_dir=None):
@@ -88,7 +109,7 @@ def read_run(directory, data_dir=None):
     if record is None:
         raise InputError(f"{directory}: not a run directory (it holds no {CONFIG})")
     config = Config.from_json(record["config"])
-    source = load_source(config.dataset, data_dir or config.data_dir, config.validation_fraction)
+    source = load_source(**config.source() | ({"data_dir": data_dir} if data_dir else {}))
     _same_data(directory, record, source)
     return Run(directory, config, source)
 
@@ -99,6 +120,13 @@ def _check_sizes(run):
             f"--batch_size={run.config.batch_size}: there are only {len(run.source.train)} "
             f"training images; give at most that many"
         )
+    if run.config.early_stopping and run.source.validation is None:
+        raise InputError(
+            f"--early_stopping={run.config.early_stopping} needs a validation split; "
+            f"give --validation_fraction"
+        )
+    if run.config.tensorboard and not importlib.util.find_spec("tensorboard"):
+        raise InputError("--tensorboard needs a package: pip install 'keras_mixer[tensorboard]'")
     if run.config.eval_split != "train":
         run.source.split(run.config.eval_split)
 
@@ -130,7 +158,8 @@ def _starting_point(config, record):
     if recorded and any((Path(config.output_dir) / CHECKPOINTS).glob("step-*")):
         return {**recorded, "architecture": as_architecture(recorded["architecture"])}
     checkpoint = read_checkpoint(config.checkpoint, config.image_shape)
-    start = {"architecture": checkpoint.architecture, "sha256": digest(checkpoint.arrays)}
+    architecture = checkpoint.description.architecture
+    start = {"architecture": architecture, "sha256": digest(checkpoint.arrays)}
     if recorded and recorded["sha256"] != start["sha256"]:
         raise InputError(
             f"--checkpoint={config.checkpoint} has changed since {config.output_dir} began; "

@@ -15,8 +15,8 @@ from keras_mixer.errors import InputError
 from keras_mixer.files import write_atomically
 
 FLAGS, CONFIG, HISTORY, METRICS = "flags.txt", "config.json", "history.csv", "metrics.json"
-BEST, CHECKPOINTS, LOCK = "best", "checkpoints", ".lock"
-OURS = (FLAGS, HISTORY, METRICS, BEST, CHECKPOINTS, CONFIG)  # in the order of _clear
+BEST, CHECKPOINTS, LOGS, LOCK = "best", "checkpoints", "logs", ".lock"
+OURS = (FLAGS, HISTORY, METRICS, BEST, CHECKPOINTS, LOGS, CONFIG)  # in the order of _clear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +33,10 @@ class Run:
     config: Config
     source: Source
 
+    def architecture(self):
+        """Returns the keyword arguments for `build_mixer`."""
+        return self.config.architecture() | {"channels": self.source.channels}
+
     @property
     def best(self):
         """Folder of the best weights, in the format of `weights.native`."""
@@ -42,6 +46,11 @@ class Run:
     def checkpoints(self):
         """Folder of the checkpoints."""
         return self.directory / CHECKPOINTS
+
+    @property
+    def logs(self):
+        """Folder that TensorBoard reads."""
+        return self.directory / LOGS
 
     @property
     def steps_per_epoch(self):

@@ -13,16 +13,14 @@ HEAD = ("head/kernel", "head/bias")
 
 
 class Checkpoint(NamedTuple):
-    """A model as it was read: what it is, what its classes are called, its weights.
+    """A model as it was read: what it is, and its weights.
 
     Attributes:
-        architecture: dict of `build_mixer` arguments.
-        class_names: One name per class; None where the file does not tell.
+        description: `native.Description`.
         arrays: dict from variable path to array.
     """
 
-    architecture: dict
-    class_names: tuple[str, ...] | None
+    description: native.Description
     arrays: dict[str, np.ndarray]
 
 
@@ -47,11 +45,10 @@ def read_checkpoint(path, image_shape=None):
 def _recognise(path, image_shape):
     for folder in (path / "best", path):
         if native.is_native(folder):
-            architecture, class_names = native.read_description(folder)
-            return Checkpoint(architecture, class_names, native.read_weights(folder)[0])
+            return Checkpoint(native.read_description(folder), native.read_weights(folder)[0])
     if path.is_file() and path.suffix == ".npz":
         architecture, arrays = official.read(path, image_shape)
-        return Checkpoint(architecture, None, arrays)
+        return Checkpoint(native.Description(architecture, None), arrays)
     if not path.exists():
         raise InputError(f"{path}: no such checkpoint")
     raise InputError(f"{path}: not a checkpoint; expected a run directory or an official .npz file")
@@ -91,7 +88,7 @@ def model_of(checkpoint, path, **overrides):
     """
     from keras_mixer.model.mixer import build_mixer
 
-    model = build_mixer(**checkpoint.architecture, **overrides)
+    model = build_mixer(**checkpoint.description.architecture, **overrides)
     assign_weights(model, checkpoint.arrays, path)
     return model
 

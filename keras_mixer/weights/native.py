@@ -7,6 +7,7 @@ whoever reads the folder while a run writes to it finds a complete model.
 import hashlib
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,19 +18,33 @@ DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
 FORMAT = 1
 
 
-def write_description(folder, architecture, class_names):
+class Description(NamedTuple):
+    """What a model is, and how it is used.
+
+    Attributes:
+        architecture: dict of `build_mixer` arguments.
+        class_names: One name per class; None where nobody knows.
+        eval_crop: float in [0, 1]. How images are fitted; see `data.images.resize_images`.
+        probabilities: string, `"softmax"` or `"sigmoid"`: what turns its logits into them.
+    """
+
+    architecture: dict
+    class_names: tuple[str, ...] | None
+    eval_crop: float = 0.0
+    probabilities: str = "softmax"
+
+
+def write_description(folder, description):
     """Writes model.json.
 
     Args:
         folder: `Path`, made if it does not exist.
-        architecture: dict of `build_mixer` arguments.
-        class_names: One name per class.
+        description: `Description`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     description = {
         "format": FORMAT,
-        "architecture": architecture,
-        "class_names": list(class_names),
+        **description._asdict(),
         "images": "float, [-1, 1], resized bilinear and antialiased to image_shape",
     }
     write_atomically(folder / DESCRIPTION, json.dumps(description, indent=2).encode() + b"\n")
@@ -54,18 +69,19 @@ def is_native(path):
 
 
 def read_description(folder):
-    """Returns (architecture, class_names) from model.json.
+    """Returns the `Description` in model.json.
 
     Raises:
         InputError: If the file is missing, damaged or of another format.
     """
     path = folder / DESCRIPTION
     try:
-        description = json.loads(path.read_text())
-        if description["format"] != FORMAT:
-            raise InputError(f"{path}: format {description['format']}, expected {FORMAT}")
-        architecture = as_architecture(description["architecture"])
-        return architecture, tuple(description["class_names"])
+        values = json.loads(path.read_text())
+        if values["format"] != FORMAT:
+            raise InputError(f"{path}: format {values['format']}, expected {FORMAT}")
+        values["architecture"] = as_architecture(values["architecture"])
+        values["class_names"] = tuple(values["class_names"])
+        return Description(**{k: values[k] for k in Description._fields if k in values})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not a readable model description ({error})") from error
 

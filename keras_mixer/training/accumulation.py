@@ -1,0 +1,69 @@
+"""One optimizer step computed in parts, for batches that are too large for the device.
+
+Keras's own `gradient_accumulation_steps` counts every part as a step of the schedule and of the
+moving average (3.15.1: the learning rate runs that many times too fast). Here a part is no step:
+`model.fit` sees whole batches, and so does everything else.
+"""
+
+import keras
+import tensorflow as tf
+
+
+class AccumulatingModel(keras.Model):
+    """A functional model that adds up the gradients of `parts` equal parts of every batch.
+
+    The result is that of the whole batch but for rounding; the order of random draws differs, as
+    every part draws for itself.
+    """
+
+    parts = 1
+
+    def train_step(self, data):
+        """Takes one optimizer step on a batch `(images, labels[, weights])`."""
+        batch = [tensor for tensor in data if tensor is not None]
+        size = batch[0].shape[0] // self.parts
+        batch = [tf.reshape(t, (self.parts, size, *t.shape[1:])) for t in batch]
+        loss, gradients, logits = self._add_up(batch, size)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_weights, strict=True))
+        self._loss_tracker.update_state(loss, sample_weight=self.parts * size)
+        x, y, *weights = (tf.reshape(t, (-1, *t.shape[2:])) for t in batch)
+        return self.compute_metrics(x, y, logits, sample_weight=weights[0] if weights else None)
+
+    def _add_up(self, batch, size):
+        """Returns the mean loss, its gradients, and the logits, part after part."""
+
+        def add(index, loss, gradients, logits):
+            x, y, *weights = (tf.gather(t, index) for t in batch)
+            with tf.GradientTape() as tape:
+                y_pred = self(x, training=True)
+                sample_weight = weights[0] if weights else None
+                part = self._compute_loss(x, y, y_pred, sample_weight, training=True) / self.parts
+                scaled = self.optimizer.scale_loss(part)
+            more = tape.gradient(scaled, self.trainable_weights)
+            gradients = [a + b for a, b in zip(gradients, more, strict=True)]
+            return index + 1, loss + part, gradients, logits.write(index, y_pred)
+
+        shape = (size, *self.output_shape[1:])
+        state = (
+            tf.constant(0),
+            tf.constant(0.0),
+            [tf.zeros(w.shape, w.dtype) for w in self.trainable_weights],
+            tf.TensorArray(tf.float32, self.parts, element_shape=shape),
+        )
+        state = tf.while_loop(
+            lambda index, *_: index < self.parts, add, state, parallel_iterations=1
+        )
+        _, loss, gradients, logits = state
+        return loss, gradients, tf.reshape(logits.stack(), (-1, shape[-1]))
+
+
+def accumulating(model, parts):
+    """Returns a model that shares all layers and weights, and takes its steps in parts.
+
+    Args:
+        model: functional `keras.Model`.
+        parts: int. Parts of a batch; divides the batch size.
+    """
+    accumulating_model = AccumulatingModel(model.inputs, model.outputs, name=model.name)
+    accumulating_model.parts = parts
+    return accumulating_model

@@ -1,0 +1,30 @@
+"""The losses: cross-entropy of the softmax, or of one sigmoid per class."""
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable(package="keras_mixer")
+class SigmoidCrossentropy(keras.losses.Loss):
+    """Binary cross-entropy of every class, summed over the classes.
+
+    `keras.losses.BinaryCrossentropy` takes the mean over them, which would make the gradients
+    smaller by the number of classes than those of the official pre-training.
+
+    Reference:
+        `sigmoid_xent` of big_vision, used by its configs/mlp_mixer_i1k.py; paper appendix B.
+    """
+
+    def call(self, y_true, y_pred):
+        """Returns the losses `(batch,)` of labels and logits `(batch, num_classes)`."""
+        terms = ops.binary_crossentropy(y_true, ops.cast(y_pred, "float32"), from_logits=True)
+        return ops.sum(terms, axis=-1)
+
+
+LOSSES = {
+    "softmax": lambda: keras.losses.CategoricalCrossentropy(from_logits=True),
+    "sigmoid": SigmoidCrossentropy,
+}
+
+# What makes probabilities of the logits of a model that was trained with each loss.
+PROBABILITIES = {"softmax": ops.softmax, "sigmoid": ops.sigmoid}

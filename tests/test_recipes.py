@@ -1,0 +1,299 @@
+"""Tests the recipes of a run: accumulation, losses, float16, class weights, early stopping, curves.
+
+They are those of `training/accumulation.py`, `losses.py`, `tensorboard.py` and `fit.py`.
+"""
+
+import csv
+import math
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import TINY
+from scipy.special import log_expit
+
+import keras_mixer.training.fit as fit_module
+from keras_mixer import Config, InputError, fit
+from keras_mixer.config import LOSSES as LOSS_NAMES
+from keras_mixer.inference.evaluate import LOSSES as MEAN_LOSSES
+from keras_mixer.model.mixer import build_mixer
+from keras_mixer.training.accumulation import accumulating
+from keras_mixer.training.callbacks import Progress, is_over
+from keras_mixer.training.checkpoints import newest_checkpoint
+from keras_mixer.training.losses import LOSSES, PROBABILITIES, SigmoidCrossentropy
+from keras_mixer.training.opening import plan_run
+from keras_mixer.training.optimizers import OPTIMIZERS, averaged_weights, build_optimizer
+
+STILL = {"dropout": 0.0, "stochastic_depth": 0.0, "flip": False, "crop_padding": 0}
+RANDOM = np.random.default_rng(0)
+
+
+@pytest.fixture
+def train(tmp_path):
+    def run(directory="run", **fields):
+        fields = {**TINY, **STILL, "output_dir": str(tmp_path / directory), **fields}
+        return fit(Config(**fields))
+
+    return run
+
+
+def rows(run):
+    with open(run.directory / "history.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def final(run):
+    return newest_checkpoint(run.checkpoints).arrays
+
+
+# === Accumulation ===
+
+
+@pytest.mark.parametrize("fields", [{}, {"jit": "true"}, {"class_weights": "balanced"}], ids=str)
+def test_accumulated_parts_equal_the_large_batch(train, fields):
+    """Weights, moving average, optimizer, schedule and metrics, with clipping in force."""
+    fields = {"clip_norm": 0.05, "label_smoothing": 0.1, "optimizer": "sgd", "lr": 0.1, **fields}
+    whole, parts = train("whole", **fields), train("parts", accumulation=4, **fields)
+    expected, found = final(whole), final(parts)
+    assert expected.keys() == found.keys()
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], atol=2e-5, err_msg=name)
+    for one, other in zip(rows(whole), rows(parts), strict=True):
+        assert one["lr"] == other["lr"], "the schedule counts whole steps"
+        assert float(one["loss"]) == pytest.approx(float(other["loss"]), rel=1e-5)
+        assert one["accuracy"] == other["accuracy"]
+
+
+def test_every_part_of_a_batch_is_computed_with_its_own_images():
+    """The gradient is the mean over the parts, each with as many images as a part has."""
+    shapes = []
+    model = build_mixer((4, 4), (2, 2), 1, depth=1, dim=4, num_classes=3)
+    in_parts = accumulating(model, 3)
+    assert [v.path for v in in_parts.weights] == [v.path for v in model.weights]
+    loss = LOSSES["softmax"]()
+    in_parts.compile("sgd", lambda y, z: shapes.append(z.shape[0]) or loss(y, z), jit_compile=False)
+    in_parts.train_on_batch(RANDOM.normal(size=(12, 4, 4, 1)), np.eye(3)[np.arange(12) % 3])
+    assert set(shapes) == {4}
+
+
+def test_accumulation_must_divide_the_batch(train):
+    with pytest.raises(InputError, match="--accumulation=3 must divide --batch_size=64"):
+        train(accumulation=3)
+
+
+# === Losses ===
+
+
+def test_losses_have_their_formulas():
+    logits, labels = RANDOM.normal(size=(5, 3)), np.array([0, 1, 2, 1, 0])
+    y = np.eye(3)[labels]
+    expected = {
+        "softmax": -(y * (logits - np.log(np.exp(logits).sum(1, keepdims=True)))).sum(1).mean(),
+        "sigmoid": -(y * log_expit(logits) + (1 - y) * log_expit(-logits)).sum(1).mean(),
+    }
+    for name, value in expected.items():
+        assert float(LOSSES[name]()(y, logits)) == pytest.approx(value, rel=1e-5)
+        assert MEAN_LOSSES[name](logits, labels) == pytest.approx(value, rel=1e-12)
+    assert set(LOSSES) == set(PROBABILITIES) == set(MEAN_LOSSES) == set(LOSS_NAMES)
+
+
+def test_sigmoid_loss_takes_soft_labels_and_round_trips():
+    logits, labels = RANDOM.normal(size=(4, 3)), RANDOM.dirichlet(np.ones(3), 4)
+    loss = SigmoidCrossentropy.from_config(SigmoidCrossentropy().get_config())
+    expected = -(labels * log_expit(logits) + (1 - labels) * log_expit(-logits)).sum(1).mean()
+    assert float(loss(labels, logits)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_sigmoid_runs_start_at_the_share_of_a_class_and_are_scored_as_trained(train):
+    from keras_mixer.inference.evaluate import evaluate_run
+    from keras_mixer.weights.load import read_checkpoint
+
+    run = train(loss="sigmoid", num_steps=1, lr=1e-9, decay=0.0, ema=0.0)
+    description, arrays = read_checkpoint(run.directory)
+    np.testing.assert_allclose(arrays["head/bias"], -math.log(10), rtol=1e-6)
+    assert description.probabilities == "sigmoid"
+    # Ten classes at p = 1/11 (the sigmoid of -log 10), one of them the label.
+    expected = -math.log(1 / 11) - 9 * math.log(10 / 11)
+    assert evaluate_run(run, "test")["loss"] == pytest.approx(expected, rel=1e-5)
+    assert float(rows(run)[0]["val_loss"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_head_bias_can_be_given(train):
+    run = train(head_bias=0.5, num_steps=1, lr=1e-9, decay=0.0)
+    name = next(name for name in final(run) if name.endswith("head/bias") and "model" in name)
+    np.testing.assert_allclose(final(run)[name], 0.5, rtol=1e-6)
+
+
+# === float16 ===
+
+
+def step(optimizer, variables, gradient):
+    optimizer.apply([keras.ops.full(v.shape, gradient) for v in variables], variables)
+
+
+def test_a_step_that_overflows_is_left_out_and_counts_for_nothing():
+    variables = [keras.Variable([1.0, 2.0], name="kernel")]
+    optimizer = build_optimizer("adam", 0.1, variables, decay=0.5, ema=0.9, scale_loss=True)
+    step(optimizer, variables, 2.0**15)
+    before = [v.numpy() for v in (*variables, *averaged_weights(optimizer))]
+    step(optimizer, variables, np.inf)
+    after = [v.numpy() for v in (*variables, *averaged_weights(optimizer))]
+    np.testing.assert_array_equal(before, after)
+    assert int(optimizer.iterations) == 1
+    assert float(optimizer.dynamic_scale) == 2.0**14
+
+
+def test_scaling_the_loss_changes_no_step_that_is_taken():
+    plain, scaled = ([keras.Variable([1.0, 2.0], name="kernel")] for _ in range(2))
+    fields = {"decay": 0.1, "clip_norm": 0.5, "ema": 0.9}
+    one = build_optimizer("adamw", 0.1, plain, **fields)
+    other = build_optimizer("adamw", 0.1, scaled, **fields, scale_loss=True)
+    for _ in range(3):
+        step(one, plain, 0.3)
+        step(other, scaled, 0.3 * 2.0**15)
+    np.testing.assert_allclose(plain[0], scaled[0], rtol=1e-6)
+    np.testing.assert_allclose(averaged_weights(one)[0], averaged_weights(other)[0], rtol=1e-6)
+
+
+def test_float16_learns_what_float32_learns(train):
+    one, other = train("one", precision="float32"), train("other", precision="float16")
+    for a, b in zip(rows(one), rows(other), strict=True):
+        assert float(a["val_loss"]) == pytest.approx(float(b["val_loss"]), abs=0.02)
+    assert any("dynamic_scale" in name for name in final(other))
+    assert {array.dtype for array in final(other).values()} >= {np.dtype("float32")}
+
+
+# === Class weights ===
+
+
+def test_balanced_weights_make_every_class_count_the_same(tmp_path, write_image):
+    for name, count in (("few", 4), ("many", 20)):
+        for index in range(count):
+            write_image(tmp_path / "data" / name / f"{index}.png", seed=index)
+    fields = {"dataset": "folder", "data_dir": str(tmp_path / "data"), "image_shape": (8, 8),
+              "patch_shape": (4, 4), "validation_fraction": 0.0, "test_fraction": 0.0,
+              "batch_size": 24, "class_weights": "balanced"}  # fmt: skip
+    run = plan_run(Config(**fields))
+    weights = fit_module._class_weights(run)
+    np.testing.assert_allclose(weights, [24 / (2 * 4), 24 / (2 * 20)])
+    batches = fit_module.training_batches(
+        run.source.train, channels=3, class_weights=weights, **run.config.preparation()
+    )
+    _, labels, sample_weights = next(iter(batches))
+    np.testing.assert_allclose(tf.linalg.matvec(labels, sample_weights, transpose_a=True), [12, 12])
+    assert fit_module._class_weights(plan_run(Config())) is None
+
+
+# === Early stopping ===
+
+
+def history(accuracies):
+    return [{"val_accuracy": a, "val_loss": 1.0} for a in accuracies]
+
+
+@pytest.mark.parametrize(
+    "accuracies, patience, over",
+    [
+        ([0.5, 0.4, 0.4], 2, True),
+        ([0.5, 0.4, 0.6], 2, False),
+        ([0.5, 0.5], 1, True),  # no better is not better
+        ([0.5, 0.4], 2, False),
+        ([], 1, False),
+        ([0.5, 0.4, 0.3], 0, False),
+    ],
+)
+def test_a_run_is_over_after_so_many_epochs_without_a_better_one(accuracies, patience, over):
+    run = plan_run(Config(early_stopping=patience))
+    assert is_over(run, Progress(step=1, rows=history(accuracies))) is over
+
+
+def test_an_early_stop_is_an_end(train, capsys):
+    run = train(num_steps=40, lr=0.3, early_stopping=2, save_every=100)
+    accuracies = [float(row["val_accuracy"]) for row in rows(run)]
+    best = accuracies.index(max(accuracies))
+    assert len(accuracies) < 40
+    assert len(accuracies) - 1 - best in (2, 3)  # a tie may be better by its loss
+    assert "stopped early: 2 epochs without" in capsys.readouterr().err
+    before = (run.directory / "history.csv").read_bytes()
+    train(num_steps=40, lr=0.3, early_stopping=2, save_every=100)
+    assert (run.directory / "history.csv").read_bytes() == before
+
+
+def test_early_stopping_needs_a_validation_split(train):
+    with pytest.raises(InputError, match="--early_stopping=2 needs a validation split"):
+        train(early_stopping=2, validation_fraction=0.0)
+
+
+# === Optimizers ===
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_learns(name):
+    """Linear regression: the loss must fall to a fraction, through a matrix and a vector."""
+    x = RANDOM.normal(size=(64, 4)).astype("float32")
+    y = x @ np.array([[1.0], [-2.0], [0.5], [0.0]], "float32") + 1
+    kernel, bias = (
+        keras.Variable(np.zeros((4, 1), "float32"), name="kernel"),
+        keras.Variable([0.0], name="bias"),
+    )
+    optimizer = build_optimizer(name, 50.0 if name == "adadelta" else 0.1, [kernel, bias])
+    losses = []
+    for _ in range(150):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((x @ kernel.value + bias.value - y) ** 2)
+        optimizer.apply(tape.gradient(loss, [kernel.value, bias.value]), [kernel, bias])
+        losses.append(float(loss))
+    assert losses[-1] < 0.2 * losses[0]
+
+
+# === TensorBoard ===
+
+
+def curves(directory):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = {}
+    for curve in ("train", "validation"):
+        events = EventAccumulator(str(directory / "logs" / curve)).Reload()
+        for tag in events.Tags()["tensors"]:
+            points = events.Tensors(tag)
+            found[curve, tag] = [(p.step, tf.make_ndarray(p.tensor_proto).item()) for p in points]
+        found[curve, "graph"] = events.Tags()["graph"]
+    return found
+
+
+def test_curves_are_those_of_the_history_and_go_on_with_the_run(train, monkeypatch):
+    """Interrupted after a step of the third epoch, with a checkpoint from the first only."""
+    fields = {"tensorboard": True, "num_steps": 4, "save_every": 10}
+
+    class Dies(fit_module.Saver):
+        def on_train_batch_end(self, batch, logs=None):
+            if self.progress.step == 45:
+                raise KeyboardInterrupt
+            super().on_train_batch_end(batch, logs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_module, "Saver", Dies)
+        with pytest.raises(KeyboardInterrupt):
+            train(**fields)
+    run = train(**fields)
+    found = curves(run.directory)
+    assert found["train", "graph"]
+    columns = {
+        ("train", "loss"): "loss", ("train", "accuracy"): "accuracy",
+        ("train", "learning_rate"): "lr", ("train", "images_per_second"): "images_per_second",
+        ("validation", "loss"): "val_loss", ("validation", "accuracy"): "val_accuracy",
+    }  # fmt: skip
+    for key, column in columns.items():
+        expected = [(int(row["step"]), float(row[column])) for row in rows(run)]
+        assert (
+            [step for step, _ in found[key]] == [step for step, _ in expected] == [20, 40, 60, 80]
+        )
+        np.testing.assert_allclose(found[key], expected, rtol=1e-6)
+
+
+def test_tensorboard_is_asked_for_before_it_is_missed(train, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'keras_mixer\[tensorboard\]'"):
+        train(tensorboard=True)
