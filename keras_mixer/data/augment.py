@@ -96,22 +96,38 @@ def random_padded_crop(images, seed, padding):
 def inception_crop(image, seed, image_shape, smallest_area):
     """Cuts a random box out of one image and resizes it: the crop of Szegedy et al. 2014.
 
-    The box has an aspect ratio, width by height, drawn evenly from 3/4 to 4/3 and covers from
+    Args:
+        image: tensor `(height, width, channels)` of any size, pixel values from 0 to 255.
+        seed: int tensor `(2,)`: the run's seed and the position of the image in the run.
+        image_shape: (height, width) to resize to, in pixels.
+        smallest_area: float in (0, 1]. See `inception_box`.
+
+    Returns:
+        float32 tensor `(*image_shape, channels)`, the same for uint8 and float images.
+    """
+    top, left, height, width = tf.unstack(inception_box(tf.shape(image), seed, smallest_area))
+    box = image[top : top + height, left : left + width]
+    return resize_images(box, image_shape)
+
+
+def inception_box(shape, seed, smallest_area):
+    """Draws the box of `inception_crop`.
+
+    Its aspect ratio, width by height, is drawn evenly from 3/4 to 4/3, and it covers from
     `smallest_area` of the image to all of it; within that its height, not its area, is drawn
     evenly, as the TensorFlow op does that the official code uses, too. Where no such box fits in a
     hundred attempts, as in a panorama of which all is wanted, it is the whole image.
 
     Args:
-        image: tensor `(height, width, channels)` of any size, pixel values from 0 to 255.
+        shape: int tensor `(3,)`: height, width and channels of the image.
         seed: int tensor `(2,)`: the run's seed and the position of the image in the run.
-        image_shape: (height, width) to resize to, in pixels.
         smallest_area: float in (0, 1]. Share of the image's area. The official code takes 0.05.
 
     Returns:
-        float32 tensor `(*image_shape, channels)`, the same for uint8 and float images.
+        int32 tensor `(4,)`: top, left, height, width, in pixels.
     """
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
-        tf.shape(image),
+        shape,
         tf.zeros((1, 0, 4)),  # no objects to keep in view
         _salted(seed, "inception"),
         min_object_covered=0.0,
@@ -119,8 +135,7 @@ def inception_crop(image, seed, image_shape, smallest_area):
         area_range=(smallest_area, 1.0),
         use_image_if_no_bounding_boxes=True,
     )
-    box = tf.ensure_shape(tf.slice(image, begin, size), (None, None, image.shape[-1]))
-    return resize_images(box, image_shape)
+    return tf.concat([begin[:2], size[:2]], axis=0)
 
 
 # === Random erasing ===

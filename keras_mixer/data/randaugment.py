@@ -42,7 +42,7 @@ def rand_augment(images, seed, layers, magnitude):
 
     Args:
         images: tensor `(batch, height, width, channels)`, pixel values from 0 to 255; height and
-            width at least 3.
+            width are known when the graph is built, and at least 3.
         seed: int tensor `(2,)`.
         layers: int. How many operations each image undergoes, one after the other. An operation
             may come up again.
@@ -55,29 +55,24 @@ def rand_augment(images, seed, layers, magnitude):
     shape = (layers, tf.shape(images)[0])
     chosen = tf.random.stateless_uniform(shape, seed, 0, len(OPERATIONS), tf.int32)
     positive = tf.random.stateless_uniform(shape, tf.random.fold_in(seed, 1)) < 0.5
-    levels = tf.where(positive, float(magnitude), -float(magnitude))
     for layer in range(layers):
-        images = _apply_each(images, chosen[layer], levels[layer])
+        images = _apply_each(images, chosen[layer], positive[layer], magnitude)
     return images
 
 
-def _apply_each(images, chosen, levels):
+def _apply_each(images, chosen, positive, magnitude):
     """Groups the images by operation, so that each undergoes its own only."""
-    places = tf.range(tf.shape(images)[0])
-    groups = zip(
-        OPERATIONS.values(),
-        *(tf.dynamic_partition(each, chosen, len(OPERATIONS)) for each in (images, levels, places)),
-        strict=True,
-    )
-    stitched = []
-    for operation, some, their_levels, their_places in groups:
-        applied = tf.cond(
-            tf.size(their_places) > 0,  # a convolution of no images fails
-            functools.partial(operation, some, their_levels),
+    everything = (images, positive, tf.range(tf.shape(images)[0]))
+    groups = (tf.dynamic_partition(each, chosen, len(OPERATIONS)) for each in everything)
+    places, results = [], []
+    for operation, some, signs, theirs in zip(OPERATIONS.values(), *groups, strict=True):
+        places.append(theirs)
+        results.append(tf.cond(
+            tf.size(theirs) > 0,  # a convolution of no images fails
+            functools.partial(operation, some, signs, magnitude),
             functools.partial(tf.identity, some),
-        )
-        stitched.append((their_places, applied))
-    return tf.ensure_shape(tf.dynamic_stitch(*zip(*stitched, strict=True)), images.shape)
+        ))  # fmt: skip
+    return tf.ensure_shape(tf.dynamic_stitch(places, results), images.shape)
 
 
 def jitter_color(images, seed, strength):
@@ -103,73 +98,66 @@ def jitter_color(images, seed, strength):
     return _enhance(images, _gray(images), factors[2])
 
 
-# === Operations: (images, levels) -> images, with a signed magnitude per image, (batch,) ===
+# === Operations on places ===
+#
+# Every operation takes (images, positive, magnitude): positive is bool `(batch,)`, the sign of each
+# image; the magnitude is a number. So whatever depends on it is computed in Python for either sign,
+# and is the same to the last bit in every graph, whatever the graph's optimizer makes of it.
 
 
-def _shear_x(images, levels):
-    return _transform(images, x_by_y=0.03 * levels)
+def _moving(coefficients):
+    """An operation that looks pixel (x, y) up at `(a x + b y + c, d x + e y + f)`.
 
+    On the raw op, since keras-cv's layers for it are made for symmetrical draws of their own.
 
-def _shear_y(images, levels):
-    return _transform(images, y_by_x=0.03 * levels)
-
-
-def _translate_x(images, levels):
-    return _transform(images, x_shift=_share(levels) * _side(images, 2))
-
-
-def _translate_y(images, levels):
-    return _transform(images, y_shift=_share(levels) * _side(images, 1))
-
-
-def _rotate(images, levels):
-    sine, cosine = tf.sin(levels * math.pi / 60), tf.cos(levels * math.pi / 60)
-    x, y = (_side(images, 2) - 1) / 2, (_side(images, 1) - 1) / 2  # the center, which stays
-    return _transform(
-        images,
-        x_by_x=cosine, x_by_y=-sine, x_shift=x - cosine * x + sine * y,
-        y_by_x=sine, y_by_y=cosine, y_shift=y - sine * x - cosine * y,
-    )  # fmt: skip
-
-
-def _transform(images, x_by_x=1, x_by_y=0, x_shift=0, y_by_x=0, y_by_y=1, y_shift=0):
-    """Looks every pixel (x, y) up at `(x_by_x x + x_by_y y + x_shift, ...)`.
-
-    On the raw op, since keras-cv's layers shear, shift and turn in a pass each, and shift by
-    symmetrical draws only.
+    Args:
+        coefficients: function of (signed magnitude, height, width) to `(a, b, c, d, e, f)`.
     """
-    row = (x_by_x, x_by_y, x_shift, y_by_x, y_by_y, y_shift, 0, 0)
-    count = (tf.shape(images)[0],)
-    return tf.raw_ops.ImageProjectiveTransformV3(
-        images=images,
-        transforms=tf.stack([tf.broadcast_to(tf.cast(v, tf.float32), count) for v in row], axis=1),
-        output_shape=tf.shape(images)[1:3],
-        interpolation="BILINEAR",
-        fill_mode="CONSTANT",
-        fill_value=FILL,
-    )
+
+    def operation(images, positive, magnitude):
+        rows = _by_sign(lambda m: (*coefficients(m, *images.shape[1:3]), 0, 0), positive, magnitude)
+        return tf.raw_ops.ImageProjectiveTransformV3(
+            images=images,
+            transforms=rows,
+            output_shape=images.shape[1:3],
+            interpolation="BILINEAR",
+            fill_mode="CONSTANT",
+            fill_value=FILL,
+        )
+
+    return operation
 
 
-def _share(levels):
-    return tf.clip_by_value(0.045 * levels, -0.9, 0.9)
+def _by_sign(function, positive, magnitude):
+    """The value of a function of the signed magnitude for each image, `(batch, ...)`."""
+    values = tf.constant([function(-magnitude), function(magnitude)], tf.float32)
+    return tf.gather(values, tf.cast(positive, tf.int32))
 
 
-def _side(images, axis):
-    return tf.cast(tf.shape(images)[axis], tf.float32)
+def _rotation(m, height, width):
+    sine, cosine = math.sin(math.radians(3 * m)), math.cos(math.radians(3 * m))
+    x, y = (width - 1) / 2, (height - 1) / 2  # the center, which stays
+    return cosine, -sine, x - cosine * x + sine * y, sine, cosine, y - sine * x - cosine * y
 
 
-def _auto_contrast(images, levels):
+def _translation(m):
+    return math.copysign(min(0.045 * abs(m), 0.9), m)
+
+
+# === Operations on values ===
+
+
+def _auto_contrast(images, positive, magnitude):
     return _keras_cv("AutoContrast").augment_images(images)
 
 
-def _solarize(images, levels):
-    thresholds = 256 * (1 - tf.abs(levels) / 30)
-    draws = {"thresholds": _per_image(thresholds), "additions": 0.0}
+def _solarize(images, positive, magnitude):
+    draws = {"thresholds": 256 * (1 - magnitude / 30), "additions": 0.0}
     return _keras_cv("Solarization").augment_images(images, draws)
 
 
-def _sharpness(images, levels):
-    away = 1 - _per_image(_factor(levels))  # from the image, towards the smoothed one
+def _sharpness(images, positive, magnitude):
+    away = 1 - _factors(positive, magnitude)  # from the image, towards the smoothed one
     return _keras_cv("RandomSharpness", factor=1.0).augment_images(images, away)
 
 
@@ -186,13 +174,13 @@ def _keras_cv(name, **options):
         return getattr(layers, name)(value_range=(0, 255), seed=1, dtype="float32", **options)
 
 
-def _posterize(images, levels):
-    dropped = tf.round(tf.abs(levels) / 7.5)
-    unit = _per_image(2.0**dropped)
-    return tf.floor(tf.round(images) / unit) * unit
+def _posterize(images, positive, magnitude):
+    dropped = round(magnitude / 7.5)
+    values = tf.bitwise.right_shift(tf.cast(tf.round(images), tf.int32), dropped)
+    return tf.cast(tf.bitwise.left_shift(values, dropped), tf.float32)
 
 
-def _equalize(images, levels):
+def _equalize(images, positive, magnitude):
     """Spreads the values of each channel evenly, as Pillow does, integer by integer."""
     values = tf.cast(tf.round(images), tf.int32)
     shape = tf.shape(values)
@@ -207,25 +195,25 @@ def _equalize(images, levels):
     return tf.cast(tf.transpose(channels, (0, 2, 3, 1)), tf.float32)
 
 
-def _color(images, levels):
-    return _enhance(images, _gray(images), _per_image(_factor(levels)))
+def _color(images, positive, magnitude):
+    return _enhance(images, _gray(images), _factors(positive, magnitude))
 
 
-def _contrast(images, levels):
-    return _enhance(images, _mean_gray(images), _per_image(_factor(levels)))
+def _contrast(images, positive, magnitude):
+    return _enhance(images, _mean_gray(images), _factors(positive, magnitude))
 
 
-def _brightness(images, levels):
-    return _enhance(images, 0.0, _per_image(_factor(levels)))
+def _brightness(images, positive, magnitude):
+    return _enhance(images, 0.0, _factors(positive, magnitude))
 
 
 OPERATIONS = {
-    "identity": lambda images, levels: images,
-    "shear_x": _shear_x,
-    "shear_y": _shear_y,
-    "translate_x": _translate_x,
-    "translate_y": _translate_y,
-    "rotate": _rotate,
+    "identity": lambda images, positive, magnitude: images,
+    "shear_x": _moving(lambda m, height, width: (1, 0.03 * m, 0, 0, 1, 0)),
+    "shear_y": _moving(lambda m, height, width: (1, 0, 0, 0.03 * m, 1, 0)),
+    "translate_x": _moving(lambda m, height, width: (1, 0, _translation(m) * width, 0, 1, 0)),
+    "translate_y": _moving(lambda m, height, width: (1, 0, 0, 0, 1, _translation(m) * height)),
+    "rotate": _moving(_rotation),
     "auto_contrast": _auto_contrast,
     "equalize": _equalize,
     "solarize": _solarize,
@@ -237,15 +225,9 @@ OPERATIONS = {
 }
 
 
-# === What several of them need ===
-
-
-def _factor(levels):
-    return tf.maximum(0.1, 1 + 0.09 * levels)
-
-
-def _per_image(values):
-    return values[:, None, None, None]
+def _factors(positive, magnitude):
+    factors = _by_sign(lambda m: max(0.1, 1 + 0.09 * m), positive, magnitude)
+    return factors[:, None, None, None]
 
 
 def _enhance(images, without, factors):
