@@ -1,0 +1,247 @@
+"""RandAugment and colour jitter: Pillow's operations on batches, each image with draws of its own.
+
+The only file that knows keras-cv, which is imported when one of its operations is traced. Its
+layers draw from a generator with a state, but keep drawing and applying apart; so the draws are
+made here, stateless, and keras-cv applies them. Only what agrees with Pillow is taken from it: its
+equalization divides by another step than Pillow's (all pixels less those of the rarest value, not
+of the brightest), its contrast turns about each channel's mean rather than about that of the gray
+image, its brightness adds rather than multiplies, and its colour layer cannot be built without the
+global generator.
+"""
+
+import functools
+import math
+
+import tensorflow as tf
+
+FILL = 128.0  # what comes into view from outside of an image, as in the official code
+
+
+def rand_augment(images, seed, layers, magnitude):
+    """Puts each image through operations that it draws from the table below (Cubuk et al. 2019).
+
+    These are the paper's 14 operations. The scale is that of the official code, of big_vision and
+    of timm, where 10 is the strongest of AutoAugment and more goes on linearly; so the Mixer
+    paper's magnitude 15 means the same here, except that nothing gets weaker as the magnitude
+    grows: in the official code solarize and posterize do, and colour, contrast, brightness and
+    sharpness have their zero at 5 and are only ever lowered below it and raised above it. With a
+    magnitude of 0 all but auto-contrast and equalization change nothing.
+
+    | operation                              | at magnitude m                                   |
+    |----------------------------------------|--------------------------------------------------|
+    | identity, auto-contrast, equalize      | always the same                                  |
+    | shear x, y, about the top left corner  | ± 0.03 m pixels per pixel                        |
+    | translate x, y                         | ± 0.045 m of the side, at most 0.9               |
+    | rotate, about the center               | ± 3 m degrees                                    |
+    | solarize                               | invert values from 256 (1 - m / 30) up           |
+    | posterize                              | keep the 8 - m / 7.5 highest bits, rounded       |
+    | color, contrast, brightness, sharpness | factor 1 ± 0.09 m, at least 0.1; 1: no change    |
+
+    Bilinear; gray (128) comes into view from outside. Images of one channel have no colour, so
+    there `color` changes nothing.
+
+    Args:
+        images: tensor `(batch, height, width, channels)`, pixel values from 0 to 255; height and
+            width are known when the graph is built, and at least 3.
+        seed: int tensor `(2,)`.
+        layers: int. How many operations each image undergoes, one after the other. An operation
+            may come up again.
+        magnitude: number from 0 to 30. Signs are drawn per image.
+
+    Returns:
+        float32 tensor of the same shape.
+    """
+    images = tf.cast(images, tf.float32)
+    shape = (layers, tf.shape(images)[0])
+    chosen = tf.random.stateless_uniform(shape, seed, 0, len(OPERATIONS), tf.int32)
+    positive = tf.random.stateless_uniform(shape, tf.random.fold_in(seed, 1)) < 0.5
+    for layer in range(layers):
+        images = _apply_each(images, chosen[layer], positive[layer], magnitude)
+    return images
+
+
+def _apply_each(images, chosen, positive, magnitude):
+    """Groups the images by operation, so that each undergoes its own only."""
+    everything = (images, positive, tf.range(tf.shape(images)[0]))
+    groups = (tf.dynamic_partition(each, chosen, len(OPERATIONS)) for each in everything)
+    places, results = [], []
+    for operation, some, signs, theirs in zip(OPERATIONS.values(), *groups, strict=True):
+        places.append(theirs)
+        results.append(tf.cond(
+            tf.size(theirs) > 0,  # a convolution of no images fails
+            functools.partial(operation, some, signs, magnitude),
+            functools.partial(tf.identity, some),
+        ))  # fmt: skip
+    return tf.ensure_shape(tf.dynamic_stitch(places, results), images.shape)
+
+
+def jitter_color(images, seed, strength):
+    """Changes brightness, then contrast, then saturation of each image.
+
+    The three factors are drawn evenly from [max(0, 1 - strength), 1 + strength]. They mean what
+    they mean in Pillow and torchvision: 1 changes nothing; 0 is black, the gray of the image's
+    mean, and the image in gray. The hue stays. Images of one channel have no saturation to change.
+
+    Args:
+        images: tensor `(batch, height, width, channels)`, pixel values from 0 to 255.
+        seed: int tensor `(2,)`.
+        strength: float, at least 0. 0.4 is usual.
+
+    Returns:
+        float32 tensor of the same shape.
+    """
+    images = tf.cast(images, tf.float32)
+    shape = (3, tf.shape(images)[0], 1, 1, 1)
+    factors = tf.random.stateless_uniform(shape, seed, max(0.0, 1.0 - strength), 1.0 + strength)
+    images = _enhance(images, 0.0, factors[0])
+    images = _enhance(images, _mean_gray(images), factors[1])
+    return _enhance(images, _gray(images), factors[2])
+
+
+# === Operations on places ===
+#
+# Every operation takes (images, positive, magnitude): positive is bool `(batch,)`, the sign of each
+# image; the magnitude is a number. So whatever depends on it is computed in Python for either sign,
+# and is the same to the last bit in every graph, whatever the graph's optimizer makes of it.
+
+
+def _moving(coefficients):
+    """An operation that looks pixel (x, y) up at `(a x + b y + c, d x + e y + f)`.
+
+    On the raw op, since keras-cv's layers for it are made for symmetrical draws of their own.
+
+    Args:
+        coefficients: function of (signed magnitude, height, width) to `(a, b, c, d, e, f)`.
+    """
+
+    def operation(images, positive, magnitude):
+        rows = _by_sign(lambda m: (*coefficients(m, *images.shape[1:3]), 0, 0), positive, magnitude)
+        return tf.raw_ops.ImageProjectiveTransformV3(
+            images=images,
+            transforms=rows,
+            output_shape=images.shape[1:3],
+            interpolation="BILINEAR",
+            fill_mode="CONSTANT",
+            fill_value=FILL,
+        )
+
+    return operation
+
+
+def _by_sign(function, positive, magnitude):
+    """The value of a function of the signed magnitude for each image, `(batch, ...)`."""
+    values = tf.constant([function(-magnitude), function(magnitude)], tf.float32)
+    return tf.gather(values, tf.cast(positive, tf.int32))
+
+
+def _rotation(m, height, width):
+    sine, cosine = math.sin(math.radians(3 * m)), math.cos(math.radians(3 * m))
+    x, y = (width - 1) / 2, (height - 1) / 2  # the center, which stays
+    return cosine, -sine, x - cosine * x + sine * y, sine, cosine, y - sine * x - cosine * y
+
+
+def _translation(m):
+    return math.copysign(min(0.045 * abs(m), 0.9), m)
+
+
+# === Operations on values ===
+
+
+def _auto_contrast(images, positive, magnitude):
+    return _keras_cv("AutoContrast").augment_images(images)
+
+
+def _solarize(images, positive, magnitude):
+    draws = {"thresholds": 256 * (1 - magnitude / 30), "additions": 0.0}
+    return _keras_cv("Solarization").augment_images(images, draws)
+
+
+def _sharpness(images, positive, magnitude):
+    away = 1 - _factors(positive, magnitude)  # from the image, towards the smoothed one
+    return _keras_cv("RandomSharpness", factor=1.0).augment_images(images, away)
+
+
+@functools.cache
+def _keras_cv(name, **options):
+    """A layer of keras-cv, of which only `augment_images` may be called: it draws nothing.
+
+    The seed is for a generator that every layer makes and that stays untouched. Without one, the
+    layer would take the global generator, which does not exist in deterministic TensorFlow.
+    """
+    with tf.init_scope():  # the layer outlives the graph in which it is first asked for
+        from keras_cv import layers
+
+        return getattr(layers, name)(value_range=(0, 255), seed=1, dtype="float32", **options)
+
+
+def _posterize(images, positive, magnitude):
+    dropped = round(magnitude / 7.5)
+    values = tf.bitwise.right_shift(tf.cast(tf.round(images), tf.int32), dropped)
+    return tf.cast(tf.bitwise.left_shift(values, dropped), tf.float32)
+
+
+def _equalize(images, positive, magnitude):
+    """Spreads the values of each channel evenly, as Pillow does, integer by integer."""
+    values = tf.cast(tf.round(images), tf.int32)
+    shape = tf.shape(values)
+    channels = tf.reshape(tf.transpose(values, (0, 3, 1, 2)), (-1, shape[1] * shape[2]))
+    counts = tf.math.bincount(channels, minlength=256, maxlength=256, axis=-1)
+    brightest = tf.gather(counts, tf.reduce_max(channels, axis=1), batch_dims=1)
+    step = ((shape[1] * shape[2] - brightest) // 255)[:, None]
+    below = tf.cumsum(counts, axis=1, exclusive=True)  # pixels darker than each value
+    table = tf.minimum((below + step // 2) // tf.maximum(step, 1), 255)
+    table = tf.where(step > 0, table, tf.range(256))
+    channels = tf.reshape(tf.gather(table, channels, batch_dims=1), tf.gather(shape, (0, 3, 1, 2)))
+    return tf.cast(tf.transpose(channels, (0, 2, 3, 1)), tf.float32)
+
+
+def _color(images, positive, magnitude):
+    return _enhance(images, _gray(images), _factors(positive, magnitude))
+
+
+def _contrast(images, positive, magnitude):
+    return _enhance(images, _mean_gray(images), _factors(positive, magnitude))
+
+
+def _brightness(images, positive, magnitude):
+    return _enhance(images, 0.0, _factors(positive, magnitude))
+
+
+OPERATIONS = {
+    "identity": lambda images, positive, magnitude: images,
+    "shear_x": _moving(lambda m, height, width: (1, 0.03 * m, 0, 0, 1, 0)),
+    "shear_y": _moving(lambda m, height, width: (1, 0, 0, 0.03 * m, 1, 0)),
+    "translate_x": _moving(lambda m, height, width: (1, 0, _translation(m) * width, 0, 1, 0)),
+    "translate_y": _moving(lambda m, height, width: (1, 0, 0, 0, 1, _translation(m) * height)),
+    "rotate": _moving(_rotation),
+    "auto_contrast": _auto_contrast,
+    "equalize": _equalize,
+    "solarize": _solarize,
+    "posterize": _posterize,
+    "color": _color,
+    "contrast": _contrast,
+    "brightness": _brightness,
+    "sharpness": _sharpness,
+}
+
+
+def _factors(positive, magnitude):
+    factors = _by_sign(lambda m: max(0.1, 1 + 0.09 * m), positive, magnitude)
+    return factors[:, None, None, None]
+
+
+def _enhance(images, without, factors):
+    """Moves images towards (factor 0) or away from (above 1) themselves without something."""
+    return tf.clip_by_value(images + (factors - 1) * (images - without), 0.0, 255.0)
+
+
+def _gray(images):
+    return tf.image.rgb_to_grayscale(images) if images.shape[-1] == 3 else images
+
+
+def _mean_gray(images):
+    """One value per image, rounded as in Pillow; a sum of integers has no order to depend on."""
+    values = tf.cast(tf.round(_gray(images)), tf.int64)
+    total = tf.cast(tf.reduce_sum(values, axis=(1, 2, 3), keepdims=True), tf.float64)
+    pixels = tf.cast(tf.shape(images)[1] * tf.shape(images)[2], tf.float64)
+    return tf.cast(tf.floor(total / pixels + 0.5), tf.float32)
