@@ -13,7 +13,8 @@ from conftest import ROOT
 
 from keras_mixer.data.arrays import read_digits, read_idx
 from keras_mixer.data.datasets import DATASETS
-from keras_mixer.data.folders import image_files, read_folder
+from keras_mixer.data.folders import read_folder
+from keras_mixer.data.listing import list_images
 from keras_mixer.data.sources import READERS, load_source
 from keras_mixer.errors import InputError
 
@@ -133,7 +134,7 @@ def test_class_folders_are_split_stratified(folder):
     assert source.class_names == ("ant", "bee", "cat")
     assert [len(source.train), len(source.validation), len(source.test)] == [25, 3, 8]
     everything = [*source.train.images, *source.validation.images, *source.test.images]
-    assert sorted(everything) == sorted(image_files(folder))
+    assert sorted(everything) == sorted(list_images(folder)[0].paths())
     for split in (source.train, source.validation, source.test):
         for path, label in zip(split.images, split.labels, strict=True):
             assert f"/{source.class_names[label]}/" in os.fsdecode(path)

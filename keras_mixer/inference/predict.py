@@ -11,8 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mixer.console import printable
-from keras_mixer.data.folders import image_files
 from keras_mixer.data.images import check_image_file, decode_image, resize_images, to_model_range
+from keras_mixer.data.listing import list_images
 
 BATCH_SIZE = 64
 
@@ -31,7 +31,8 @@ def expand(arguments):
 
 def _expanded(argument):
     if os.path.isdir(argument):
-        return sorted(map(os.fsdecode, image_files(argument))) or [argument]
+        listing, _ = list_images(argument)
+        return list(map(os.fsdecode, listing.paths())) or [argument]
     if os.path.exists(argument):
         return [argument]
     matches = sorted(glob.glob(argument, recursive=True))
