@@ -1,14 +1,13 @@
 """Image files in class folders."""
 
 import os
-from pathlib import Path
 
 import numpy as np
 
 from keras_mixer.data.listing import IMAGE_SUFFIXES, list_images
 from keras_mixer.data.splits import Split
 from keras_mixer.data.verdicts import refuse_unreadable
-from keras_mixer.errors import InputError
+from keras_mixer.errors import InputError, path_errors
 
 SPLIT_FOLDERS = {
     "train": ("train", "training"),
@@ -38,12 +37,12 @@ def read_folder(request):
 
 def _split_folders(directory):
     """Finds train/, val/ and test/; without a train/, the directory itself is what there is."""
-    folders = {entry.name.lower(): entry.path for entry in os.scandir(directory) if entry.is_dir()}
+    folders = subfolders(directory)
     found = {}
     for split, names in SPLIT_FOLDERS.items():
         for name in names:
             if split not in found and name in folders:
-                found[split] = Path(folders[name])
+                found[split] = directory / folders[name]
     if "train" not in found and len(found) > 0:
         raise InputError(
             f"--data_dir={directory} holds {', '.join(f.name for f in found.values())} but no "
@@ -52,18 +51,24 @@ def _split_folders(directory):
     return found or {"train": directory}
 
 
+def subfolders(directory):
+    """Returns the names of a folder's folders, keyed by the same in small letters."""
+    return {name.lower(): name for name in _folder_names(directory)}
+
+
+def _folder_names(directory):
+    with path_errors(directory), os.scandir(directory) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir())
+
+
 def _class_names(folder):
-    names = tuple(sorted(entry.name for entry in os.scandir(folder) if _is_class_folder(entry)))
+    names = tuple(name for name in _folder_names(folder) if not name.startswith("."))
     if len(names) < 2:
         raise InputError(
             f"--data_dir: {folder} holds {len(names)} class folders; expected at least 2, "
             f"one per class, with the images inside"
         )
     return names
-
-
-def _is_class_folder(entry):
-    return entry.is_dir() and not entry.name.startswith(".")
 
 
 def _listed(directory, folders, class_names):

@@ -103,3 +103,45 @@ def _size_and_time(entry):
     except OSError:  # a dangling link, or gone since; `check_image_file` says what is wrong
         return 0, 0
     return status.st_size, status.st_mtime_ns
+
+
+# === Finding ===
+
+MISSING, SEVERAL = -1, -2
+
+
+def find_images(names, wanted, folders=("",)):
+    """Finds files by their names, which may lack the suffix and the folder.
+
+    Args:
+        names: bytes array `(n,)` of relative paths, sorted, as in a `Listing`.
+        wanted: bytes array `(m,)` of what to find.
+        folders: Names of folders to look in, the first ones first.
+
+    Returns:
+        int64 array `(m,)` of positions in `names`; `MISSING` where nothing has that name, and
+        `SEVERAL` where it stands for several files that differ in their suffix.
+    """
+    stems = np.array([os.path.splitext(name)[0] for name in names], np.bytes_)
+    order = np.argsort(stems)
+    found = np.full(len(wanted), MISSING)
+    for folder in folders if len(names) else ():
+        missing = np.flatnonzero(found == MISSING)
+        sought = np.strings.add(os.path.join(os.fsencode(folder), b""), wanted[missing])
+        exact = position_of(sought, names)
+        first, end = (np.searchsorted(stems, sought, side, order) for side in ("left", "right"))
+        by_stem = order[np.minimum(first, len(order) - 1)]
+        found[missing] = np.select(
+            [exact != MISSING, end - first == 1, end - first > 1],
+            [exact, by_stem, SEVERAL],
+            MISSING,
+        )
+    return found
+
+
+def position_of(wanted, names):
+    """Returns the positions of values in a sorted array; `MISSING` of those that are not there."""
+    if not len(names):
+        return np.full(len(wanted), MISSING)
+    place = np.minimum(np.searchsorted(names, wanted), len(names) - 1)
+    return np.where(names[place] == wanted, place, MISSING)

@@ -15,6 +15,8 @@ import numpy as np
 from keras_mixer.data.datasets import SPLITS
 from keras_mixer.errors import InputError
 
+MOST_NAMED = 20
+
 
 @dataclasses.dataclass(frozen=True)
 class Split:
@@ -80,7 +82,13 @@ class Source:
         return split
 
 
-def stratified(split, fraction, seed, flag):
+def some_of(names):
+    """Returns the first names of a list as text, and how many more there are."""
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more
+
+
+def stratified(split, fraction, seed, flag, class_names):
     """Splits off a share of every class, the same images every time.
 
     Args:
@@ -88,6 +96,7 @@ def stratified(split, fraction, seed, flag):
         fraction: float in (0, 1).
         seed: int. Another seed sets other images aside.
         flag: Name of the flag that asked for it, for the message.
+        class_names: One name per class, for the message.
 
     Returns:
         (kept, aside): two `Split`s, each in the order of the original.
@@ -97,6 +106,12 @@ def stratified(split, fraction, seed, flag):
     """
     from sklearn.model_selection import train_test_split
 
+    counts = np.bincount(split.labels, minlength=len(class_names))
+    if few := [class_names[label] for label in np.flatnonzero(counts < 2)]:
+        raise InputError(
+            f"{flag}={fraction}: fewer than 2 images to split of {len(few)} of "
+            f"{len(class_names)} classes: {some_of(few)}"
+        )
     try:
         kept, aside = train_test_split(
             np.arange(len(split)), test_size=fraction, stratify=split.labels, random_state=seed

@@ -16,11 +16,10 @@ import PIL
 
 from keras_mixer import console
 from keras_mixer.data import images
-from keras_mixer.data.listing import Listing
+from keras_mixer.data.listing import MISSING, Listing, position_of
+from keras_mixer.data.splits import some_of
 from keras_mixer.errors import InputError
 from keras_mixer.files import write_atomically
-
-MOST_FILES_NAMED = 20
 
 
 def refuse_unreadable(listing):
@@ -60,12 +59,6 @@ def refuse_files(problems):
             f"--data_dir: {len(problems)} unreadable image{'s' * (len(problems) > 1)}, "
             f"mend or remove: {named}"
         )
-
-
-def some_of(names):
-    """Returns the first names of a list as text, and how many more there are."""
-    more = f" and {len(names) - MOST_FILES_NAMED} more" if len(names) > MOST_FILES_NAMED else ""
-    return ", ".join(names[:MOST_FILES_NAMED]) + more
 
 
 # === Memory ===
@@ -114,14 +107,12 @@ def _recalled(memory):
 def _known(listing, recalled):
     """Returns a bool array `(n,)`: which files were sound and have not changed since."""
     names, sizes, mtimes = recalled
-    if not len(names):
-        return np.zeros(len(listing), bool)
-    place = np.minimum(np.searchsorted(names, listing.names), len(names) - 1)
-    return (
-        (names[place] == listing.names)
-        & (sizes[place] == listing.sizes)
-        & (mtimes[place] == listing.mtimes)
-    )
+    known = np.zeros(len(listing), bool)
+    place = position_of(listing.names, names)
+    there = np.flatnonzero(place != MISSING)
+    place = place[there]
+    known[there] = (sizes[place] == listing.sizes[there]) & (mtimes[place] == listing.mtimes[there])
+    return known
 
 
 def _remember(memory, sound):
