@@ -1,5 +1,6 @@
 """What a model sees in images: files, folders and globs in, the likeliest classes out."""
 
+import collections
 import csv
 import glob
 import io
@@ -13,6 +14,8 @@ import tensorflow as tf
 from keras_mixer.console import printable
 from keras_mixer.data.images import check_image_file, decode_image, resize_images, to_model_range
 from keras_mixer.data.listing import list_images
+from keras_mixer.data.splits import some_of
+from keras_mixer.errors import InputError
 
 BATCH_SIZE = 64
 
@@ -53,17 +56,33 @@ def predict_files(model, class_names, paths, top_k=5):
         For each path, in order, a dict of JSON values: `file` with either `error`, or
         `predictions`, a list of `class` and `probability` from the likeliest on.
     """
+    for path, found in classify(model, paths):
+        if isinstance(found, str):
+            yield {"file": path, "error": found}
+        else:
+            yield {"file": path, "predictions": _top(found, class_names, top_k)}
+
+
+def classify(model, paths):
+    """Computes the probabilities of every class; one bad image does not stop the rest.
+
+    Args:
+        model: `keras.Model` from `build_mixer`.
+        paths: list of paths.
+
+    Yields:
+        For each path, in order, (path, float64 array `(num_classes,)` that sums to 1), or
+        (path, reason) with a string where the image cannot be read.
+    """
     _, *image_shape, channels = model.input_shape
     for start in range(0, len(paths), BATCH_SIZE):
         batch = paths[start : start + BATCH_SIZE]
         images = [_read(path, image_shape, channels) for path in batch]
         readable = [image for image in images if not isinstance(image, str)]
-        logits = iter(model.predict_on_batch(np.stack(readable)) if readable else ())
+        logits = model.predict_on_batch(np.stack(readable)) if readable else np.empty((0, 1))
+        probabilities = iter(tf.nn.softmax(logits.astype(np.float64)).numpy())
         for path, image in zip(batch, images, strict=True):
-            if isinstance(image, str):
-                yield {"file": path, "error": image}
-            else:
-                yield {"file": path, "predictions": _top(next(logits), class_names, top_k)}
+            yield path, image if isinstance(image, str) else next(probabilities)
 
 
 def _read(path, image_shape, channels):
@@ -81,8 +100,7 @@ def _read(path, image_shape, channels):
     return to_model_range(resize_images(image, image_shape)).numpy()
 
 
-def _top(logits, class_names, top_k):
-    probabilities = tf.nn.softmax(logits).numpy()
+def _top(probabilities, class_names, top_k):
     likeliest = np.argsort(-probabilities, kind="stable")[:top_k]
     return [{"class": class_names[i], "probability": float(probabilities[i])} for i in likeliest]
 
@@ -126,3 +144,40 @@ def _cell(text):
 
 
 FORMATS = {"table": as_table, "json": as_json, "csv": as_csv}
+
+
+# === A submission to Kaggle ===
+
+
+def submission_ids(paths):
+    """Returns the id of each image in a submission: its file's name without the suffix.
+
+    Raises:
+        InputError: If several images share one; the message names them.
+    """
+    ids = [os.path.splitext(os.path.basename(path))[0] for path in paths]
+    times = collections.Counter(ids)
+    if shared := [path for path, id in zip(paths, ids, strict=True) if times[id] > 1]:
+        raise InputError(
+            f"--format=kaggle: {len(shared)} images share their names without folder and suffix, "
+            f"which are the ids of a submission: {some_of(shared)}"
+        )
+    return ids
+
+
+def as_submission(rows, class_names):
+    """Returns probabilities as the CSV file that Kaggle scores: a line per image, in order.
+
+    Names are written as they are, since Kaggle compares them.
+
+    Args:
+        rows: list of (id, probabilities), as `classify` yields them.
+        class_names: One name per class, in the order of the probabilities.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["id", *class_names])
+    for id, probabilities in rows:
+        id = os.fsencode(id).decode(errors="backslashreplace")
+        writer.writerow([id, *(f"{p:.9g}" for p in probabilities)])
+    return text.getvalue()
