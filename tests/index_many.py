@@ -32,7 +32,7 @@ MOST_GROWTH = 48  # MB
 
 
 def make_folder(folder, files):
-    """Writes class folders with JPEGs of 24×24 pixels, about 1 KB each, of 64 different contents."""
+    """Writes class folders with JPEGs of 24×24 pixels, about 1 KB each, 64 different ones."""
     generator = np.random.default_rng(0)
     contents = []
     for _ in range(64):

@@ -93,15 +93,16 @@ def _recalled(memory):
     """Returns (names, sizes, mtimes) of the files that were sound; empty where none are known."""
     nothing = np.empty(0, "S1"), np.empty(0, np.int64), np.empty(0, np.int64)
     try:
-        with np.load(memory, allow_pickle=False) as kept:
-            columns = tuple(kept[name] for name in Listing._fields[1:])
+        kept = np.load(io.BytesIO(memory.read_bytes()), allow_pickle=False)
+        columns = tuple(kept[name] for name in Listing._fields[1:])
+        if [(c.dtype.kind, c.shape) for c in columns] != [(k, (len(columns[0]),)) for k in "Sii"]:
+            raise ValueError("it holds something else")
     except OSError:
         return nothing
     except Exception as error:  # NumPy, zipfile and zlib raise many kinds on damaged files
         console.say(f"{memory}: damaged, so the images are checked again ({error})")
         return nothing
-    fitting = [(c.dtype.kind, c.shape) for c in columns] == [(k, (len(columns[0]),)) for k in "Sii"]
-    return columns if fitting else nothing
+    return columns
 
 
 def _known(listing, recalled):
