@@ -101,8 +101,12 @@ def evaluate(options, arguments):
 class PredictOptions:
     """Flags of `predict`."""
 
-    top_k: int = option(5, "Classes reported for each image.", low=1)
-    format: str = option("table", "What is printed.", choices=("table", "json", "csv"))
+    top_k: int = option(5, "Classes reported for each image; --format=kaggle has all.", low=1)
+    format: str = option(
+        "table",
+        "What is printed. kaggle: a submission, with the probability of every class.",
+        choices=("table", "json", "csv", "kaggle"),
+    )
     output: str | None = option(None, "Print to this file instead.")
 
 
@@ -117,16 +121,42 @@ def predict(options, arguments):
     if options.output:
         _check_writable(options.output)
     with _quiet_tensorflow():
-        from keras_mixer.inference.predict import FORMATS, expand, predict_files
+        from keras_mixer.inference.predict import expand
         from keras_mixer.weights.load import model_of
 
     paths = expand(images)
-    model = model_of(checkpoint, run)
-    rows = predict_files(model, checkpoint.description, paths, options.top_k)
-    rows = list(track(rows, "predicting", len(paths)))
-    text = FORMATS[options.format](rows)
+    written = _submission if options.format == "kaggle" else _likeliest
+    text, failed = written(options, paths, checkpoint, lambda: model_of(checkpoint, run))
     _write(options.output, text) if options.output else print(text, end="")
-    return 1 if any("error" in row for row in rows) else 0
+    return 1 if failed else 0
+
+
+def _likeliest(options, paths, checkpoint, load):
+    """Returns the text of the likeliest classes, and whether any image cannot be read."""
+    from keras_mixer.inference.predict import FORMATS, predict_files
+
+    rows = predict_files(load(), checkpoint.description, paths, options.top_k)
+    rows = list(track(rows, "predicting", len(paths)))
+    return FORMATS[options.format](rows), any("error" in row for row in rows)
+
+
+def _submission(options, paths, checkpoint, load):
+    """Returns the text of a submission to Kaggle, and whether images are missing from it."""
+    from keras_mixer.inference.predict import (
+        as_submission,
+        classify,
+        names_of,
+        submission_ids,
+    )
+
+    ids = submission_ids(paths)
+    rows = classify(load(), checkpoint.description, paths)
+    found = list(track(rows, "predicting", len(paths)))
+    problems = [(path, reason) for path, reason in found if isinstance(reason, str)]
+    for path, reason in problems:
+        say(f"{path}: {reason}; it is not in the submission")
+    rows = [(id, p) for id, (_, p) in zip(ids, found, strict=True) if not isinstance(p, str)]
+    return as_submission(rows, names_of(checkpoint.description)), bool(problems)
 
 
 # === export ===

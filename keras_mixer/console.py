@@ -6,6 +6,7 @@ from files are printed literally: control characters are escaped, and nothing is
 
 import contextlib
 import sys
+from collections.abc import Sized
 
 from rich.console import Console
 from rich.progress import (
@@ -78,10 +79,12 @@ def track(items, description, total=None):
     Args:
         items: Any iterable.
         description: What the bar says.
-        total: How many items there are, where `len` cannot tell.
+        total: How many items there are, where `len` cannot tell; where nobody can, they are
+            counted.
     """
     with progress_bar() as bar:
-        task = bar.add_task(description, total=len(items) if total is None else total, status="")
+        total = len(items) if total is None and isinstance(items, Sized) else total
+        task = bar.add_task(description, total=total, status="")
         for item in items:
             yield item
             bar.advance(task)

@@ -13,13 +13,12 @@ from keras_mixer.errors import InputError
 from keras_mixer.model.variants import IMAGE_SHAPE, VARIANTS
 
 
-def resolve(config, num_classes, channels, checkpoint=None):
+def resolve(config, num_classes, checkpoint=None):
     """Fills everything that was left to the data, the checkpoint, the variant or other fields.
 
     Args:
         config: `Config`, as given.
         num_classes: int. Number of classes in the data.
-        channels: int. Colour channels of the images.
         checkpoint: dict of `build_mixer` arguments of the weights to start from, or None.
 
     Returns:
@@ -34,8 +33,6 @@ def resolve(config, num_classes, channels, checkpoint=None):
             f"leave the flag out, or give {num_classes}"
         )
     filled = {"num_classes": num_classes}
-    if checkpoint is not None:
-        _check_channels(config, channels, checkpoint)
     for source in (
         _from_checkpoint(config, checkpoint),
         _from_variant(config),
@@ -50,14 +47,6 @@ def resolve(config, num_classes, channels, checkpoint=None):
         "channels_mlp_dim": resolved.channels_mlp_dim or 4 * resolved.dim,
     }
     return _consistent(dataclasses.replace(resolved, **widths))
-
-
-def _check_channels(config, channels, checkpoint):
-    if checkpoint["channels"] != channels:
-        raise InputError(
-            f"--checkpoint={config.checkpoint}: it was trained on images of "
-            f"{checkpoint['channels']} channels, --dataset={config.dataset} has {channels}"
-        )
 
 
 def _from_checkpoint(config, checkpoint):

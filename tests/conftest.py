@@ -34,6 +34,12 @@ TINY = {
 }
 
 
+@pytest.fixture(autouse=True, scope="session")
+def cache(tmp_path_factory):
+    """The folder that stands in for the user's cache folder, which tests leave alone."""
+    os.environ["KERAS_MIXER_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def command(tmp_path):
     """Runs `train.py` or a verb in a process of its own, in an empty folder."""

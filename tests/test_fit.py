@@ -128,6 +128,7 @@ def test_interrupted_anywhere_it_continues_bit_for_bit(config, interrupted):
     "fields",
     [
         {"precision": "bfloat16"},
+        {"precision": "float16"},
         {"jit": "true"},
         {"optimizer": "sgd", "clip_norm": 1.0, "label_smoothing": 0.1},
         {"num_steps": 47, "warmup_step": 5, "schedule_unit": "step"},
@@ -138,6 +139,18 @@ def test_other_settings_continue_bit_for_bit(config, interrupted, fields):
     expected = state(fit(config("undisturbed", **fields)))
     interrupted(config(**fields), 27)
     assert state(fit(config(**fields))) == expected
+
+
+EVERYTHING_RANDOM = {
+    "inception_crop": 0.3, "randaugment": (2, 10), "color_jitter": 0.3, "random_erasing": 0.5,
+    "mixup": 0.4, "cutmix": 1.0, "class_weights": "balanced", "accumulation": 2,
+}  # fmt: skip
+
+
+def test_with_every_augmentation_it_continues_bit_for_bit(config, interrupted):
+    expected = state(fit(config("undisturbed", **EVERYTHING_RANDOM)))
+    interrupted(config(**EVERYTHING_RANDOM), 27)
+    assert state(fit(config(**EVERYTHING_RANDOM))) == expected
 
 
 def test_images_from_files_continue_bit_for_bit(config, interrupted, folder):

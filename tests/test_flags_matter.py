@@ -10,6 +10,7 @@ from conftest import GOLDEN
 import keras_mixer.training.fit as fit_module
 from keras_mixer import Config, fit
 from keras_mixer.model.variants import VARIANTS, Variant
+from keras_mixer.training.opening import plan_run
 from keras_mixer.weights import native
 
 BASE = {
@@ -25,12 +26,21 @@ OTHER = {
     "dropout": 0.2, "stochastic_depth": 0.3, "optimizer": "adam", "batch_size": 64, "lr": 0.2,
     "momentum": 0.5, "decay": 0.5, "num_steps": 3, "warmup_step": 0, "schedule_unit": "step",
     "scheduler": "linear", "clip_norm": 0.0, "label_smoothing": 0.2, "ema": 0.9,
-    "precision": "bfloat16", "seed": 1,
+    "precision": "bfloat16", "seed": 1, "head_bias": 1.0, "loss": "sigmoid", "test_fraction": 0.3,
+    "split_seed": 1,
+}  # fmt: skip
+
+# Likewise, seen in the batches that a run is given: that is quicker, and these do nothing else.
+OTHER_BATCHES = {
+    "eval_crop": 0.5, "inception_crop": 0.3, "randaugment": (2, 10), "color_jitter": 0.3,
+    "random_erasing": 1.0, "mixup": 0.4, "cutmix": 1.0, "class_weights": "balanced",
 }  # fmt: skip
 
 # Where the data come from (test_sources.py), what can only be left out or right (test_config.py),
-# what the weights start from (test_fit.py), and what has tests of its own below.
-ELSEWHERE = {"dataset", "num_classes", "checkpoint", "variant", "jit"}
+# what the weights start from (test_fit.py), what has tests of its own below or in test_recipes.py.
+ELSEWHERE = {
+    "dataset", "num_classes", "checkpoint", "variant", "jit", "accumulation", "early_stopping",
+}  # fmt: skip
 
 RESULT = {f.name for f in dataclasses.fields(Config) if f.metadata.get("result", True)}
 
@@ -53,13 +63,30 @@ def base(tmp_path_factory):
 
 
 def test_no_flag_escapes():
-    assert set(OTHER) | ELSEWHERE == RESULT
+    assert set(OTHER) | set(OTHER_BATCHES) | ELSEWHERE == RESULT
 
 
 @pytest.mark.parametrize("name", OTHER)
 def test_flag_changes_the_result(base, tmp_path_factory, name):
     assert OTHER[name] != BASE.get(name, getattr(Config(), name))
     assert not same(weights(tmp_path_factory, **{name: OTHER[name]}), base)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """The first batch of a run whose images are larger than those of the data."""
+
+    def first(**fields):
+        run = plan_run(Config(**{**BASE, "image_shape": (16, 8), **fields}))
+        return next(fit_module._batches(run, fit_module._class_weights(run)).as_numpy_iterator())
+
+    return first
+
+
+@pytest.mark.parametrize("name", OTHER_BATCHES)
+def test_flag_changes_the_batches(batch, name):
+    one, other = batch(), batch(**{name: OTHER_BATCHES[name]})
+    assert len(one) != len(other) or not all(map(np.array_equal, one, other))
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from keras_mixer.inference import export as export_module
 from keras_mixer.inference.evaluate import as_table, compute_logits, evaluate_run, score, score_run
 from keras_mixer.inference.export import export_model
 from keras_mixer.inference.predict import FORMATS, expand, predict_files
+from keras_mixer.weights import native
 
 # === Evaluation ===
 
@@ -58,7 +59,8 @@ def test_a_class_without_images_does_not_stop_the_scores():
 @pytest.mark.parametrize("batch_size", [1, 7, 128, 1000])
 def test_every_image_counts_once_whatever_the_batch(trained, batch_size):
     split = trained.source.test.take(np.arange(50))
-    logits = compute_logits(load_mixer(trained.best), split, batch_size=batch_size)
+    logits, labels = compute_logits(load_mixer(trained.best), split, batch_size=batch_size)
+    np.testing.assert_array_equal(labels, split.labels)
     alone = load_mixer(trained.best)(to_model_range(split.images))
     np.testing.assert_allclose(logits, alone, atol=1e-5)
 
@@ -136,9 +138,12 @@ def test_files_folders_and_globs_are_found(images):
 
 
 def test_predictions_are_the_models_own_and_broken_files_do_not_stop_them(trained, images):
-    model, names = load_mixer(trained.best), trained.source.class_names
+    model, description = load_mixer(trained.best), native.read_description(trained.best)
+    names = trained.source.class_names
     paths = [*expand([str(images)]), "nowhere.png"]
-    rows = {Path(row["file"]).name: row for row in predict_files(model, names, paths, top_k=3)}
+    rows = {
+        Path(row["file"]).name: row for row in predict_files(model, description, paths, top_k=3)
+    }
     assert len(rows) == 10
     for index in range(6):
         pixels = trained.source.test.images[index : index + 1]
@@ -162,8 +167,8 @@ def test_dangling_links_are_reported(images):
 
 
 def test_predictions_in_every_format(trained, images):
-    model, names = load_mixer(trained.best), trained.source.class_names
-    rows = list(predict_files(model, names, expand([str(images)]), top_k=2))
+    model, description = load_mixer(trained.best), native.read_description(trained.best)
+    rows = list(predict_files(model, description, expand([str(images)]), top_k=2))
     assert json.loads(FORMATS["json"](rows)) == rows
     lines = list(csv.DictReader(io.StringIO(FORMATS["csv"](rows))))
     assert len(lines) == 7 * 2 + 2
@@ -184,10 +189,10 @@ def test_more_images_than_a_batch(trained, images, monkeypatch):
     import keras_mixer.inference.predict as module
 
     paths = expand([str(images)])
-    model, names = load_mixer(trained.best), trained.source.class_names
-    whole = list(predict_files(model, names, paths))
+    model, description = load_mixer(trained.best), native.read_description(trained.best)
+    whole = list(predict_files(model, description, paths))
     monkeypatch.setattr(module, "BATCH_SIZE", 4)
-    for one, other in zip(whole, predict_files(model, names, paths), strict=True):
+    for one, other in zip(whole, predict_files(model, description, paths), strict=True):
         assert one["file"] == other["file"]
         assert [p["class"] for p in one.get("predictions", [])] == [
             p["class"] for p in other.get("predictions", [])

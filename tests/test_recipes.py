@@ -177,10 +177,7 @@ def test_balanced_weights_make_every_class_count_the_same(tmp_path, write_image)
     run = plan_run(Config(**fields))
     weights = fit_module._class_weights(run)
     np.testing.assert_allclose(weights, [24 / (2 * 4), 24 / (2 * 20)])
-    batches = fit_module.training_batches(
-        run.source.train, channels=3, class_weights=weights, **run.config.preparation()
-    )
-    _, labels, sample_weights = next(iter(batches))
+    _, labels, sample_weights = next(iter(fit_module._batches(run, weights)))
     np.testing.assert_allclose(tf.linalg.matvec(labels, sample_weights, transpose_a=True), [12, 12])
     assert fit_module._class_weights(plan_run(Config())) is None
 

@@ -260,3 +260,11 @@ def test_history_is_replaced_whole(config):
     run.write_history([{"epoch": 1, "loss": 0.5, "val_loss": None}])
     run.write_history([{"epoch": 1, "loss": 0.5, "val_loss": None}, {"epoch": 2, "loss": 0.4}])
     assert (run.directory / HISTORY).read_text() == "epoch,loss,val_loss\n1,0.5,\n2,0.4,\n"
+
+
+def test_a_checkpoint_of_other_images_is_refused(tmp_path):
+    """Before anything is written."""
+    fields = {"checkpoint": str(GOLDEN / "official_mixer.npz"), "image_shape": (24, 16)}
+    with pytest.raises(InputError, match="images of 3 channels, --dataset=digits has 1"):
+        fit(Config(**fields, output_dir=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()

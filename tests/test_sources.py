@@ -13,8 +13,10 @@ from conftest import ROOT
 
 from keras_mixer.data.arrays import read_digits, read_idx
 from keras_mixer.data.datasets import DATASETS
-from keras_mixer.data.folders import image_files, read_folder
+from keras_mixer.data.folders import read_folder
+from keras_mixer.data.listing import list_images
 from keras_mixer.data.sources import READERS, load_source
+from keras_mixer.data.tables import read_csv
 from keras_mixer.errors import InputError
 
 
@@ -66,6 +68,13 @@ def test_no_validation_fraction_means_no_validation():
     assert len(source.train) == 1437
     with pytest.raises(InputError, match="no validation split; give one of train, test"):
         source.split("validation")
+
+
+def test_classes_too_small_to_split_are_named(folder):
+    for index in range(11):
+        (folder / "bee" / f"{index}.{'jpg' if index % 2 else 'png'}").unlink()
+    with pytest.raises(InputError, match="--test_fraction=0.2: fewer than 2 images.*: bee$"):
+        load_source("folder", folder)
 
 
 def test_impossible_fraction_is_named():
@@ -133,7 +142,7 @@ def test_class_folders_are_split_stratified(folder):
     assert source.class_names == ("ant", "bee", "cat")
     assert [len(source.train), len(source.validation), len(source.test)] == [25, 3, 8]
     everything = [*source.train.images, *source.validation.images, *source.test.images]
-    assert sorted(everything) == sorted(image_files(folder))
+    assert sorted(everything) == sorted(list_images(folder)[0].paths())
     for split in (source.train, source.validation, source.test):
         for path, label in zip(split.images, split.labels, strict=True):
             assert f"/{source.class_names[label]}/" in os.fsdecode(path)
@@ -234,7 +243,9 @@ def test_rows_of_the_table_make_sense(row):
 
 
 def test_origins_have_their_readers():
-    assert {"embedded": read_digits, "idx": read_idx, "folder": read_folder} == READERS
+    assert {
+        "embedded": read_digits, "idx": read_idx, "folder": read_folder, "csv": read_csv,
+    } == READERS  # fmt: skip
 
 
 def test_another_split_seed_sets_other_images_aside():

@@ -28,7 +28,7 @@ def model():
 
 @pytest.fixture
 def saved(model, tmp_path):
-    native.write_description(tmp_path, ARCHITECTURE, ("a", "b", "ü"))
+    native.write_description(tmp_path, native.Description(ARCHITECTURE, ("a", "b", "ü"), 0.875))
     native.write_weights(tmp_path, model_weights(model), epoch=3)
     return tmp_path
 
@@ -37,7 +37,8 @@ def test_native_round_trip(model, saved):
     images = np.random.default_rng(1).uniform(-1, 1, (2, 8, 12, 1)).astype("float32")
     again = load_mixer(saved)
     np.testing.assert_array_equal(again(images), model(images))
-    assert read_checkpoint(saved).class_names == ("a", "b", "ü")
+    description = read_checkpoint(saved).description
+    assert description == (ARCHITECTURE, ("a", "b", "ü"), 0.875, "softmax")
     assert native.read_weights(saved)[1] == {"epoch": 3}
 
 
@@ -98,7 +99,7 @@ def test_official_file_without_a_square_grid_asks_for_the_image_shape():
 
 def test_official_architecture_is_inferred():
     checkpoint = read_checkpoint(GOLDEN / "official_mixer.npz", (24, 16))
-    assert checkpoint.architecture == {
+    assert checkpoint.description.architecture == {
         "image_shape": (24, 16), "patch_shape": (4, 4), "channels": 3, "depth": 3, "dim": 24,
         "tokens_mlp_dim": 12, "channels_mlp_dim": 48, "num_classes": 5, "activation": "gelu",
         "token_mixing": True, "channel_mixing": True,

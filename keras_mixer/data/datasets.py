@@ -11,7 +11,7 @@ class Dataset(NamedTuple):
         patch_shape: Default (height, width) of a patch, in pixels.
         channels: Colour channels of the images.
         class_names: One name per class; None where the data themselves tell.
-        origin: Where the data come from: `embedded`, `idx` or `folder`.
+        origin: Where the data come from: `embedded`, `idx`, `folder` or `csv`.
     """
 
     image_shape: tuple[int, int]
@@ -40,6 +40,7 @@ DATASETS = {
     "mnist": Dataset((28, 28), (4, 4), 1, _DIGITS, "idx"),
     "fashion_mnist": Dataset((28, 28), (4, 4), 1, _CLOTHES, "idx"),
     "folder": Dataset((256, 256), (16, 16), 3, None, "folder"),
+    "csv": Dataset((256, 256), (16, 16), 3, None, "csv"),
 }
 
 

@@ -10,13 +10,13 @@ import tensorflow as tf
 from keras_mixer import console
 from keras_mixer.data.augment import augment, mix
 from keras_mixer.data.augment import inception_crop as random_crop
-from keras_mixer.data.folders import refuse_files
 from keras_mixer.data.images import (
     decode_image,
     find_undecodable,
     resize_images,
     to_model_range,
 )
+from keras_mixer.data.verdicts import refuse_files
 
 ORDER_SALT, CROP_SALT = 0x4D49, 0x4352  # keep the seeds of order, crops and the rest apart
 

@@ -15,6 +15,8 @@ import numpy as np
 from keras_mixer.data.datasets import SPLITS
 from keras_mixer.errors import InputError
 
+MOST_NAMED = 20
+
 
 @dataclasses.dataclass(frozen=True)
 class Split:
@@ -23,10 +25,12 @@ class Split:
     Attributes:
         images: uint8 array `(n, height, width, channels)`, or bytes array `(n,)` of file paths.
         labels: int64 array `(n,)` of class indices.
+        sizes: int64 array `(n,)` of the files' sizes in bytes; None for pixels.
     """
 
     images: np.ndarray
     labels: np.ndarray
+    sizes: np.ndarray | None = None
 
     def __len__(self):
         return len(self.images)
@@ -38,7 +42,8 @@ class Split:
 
     def take(self, indices):
         """Returns the split of the images at these indices, in this order."""
-        return Split(self.images[indices], self.labels[indices])
+        sizes = None if self.sizes is None else self.sizes[indices]
+        return Split(self.images[indices], self.labels[indices], sizes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +82,13 @@ class Source:
         return split
 
 
-def stratified(split, fraction, seed, flag):
+def some_of(names):
+    """Returns the first names of a list as text, and how many more there are."""
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more
+
+
+def stratified(split, fraction, seed, flag, class_names):
     """Splits off a share of every class, the same images every time.
 
     Args:
@@ -85,6 +96,7 @@ def stratified(split, fraction, seed, flag):
         fraction: float in (0, 1).
         seed: int. Another seed sets other images aside.
         flag: Name of the flag that asked for it, for the message.
+        class_names: One name per class, for the message.
 
     Returns:
         (kept, aside): two `Split`s, each in the order of the original.
@@ -94,6 +106,12 @@ def stratified(split, fraction, seed, flag):
     """
     from sklearn.model_selection import train_test_split
 
+    counts = np.bincount(split.labels, minlength=len(class_names))
+    if few := [class_names[label] for label in np.flatnonzero(counts < 2)]:
+        raise InputError(
+            f"{flag}={fraction}: fewer than 2 images to split of {len(few)} of "
+            f"{len(class_names)} classes: {some_of(few)}"
+        )
     try:
         kept, aside = train_test_split(
             np.arange(len(split)), test_size=fraction, stratify=split.labels, random_state=seed
@@ -127,7 +145,7 @@ def identity_of(class_names, splits, directory):
             digest.update(repr(split.images.shape).encode())
             digest.update(np.ascontiguousarray(split.images).tobytes())
         else:
-            for path in split.images:
-                digest.update(os.path.relpath(path, os.fsencode(directory)))
-                digest.update(struct.pack("<q", os.stat(path).st_size))
+            start = len(os.path.join(os.fsencode(directory), b""))
+            for path, size in zip(split.images, split.sizes.tolist(), strict=True):
+                digest.update(path[start:] + struct.pack("<q", size))
     return digest.hexdigest()

@@ -1,5 +1,6 @@
 """What a model sees in images: files, folders and globs in, the likeliest classes out."""
 
+import collections
 import csv
 import glob
 import io
@@ -11,8 +12,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mixer.console import printable
-from keras_mixer.data.folders import image_files
 from keras_mixer.data.images import check_image_file, decode_image, resize_images, to_model_range
+from keras_mixer.data.listing import list_images
+from keras_mixer.data.splits import some_of
+from keras_mixer.errors import InputError
 from keras_mixer.training.losses import PROBABILITIES
 
 BATCH_SIZE = 64
@@ -32,7 +35,8 @@ def expand(arguments):
 
 def _expanded(argument):
     if os.path.isdir(argument):
-        return sorted(map(os.fsdecode, image_files(argument))) or [argument]
+        listing, _ = list_images(argument)
+        return list(map(os.fsdecode, listing.paths())) or [argument]
     if os.path.exists(argument):
         return [argument]
     matches = sorted(glob.glob(argument, recursive=True))
@@ -53,20 +57,42 @@ def predict_files(model, description, paths, top_k=5):
         For each path, in order, a dict of JSON values: `file` with either `error`, or
         `predictions`, a list of `class` and `probability` from the likeliest on.
     """
+    names = names_of(description)
+    for path, found in classify(model, description, paths):
+        if isinstance(found, str):
+            yield {"file": path, "error": found}
+        else:
+            yield {"file": path, "predictions": _top(found, names, top_k)}
+
+
+def names_of(description):
+    """Returns the names of a model's classes; numbers where nobody knows them."""
+    numbers = range(description.architecture["num_classes"])
+    return description.class_names or tuple(map(str, numbers))
+
+
+def classify(model, description, paths):
+    """Computes the probabilities of every class; one bad image does not stop the rest.
+
+    Args:
+        model: `keras.Model` from `build_mixer`.
+        description: `weights.native.Description`.
+        paths: list of paths.
+
+    Yields:
+        For each path, in order, (path, float64 array `(num_classes,)`), or
+        (path, reason) with a string where the image cannot be read.
+    """
     _, *image_shape, channels = model.input_shape
-    names = description.class_names or [str(index) for index in range(model.output_shape[-1])]
     probabilities = PROBABILITIES[description.probabilities]
     for start in range(0, len(paths), BATCH_SIZE):
         batch = paths[start : start + BATCH_SIZE]
         images = [_read(path, image_shape, channels, description.eval_crop) for path in batch]
         readable = [image for image in images if not isinstance(image, str)]
-        logits = iter(model.predict_on_batch(np.stack(readable)) if readable else ())
+        logits = model.predict_on_batch(np.stack(readable)) if readable else np.empty((0, 1))
+        found = iter(np.asarray(probabilities(logits.astype(np.float64))))
         for path, image in zip(batch, images, strict=True):
-            if isinstance(image, str):
-                yield {"file": path, "error": image}
-            else:
-                shares = np.asarray(probabilities(next(logits)))
-                yield {"file": path, "predictions": _top(shares, names, top_k)}
+            yield path, image if isinstance(image, str) else next(found)
 
 
 def _read(path, image_shape, channels, eval_crop):
@@ -128,3 +154,41 @@ def _cell(text):
 
 
 FORMATS = {"table": as_table, "json": as_json, "csv": as_csv}
+
+
+# === A submission to Kaggle ===
+
+
+def submission_ids(paths):
+    """Returns the id of each image in a submission: its file's name without the suffix.
+
+    Raises:
+        InputError: If several images share one; the message names them.
+    """
+    ids = [os.path.splitext(os.path.basename(path))[0] for path in paths]
+    times = collections.Counter(ids)
+    if shared := [path for path, id in zip(paths, ids, strict=True) if times[id] > 1]:
+        raise InputError(
+            f"--format=kaggle: {len(shared)} images share their names without folder and suffix, "
+            f"which are the ids of a submission: {some_of(shared)}"
+        )
+    return ids
+
+
+def as_submission(rows, class_names):
+    """Returns probabilities as the CSV file that Kaggle scores: a line per image, in order.
+
+    Names are written as they are, since Kaggle compares them. The probabilities of a row add up to
+    1, also those of a model that was trained with one sigmoid per class.
+
+    Args:
+        rows: list of (id, probabilities), as `classify` yields them.
+        class_names: One name per class, in the order of the probabilities.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["id", *class_names])
+    for id, probabilities in rows:
+        id = os.fsencode(id).decode(errors="backslashreplace")
+        writer.writerow([id, *(f"{p:.9g}" for p in probabilities / probabilities.sum())])
+    return text.getvalue()

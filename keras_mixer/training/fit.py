@@ -236,13 +236,7 @@ def _drive(model, run, progress, callbacks, stop):
         whole_epochs = 0 if place else (run.total_steps - progress.step) // run.steps_per_epoch
         left = min(run.steps_per_epoch - place, run.total_steps - progress.step)
         model.fit(
-            training_batches(
-                run.source.train,
-                channels=run.source.channels,
-                first_step=progress.step,
-                class_weights=class_weights,
-                **run.config.preparation(),
-            ),
+            _batches(run, class_weights, progress.step),
             initial_epoch=epoch,
             epochs=epoch + max(1, whole_epochs),
             steps_per_epoch=run.steps_per_epoch if whole_epochs else left,
@@ -257,6 +251,16 @@ def _drive(model, run, progress, callbacks, stop):
                 f"the optimizer took {taken} steps, but {progress.step} batches were fed: "
                 f"please report this"
             )
+
+
+def _batches(run, class_weights, first_step=0):
+    return training_batches(
+        run.source.train,
+        channels=run.source.channels,
+        first_step=first_step,
+        class_weights=class_weights,
+        **run.config.preparation(),
+    )
 
 
 def _class_weights(run):

@@ -54,10 +54,7 @@ def open_run(config):
     with path_errors(f"--output_dir={directory}"):
         record = _check_directory(directory, config)
     start = _starting_point(config, record)
-    resolved = resolve(
-        config, len(source.class_names), source.channels, start and start["architecture"]
-    )
-    run = Run(directory, resolved, source)
+    run = _resolved(config, source, start and start["architecture"])
     _check_sizes(run)
     if record and not config.overwrite:
         _same_run(run, record)
@@ -86,8 +83,7 @@ def plan_run(config):
     source = load_source(**config.source())
     start = config.checkpoint and read_checkpoint(config.checkpoint, config.image_shape)
     architecture = start.description.architecture if start else None
-    resolved = resolve(config, len(source.class_names), source.channels, architecture)
-    return Run(Path(config.output_dir), resolved, source)
+    return _resolved(config, source, architecture)
 
 
 def read_run(directory, data_dir=None):
@@ -112,6 +108,18 @@ def read_run(directory, data_dir=None):
     source = load_source(**config.source() | ({"data_dir": data_dir} if data_dir else {}))
     _same_data(directory, record, source)
     return Run(directory, config, source)
+
+
+def _resolved(config, source, architecture):
+    """Returns the run of a config, filled from its data and the architecture it starts from."""
+    if architecture and architecture["channels"] != source.channels:
+        raise InputError(
+            f"--checkpoint={config.checkpoint}: it was trained on images of "
+            f"{architecture['channels']} channels, --dataset={config.dataset} has "
+            f"{source.channels}"
+        )
+    resolved = resolve(config, len(source.class_names), architecture)
+    return Run(Path(config.output_dir), resolved, source)
 
 
 def _check_sizes(run):
