@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import GOLDEN, ROOT
 
-from keras_mixer import Config, InputError
+from keras_mixer import Config, InputError, fit
 from keras_mixer.commandline import parse
 from keras_mixer.training.opening import open_run, read_run
 from keras_mixer.training.run import HISTORY

@@ -5,8 +5,10 @@ import shutil
 import keras
 import tensorflow as tf
 
+from keras_mixer.training.run import CURVES
+
 # The columns of history.csv that are drawn, by the curve they belong to.
-CURVES = {
+COLUMNS = {
     "train": {
         "loss": "loss",
         "accuracy": "accuracy",
@@ -38,10 +40,9 @@ class Board(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         if self._writers:
             return  # the run takes several calls of fit
-        shutil.rmtree(self.run.logs, ignore_errors=True)
-        self._writers = {
-            curve: tf.summary.create_file_writer(str(self.run.logs / curve)) for curve in CURVES
-        }
+        for curve in CURVES:
+            shutil.rmtree(self.run.logs / curve, ignore_errors=True)
+            self._writers[curve] = tf.summary.create_file_writer(str(self.run.logs / curve))
         with self._writers["train"].as_default():
             tf.summary.graph(_graph(self.model))
         self._draw()
@@ -51,7 +52,7 @@ class Board(keras.callbacks.Callback):
 
     def _draw(self):
         for row in self.progress.rows[self._drawn :]:
-            for curve, columns in CURVES.items():
+            for curve, columns in COLUMNS.items():
                 with self._writers[curve].as_default():
                     for name, column in columns.items():
                         if row[column] is not None:
