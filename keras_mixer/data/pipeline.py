@@ -18,7 +18,7 @@ from keras_mixer.data.images import (
 )
 from keras_mixer.data.verdicts import refuse_files
 
-ORDER_SALT, CROP_SALT = 0x4D49, 0x4352  # keep the seeds of order, crops and the rest apart
+ORDER_SALT = 0x4D49  # keeps the seeds of the order apart from those of augmentation
 
 
 def training_batches(
@@ -75,8 +75,7 @@ def training_batches(
     def fit(image, position):
         if not inception_crop:
             return resize_images(image, image_shape, eval_crop)
-        # The images of a batch are cropped one by one, each with a seed of its own.
-        image_seed = tf.stack([tf.constant(seed ^ CROP_SALT, tf.int64), position])
+        image_seed = tf.stack([tf.constant(seed, tf.int64), position])
         return random_crop(image, image_seed, image_shape, inception_crop)
 
     def finish(position, images, labels):

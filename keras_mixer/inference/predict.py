@@ -89,7 +89,7 @@ def classify(model, description, paths):
         batch = paths[start : start + BATCH_SIZE]
         images = [_read(path, image_shape, channels, description.eval_crop) for path in batch]
         readable = [image for image in images if not isinstance(image, str)]
-        logits = model.predict_on_batch(np.stack(readable)) if readable else np.empty((0, 1))
+        logits = model.predict_on_batch(np.stack(readable)) if readable else np.empty((0, 2))
         found = iter(np.asarray(probabilities(logits.astype(np.float64))))
         for path, image in zip(batch, images, strict=True):
             yield path, image if isinstance(image, str) else next(found)
