@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,14 @@ from keras_mixer.data.images import resize_images, to_model_range
 from keras_mixer.inference import export as export_module
 from keras_mixer.inference.evaluate import as_table, compute_logits, evaluate_run, score, score_run
 from keras_mixer.inference.export import export_model
-from keras_mixer.inference.predict import FORMATS, expand, predict_files
+from keras_mixer.inference.predict import (
+    FORMATS,
+    as_submission,
+    classify,
+    expand,
+    predict_files,
+    submission_ids,
+)
 from keras_mixer.weights import native
 
 # === Evaluation ===
@@ -197,6 +205,52 @@ def test_more_images_than_a_batch(trained, images, monkeypatch):
         assert [p["class"] for p in one.get("predictions", [])] == [
             p["class"] for p in other.get("predictions", [])
         ]
+
+
+# === A submission ===
+
+
+def test_a_submission_holds_every_class_in_the_models_order(trained, images):
+    model, names = load_mixer(trained.best), trained.source.class_names
+    paths = [p for p in expand([str(images)]) if Path(p).stem in "012345"]
+    found = list(classify(model, native.read_description(trained.best), paths))
+    ids = submission_ids(paths)
+    assert ids == ["0", "1", "2", "3", "4", "5"]
+    text = as_submission([(id, p) for id, (_, p) in zip(ids, found, strict=True)], names)
+    header, *lines = csv.reader(io.StringIO(text))
+    assert header == ["id", *names]
+    expected = tf.nn.softmax(model(to_model_range(trained.source.test.images[:6]))).numpy()
+    for line, row in zip(lines, expected, strict=True):
+        probabilities = np.array(line[1:], float)
+        np.testing.assert_allclose(probabilities, row, atol=1e-6)
+        assert abs(probabilities.sum() - 1) < 1e-6
+    assert [line[0] for line in lines] == ids
+
+
+def test_probabilities_of_a_thousand_classes_sum_to_one(images):
+    """As text, too; float32 and six digits would be off by more."""
+    logits = np.random.default_rng(0).normal(0, 3, (1, 1000)).astype(np.float32)
+    model = SimpleNamespace(input_shape=(None, 8, 8, 1), predict_on_batch=lambda images: logits)
+    description = native.Description({"num_classes": 1000}, None)
+    ((_, probabilities),) = classify(model, description, [str(images / "0.png")])
+    text = as_submission([("0", probabilities)], [str(i) for i in range(1000)])
+    _, line = csv.reader(io.StringIO(text))
+    assert abs(np.array(line[1:], float).sum() - 1) < 1e-6
+    assert min(np.array(line[1:], float)) > 0
+
+
+def test_names_in_a_submission_are_as_kaggle_has_them():
+    names = ['=a,"b"', "+c\nd", "-é"]
+    text = as_submission([("x,y\udcff", np.array([0.5, 0.25, 0.25]))], names)
+    header, line = csv.reader(io.StringIO(text))
+    assert header == ["id", *names]
+    assert line == ["x,y\\xff", "0.5", "0.25", "0.25"]
+    text.encode()
+
+
+def test_images_that_share_an_id_are_refused():
+    with pytest.raises(InputError, match=r"2 images share their names.*: a/1\.png, b/1\.jpg$"):
+        submission_ids(["a/1.png", "a/2.png", "b/1.jpg"])
 
 
 # === Export ===

@@ -54,6 +54,7 @@ BAD = {
     "empty": (["--depth="], "--depth: expected an integer, received nothing"),
     "missing folder": (["--dataset=folder", "--data_dir=nowhere"], "no such folder"),
     "empty folder": (["--dataset=folder", "--data_dir=empty"], "holds 0 class folders"),
+    "missing labels": (["--dataset=csv", "--data_dir=empty"], "labels.csv: no such file"),
     "missing files": (["--dataset=mnist", "--data_dir=empty"], "expected the file train-images"),
     "unreadable": (["--dataset=folder", "--data_dir=broken"], "b/x.jpg (not a JPEG or PNG image)"),
     "no checkpoint": (["--checkpoint=nowhere"], "nowhere: no such checkpoint"),
@@ -153,9 +154,27 @@ def test_evaluate_predict_and_export_a_run(command, trained, tmp_path, write_ima
     assert done.returncode == 0
     assert done.stdout.startswith("in/a.png: ")
 
+    _check_submission(command, run, tmp_path)
+
     done = command(run, "--name=digits", verb="export")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / done.stdout.strip() / "saved_model.pb").is_file()
+
+
+def _check_submission(command, run, tmp_path):
+    (tmp_path / "in" / "broken.png").write_text("broken")
+    done = command(run, "in", "--format=kaggle", "--output=submission.csv", verb="predict")
+    assert done.returncode == 1, "one image could not be read"
+    assert done.stdout == ""
+    assert re.fullmatch(r"in/broken.png: not a .*; it is not in the submission\n", done.stderr)
+    header, line = (tmp_path / "submission.csv").read_text().splitlines()
+    assert header == "id,0,1,2,3,4,5,6,7,8,9"
+    assert line.startswith("a,")
+    assert len(line.split(",")) == 11
+    refused = command(run, "in", "in/a.png", "--format=kaggle", verb="predict")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: --format=kaggle: 2 images share their names")
+    assert refused.stdout == ""
 
 
 @pytest.mark.parametrize(

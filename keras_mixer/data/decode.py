@@ -228,7 +228,7 @@ def _orientation(tiff):
     found = (number(entries[:, :2]) == _ORIENTATION_TAG) & (number(entries[:, 2:4]) == _SHORT)
     values = tf.boolean_mask(number(entries[:, 8:10]), found)
     orientation = tf.concat([[1], values], axis=0)[-1]
-    sensible = (little_endian | big_endian) & (1 <= orientation) & (orientation <= 8)
+    sensible = (little_endian | big_endian) & (orientation >= 1) & (orientation <= 8)
     return tf.where(sensible, orientation, 1)
 
 

@@ -17,7 +17,15 @@ from keras_mixer.files import write_atomically
 FLAGS, CONFIG, HISTORY, METRICS = "flags.txt", "config.json", "history.csv", "metrics.json"
 BEST, CHECKPOINTS, LOGS, LOCK = "best", "checkpoints", "logs", ".lock"
 CURVES = ("train", "validation")  # folders in logs/, which may hold the logs of others, too
-OURS = (FLAGS, HISTORY, METRICS, BEST, CHECKPOINTS, *(f"{LOGS}/{c}" for c in CURVES), CONFIG)  # in the order of _clear
+OURS = (
+    FLAGS,
+    HISTORY,
+    METRICS,
+    BEST,
+    CHECKPOINTS,
+    *(f"{LOGS}/{c}" for c in CURVES),
+    CONFIG,
+)  # in the order of _clear
 
 
 @dataclasses.dataclass(frozen=True)
