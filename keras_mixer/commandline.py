@@ -85,6 +85,15 @@ def _nearest(value, names):
     return f"; did you mean {near[0]}?" if near else ""
 
 
+def as_flags(options):
+    """Returns every option that is not at its default as `--name=value`."""
+    return [
+        f"--{field.name}={shown(getattr(options, field.name))}"
+        for field in dataclasses.fields(options)
+        if getattr(options, field.name) != field.default
+    ]
+
+
 def shown(value):
     """Returns a value as it is written on the command line."""
     if isinstance(value, tuple):

@@ -32,6 +32,7 @@ FLOORS = {
     },
     "studies": {"errors", "training", "data"},
     "inference": {"errors", "files", "console", "model", "data", "weights", "training"},
+    "verbs": {"*"},
     "__main__": {"*"},
     "__init__": set(),
 }

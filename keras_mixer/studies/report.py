@@ -25,11 +25,13 @@ _HEADER = (
 )
 
 
-def tabulate(directories):
+def tabulate(directories, presets=None):
     """Summarises runs that differ in nothing but their seed, on the same data, as one row each.
 
     Args:
         directories: Paths of finished run directories.
+        presets: dict from name to set of flags, or None. Where a run has all flags of a preset,
+            but for the data set, the name of the longest such is written in their place.
 
     Returns:
         A Markdown table, and below it the machines and versions that the runs were made on. Scores
@@ -41,19 +43,19 @@ def tabulate(directories):
     """
     experiments = {}
     for directory in dict.fromkeys(Path(name).resolve() for name in directories):
-        run = _read(directory)
+        run = _read(directory, presets or {})
         experiments.setdefault((run["experiment"], run["data"]), []).append(run)
     rows = [_row(experiment, runs) for (experiment, _), runs in experiments.items()]
     places = dict.fromkeys(run["place"] for runs in experiments.values() for run in runs)
     return "\n".join([*_HEADER, *rows, "", *(f"Made on {place}." for place in places)]) + "\n"
 
 
-def _read(directory):
+def _read(directory, presets):
     with path_errors(directory):
-        return _contents(directory)
+        return _contents(directory, presets)
 
 
-def _contents(directory):
+def _contents(directory, presets):
     record = read_record(directory)
     metrics = read_metrics(directory)
     if record is None or not metrics:
@@ -61,7 +63,7 @@ def _contents(directory):
     with open(directory / HISTORY, encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return {
-        "experiment": _experiment((directory / FLAGS).read_text().splitlines()),
+        "experiment": _experiment((directory / FLAGS).read_text().splitlines(), presets),
         "data": record["data"]["identity"],
         "metrics": metrics,
         "epochs": len(rows),
@@ -70,8 +72,16 @@ def _contents(directory):
     }
 
 
-def _experiment(flags):
+def _experiment(flags, presets):
     """The flags that are not at their default, without those that are set aside."""
+    fitting = {
+        name: given
+        for name, given in presets.items()
+        if {flag for flag in given if not flag.startswith("--dataset=")} <= set(flags)
+    }
+    if fitting:
+        name = max(fitting, key=lambda name: len(fitting[name]))
+        flags = [f"--flagfile={name}", *(flag for flag in flags if flag not in fitting[name])]
     kept = [flag for flag in flags if flag.split("=")[0].removeprefix("--") not in _ASIDE]
     return " ".join(kept) or "the defaults"
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import filelock
 
 from keras_mixer import console
-from keras_mixer.commandline import shown
+from keras_mixer.commandline import as_flags, shown
 from keras_mixer.config import Config
 from keras_mixer.data.sources import load_source
 from keras_mixer.errors import InputError, path_errors
@@ -252,11 +252,7 @@ def _clear(directory, overwrite):
 
 def _write_flags(directory, config):
     """Writes every flag that is not at its default, as a flagfile that repeats the run."""
-    lines = [
-        f"--{field.name}={shown(getattr(config, field.name))}\n"
-        for field in dataclasses.fields(Config)
-        if getattr(config, field.name) != field.default and field.name != "overwrite"
-    ]
+    lines = [f"{flag}\n" for flag in as_flags(dataclasses.replace(config, overwrite=False))]
     write_atomically(directory / FLAGS, "".join(lines).encode(errors="surrogateescape"))
 
 
