@@ -47,7 +47,7 @@ def test_kaggles_layout_is_read_and_split_by_class(kaggle):
     assert labels_by_name(source) == {f"{i:03x}f.jpg": BREEDS[i % 3] for i in range(30)}
     for split, n in ((source.train, 18), (source.validation, 6), (source.test, 6)):
         assert np.bincount(split.labels).tolist() == [n // 3] * 3
-        assert all(os.path.isfile(path) for path in split.images)
+        assert split.sizes.tolist() == [os.stat(path).st_size for path in split.images]
     other = load_source("csv", kaggle, 0.25, split_seed=2)
     assert other.test.images.tolist() != source.test.images.tolist()
 
@@ -137,6 +137,7 @@ FAULTS = {
     "one column": ("id\n000f\n", "found the columns id"),
     "unknown columns": ("id,size,age\n000f,1,2\n", "found the columns id, size, age"),
     "labels first": ("breed,id\nboxer,000f\n", "a column of images first"),
+    "labels first, after a mark": ("\ufeffbreed,id\nboxer,000f\n", "a column of images first"),
     "no header": (ROW + "002f,pug\n", "its first line is 000f,boxer; expected a header"),
     "no header, file names": ("gone.jpg,boxer\n" + ROW, r"its first line is gone\.jpg,boxer"),
     "missing": ("id,breed\nfff,pug\n" + ROW + "eee,pug\n", r"2 rows without an image in .*: "
