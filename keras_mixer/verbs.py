@@ -68,6 +68,7 @@ class EvaluateOptions:
 
     eval_split: str = option("test", "Split to score.", choices=SPLITS)
     data_dir: str | None = option(None, "Where the run's data are now, if they moved.")
+    labels: str | None = option(None, "Where its table of labels is now, if it moved.")
     batch_size: int = option(128, "Images computed at a time; changes no score.", low=1)
     format: str = option("table", "What is printed.", choices=("table", "json"))
     output: str | None = option(None, "Write the scores as JSON to this file, too.")
@@ -77,7 +78,7 @@ def evaluate(options, arguments):
     """Scores a run: top-1, top-5, loss, and precision, recall and F1 of every class."""
     from keras_mixer.training.opening import read_run
 
-    run = read_run(_only(arguments, "RUN"), options.data_dir)
+    run = read_run(_only(arguments, "RUN"), options.data_dir, options.labels)
     run.source.split(options.eval_split)
     if options.output:
         _check_writable(options.output)

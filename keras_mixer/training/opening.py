@@ -86,12 +86,13 @@ def plan_run(config):
     return _resolved(config, source, architecture)
 
 
-def read_run(directory, data_dir=None):
+def read_run(directory, data_dir=None, labels=None):
     """Opens a run to look at it: its config and its data, without a claim to the directory.
 
     Args:
         directory: Path of a run directory.
         data_dir: Where the data are now, if they moved.
+        labels: Where their table of labels is now, if it moved.
 
     Returns:
         A `Run`.
@@ -105,7 +106,9 @@ def read_run(directory, data_dir=None):
     if record is None:
         raise InputError(f"{directory}: not a run directory (it holds no {CONFIG})")
     config = Config.from_json(record["config"])
-    source = load_source(**config.source() | ({"data_dir": data_dir} if data_dir else {}))
+    moved = {"data_dir": data_dir, "labels": labels}
+    moved = {name: place for name, place in moved.items() if place is not None}
+    source = load_source(**config.source() | moved)
     _same_data(directory, record, source)
     return Run(directory, config, source)
 
