@@ -18,7 +18,7 @@ import numpy as np
 
 from keras_mixer import console
 from keras_mixer.data.datasets import DATASETS, SPLITS
-from keras_mixer.data.images import check_image_file
+from keras_mixer.data.images import IMAGE_SUFFIXES, check_image_file
 from keras_mixer.errors import InputError, path_errors
 
 SPLIT_SEED = 0  # the splits of a data set are fixed: they never follow the seed of a run
@@ -249,7 +249,6 @@ _SPLIT_FOLDERS = {
     "validation": ("validation", "val", "valid"),
     "test": ("test", "testing"),
 }
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 def _read_folder(row, directory):
@@ -308,7 +307,7 @@ def _list_images(folder, class_names):
         if not paths:
             raise InputError(
                 f"--data_dir: the class folder {folder / name} holds no image "
-                f"({', '.join(_IMAGE_SUFFIXES)})"
+                f"({', '.join(IMAGE_SUFFIXES)})"
             )
         images += paths
         labels += [label] * len(paths)
@@ -321,7 +320,7 @@ def image_files(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             path = os.path.join(parent, name)
-            if not name.startswith(".") and name.lower().endswith(_IMAGE_SUFFIXES):
+            if not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES):
                 yield os.fsencode(path)
 
 

@@ -11,7 +11,13 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mixer.console import printable
-from keras_mixer.data.images import check_image_file, decode_image, resize_images, to_model_range
+from keras_mixer.data.decode import decode_image
+from keras_mixer.data.images import (
+    check_image_file,
+    decoding_problem,
+    resize_images,
+    to_model_range,
+)
 from keras_mixer.data.sources import image_files
 
 BATCH_SIZE = 64
@@ -76,7 +82,7 @@ def _read(path, image_shape, channels):
     try:
         image = decode_image(tf.io.read_file(os.fsencode(path)), channels)
     except (tf.errors.OpError, ValueError) as error:
-        return str(error).splitlines()[0]
+        return decoding_problem(error)
     return to_model_range(resize_images(image, image_shape)).numpy()
 
 
