@@ -28,7 +28,8 @@ _ORIENTATION_TAG, _SHORT = 0x0112, 3
 def decode_image(content, channels):
     """Decodes a JPEG, PNG, BMP or WebP, or the first frame of a GIF; the bytes tell which it is.
 
-    - Transparency is dropped: the colour below it shows. Palettes are looked up.
+    - Transparency is dropped: the colour below it shows, but in a GIF, where it becomes black.
+    - Palettes are looked up.
     - Of 16-bit values the high byte stays.
     - Colour becomes gray as the luma of ITU-R 601, gray becomes colour by repetition.
     - CMYK and YCCK become RGB; they are taken as inverted where an Adobe marker says who wrote

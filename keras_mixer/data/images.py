@@ -86,29 +86,30 @@ def _read_at(file, offset, count):
 # === JPEG ===
 
 _END_OF_IMAGE = b"\xff\xd9"
-_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # the markers that say how it is coded
-_DECODED_FRAMES = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}  # not the lossless and hierarchical ones
+_SCAN = 0xDA
+_DECODED_FRAMES = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}  # the others are lossless or hierarchical
 
 
 def _jpeg_problem(file, size, image):
-    scan = file.tell()  # Pillow has read the header up to here
-    if _jpeg_frame(_read_at(file, 0, scan)) not in _DECODED_FRAMES:
+    segments = dict(_jpeg_segments(file))
+    if _SCAN not in segments:
+        return "truncated"
+    if not segments.keys() & _DECODED_FRAMES:
         return "a lossless or hierarchical JPEG: save it as PNG"
     # The end marker is at the end, or else (cameras append films) anywhere after the header.
+    scan = segments[_SCAN]
     if _END_OF_IMAGE in _read_at(file, max(scan, size - _TAIL), _TAIL):
         return None
     return None if _END_OF_IMAGE in _read_at(file, scan, -1) else "truncated"
 
 
-def _jpeg_frame(header):
-    """Walks through the segments (FF, marker, length in 2 bytes, data) to the frame's marker."""
-    offset = 2
-    while offset + 4 <= len(header):
-        marker, length = struct.unpack_from(">xBH", header, offset)
-        if marker in _FRAMES:
-            return marker
+def _jpeg_segments(file):
+    """Yields (marker, offset) of the segments (FF, marker, length in 2 bytes, data) to the scan."""
+    offset, marker = 2, None
+    while marker != _SCAN and len(head := _read_at(file, offset, 4)) == 4:
+        marker, length = struct.unpack(">xBH", head)
+        yield marker, offset
         offset += 1 if marker == 0xFF else 2 + length  # FF may be repeated
-    return None
 
 
 # === PNG ===
