@@ -163,8 +163,8 @@ def test_predictions_are_the_models_own_and_broken_files_do_not_stop_them(traine
             [p["probability"] for p in found], probabilities[best], atol=1e-6
         )
     assert len(rows["big.jpg"]["predictions"]) == 3
-    assert "damaged" in rows["truncated.png"]["error"]
-    assert rows["text.jpg"]["error"] == "not a JPEG or PNG image"
+    assert rows["truncated.png"]["error"] == "truncated"
+    assert rows["text.jpg"]["error"] == "not a JPEG, PNG, BMP, WebP or GIF image"
     assert rows["nowhere.png"]["error"] == "no such file"
 
 

@@ -56,7 +56,7 @@ BAD = {
     "empty folder": (["--dataset=folder", "--data_dir=empty"], "holds 0 class folders"),
     "missing labels": (["--dataset=csv", "--data_dir=empty"], "labels.csv: no such file"),
     "missing files": (["--dataset=mnist", "--data_dir=empty"], "expected the file train-images"),
-    "unreadable": (["--dataset=folder", "--data_dir=broken"], "b/x.jpg (not a JPEG or PNG image)"),
+    "unreadable": (["--dataset=folder", "--data_dir=broken"], "b/x.jpg (not a JPEG, PNG, BMP"),
     "no checkpoint": (["--checkpoint=nowhere"], "nowhere: no such checkpoint"),
     "warm-up": (["--warmup_step=40"], "--warmup_step=40 must be below --num_steps=30"),
     "file in the way": (["--output_dir=file"], "a file is in the way"),

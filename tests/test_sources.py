@@ -191,7 +191,7 @@ def test_identity_follows_content_and_not_the_place(folder, tmp_path, write_imag
         (lambda f: [shutil.rmtree(f / n) for n in ("ant", "bee")], "holds 1 class folders"),
         (lambda f: (f / "dog").mkdir(), "class folder .*dog holds no image"),
         (lambda f: (f / "ant" / "0.png").write_bytes(b""), r"0\.png \(empty file\)"),
-        (lambda f: (f / "ant" / "x.jpg").write_text("hello"), r"x\.jpg \(not a JPEG or PNG"),
+        (lambda f: (f / "ant" / "x.jpg").write_text("hello"), r"x\.jpg \(not a JPEG, PNG, BMP"),
         (lambda f: os.mkfifo(f / "ant" / "pipe.jpg"), r"pipe\.jpg \(not a regular file\)"),
     ],
 )

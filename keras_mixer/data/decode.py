@@ -28,7 +28,8 @@ _ORIENTATION_TAG, _SHORT = 0x0112, 3
 def decode_image(content, channels):
     """Decodes a JPEG, PNG, BMP or WebP, or the first frame of a GIF; the bytes tell which it is.
 
-    - Transparency is dropped: the colour below it shows. Palettes are looked up.
+    - Transparency is dropped: the colour below it shows, but in a GIF, where it becomes black.
+    - Palettes are looked up.
     - Of 16-bit values the high byte stays.
     - Colour becomes gray as the luma of ITU-R 601, gray becomes colour by repetition.
     - CMYK and YCCK become RGB; they are taken as inverted where an Adobe marker says who wrote
@@ -54,12 +55,37 @@ def decode_image(content, channels):
 
     content = tf.convert_to_tensor(content)
     image = tf.cond(
-        _is_plain_jpeg(content),
-        lambda: _decode_jpeg_as_it_lies(content),
+        _is_plain(content),
+        lambda: _decode_at_once(content),
         lambda: _decode_with_care(content),
     )
     image = tf.ensure_shape(image, (None, None, 3))
     return image if channels == 3 else _luma(image)
+
+
+# Starts of PNGs, and of JPEGs whose tables follow at once upon a JFIF segment of the usual size,
+# so that they have no EXIF data; 0 stands for any byte.
+_PLAIN = (
+    b"\x89PNG\r\n\x1a\n" + bytes(14),
+    b"\xff\xd8\xff\xe0\x00\x10JFIF" + bytes(10) + b"\xff\xdb",
+)
+
+
+def _is_plain(content):
+    """Whether one op decodes it. Most published data sets hold only such files, and small ones."""
+    import tensorflow as tf
+
+    head = tf.io.decode_raw(tf.strings.substr(content, 0, 22), tf.uint8, fixed_length=22)
+    starts = tf.constant([list(start) for start in _PLAIN], tf.uint8)
+    return tf.reduce_any(tf.reduce_all((head == starts) | (starts == 0), axis=1))
+
+
+def _decode_at_once(content):
+    import tensorflow as tf
+
+    # The op reads PNG, too. The accurate inverse DCT is what Pillow, and so most training code,
+    # uses; TensorFlow's default is a faster one that is off by up to 5 levels.
+    return tf.io.decode_jpeg(content, channels=3, dct_method="INTEGER_ACCURATE")
 
 
 def _luma(image):
@@ -73,22 +99,35 @@ def _luma(image):
 def _decode_with_care(content):
     import tensorflow as tf
 
-    return tf.cond(
-        tf.strings.substr(content, 0, 2) == b"\xff\xd8",
-        lambda: _decode_jpeg(content),
-        lambda: _decode_other(content),
-    )
+    if tf.executing_eagerly():
+        return _decode_by_magic(content)  # whose errors say more at once
+    return _decode_by_call()(content)
 
 
-def _decode_other(content):
+@functools.cache
+def _decode_by_call():
+    """Returns `_decode_by_magic` as a function that stays a call in the graph.
+
+    Inlined, its 150 ops would cost plain files of 32x32 pixels a third more time, though none of
+    them is executed.
+    """
+    import tensorflow as tf
+
+    signature = [tf.TensorSpec((), tf.string)]
+    options = {"autograph": False, "experimental_attributes": {"_noinline": True}}
+    return tf.function(_decode_by_magic, input_signature=signature, **options)
+
+
+def _decode_by_magic(content):
     import tensorflow as tf
 
     head = tf.strings.substr(content, 0, 12)
-    cases = [
-        (tf.strings.regex_full_match(head, pattern), functools.partial(decode, content))
-        for pattern, decode in _DECODERS.items()
-    ]
-    return tf.case(cases, default=lambda: tf.io.decode_png(content, channels=3))
+    is_jpeg = tf.strings.substr(content, 0, 2) == b"\xff\xd8"
+    cases = [(is_jpeg, functools.partial(_decode_jpeg, content))]
+    for pattern, decode in _DECODERS.items():
+        is_it = tf.strings.regex_full_match(head, pattern)
+        cases.append((is_it, functools.partial(decode, content)))
+    return tf.case(cases, default=functools.partial(_decode_at_once, content))
 
 
 def _decode_gif(content):
@@ -134,7 +173,7 @@ def _decode_webp(content):
     return tf.cond(animated, lambda: decode(4), lambda: decode(0))
 
 
-_DECODERS = {  # by the first 12 bytes; \C is any byte, and whatever is left should be a PNG
+_DECODERS = {  # by the first 12 bytes; \C is any byte
     r"BM\C*": _decode_bmp,
     r"GIF8\C*": _decode_gif,
     r"RIFF\C{4}WEBP": _decode_webp,
@@ -144,34 +183,10 @@ _DECODERS = {  # by the first 12 bytes; \C is any byte, and whatever is left sho
 # === JPEG and its EXIF orientation ===
 
 
-_PLAIN_JPEG = b"\xff\xd8\xff\xe0\x00\x10JFIF" + bytes(10) + b"\xff\xdb"  # 0: anything
-
-
-def _is_plain_jpeg(content):
-    """Whether the tables follow at once upon a JFIF segment of the usual size: no room for EXIF.
-
-    Most published data sets hold such JPEGs. To walk through the segments takes as long as to
-    decode a JPEG of 32x32 pixels; to know that it is needless takes a twentieth of that.
-    """
-    import tensorflow as tf
-
-    head = tf.io.decode_raw(tf.strings.substr(content, 0, 22), tf.uint8, fixed_length=22)
-    told = tf.constant(list(_PLAIN_JPEG), tf.uint8)
-    return tf.reduce_all((head == told) | (told == 0))
-
-
-def _decode_jpeg_as_it_lies(content):
-    import tensorflow as tf
-
-    # The accurate inverse DCT is what Pillow, and so most training code, uses; TensorFlow's
-    # default is a faster one that is off by up to 5 levels.
-    return tf.io.decode_jpeg(content, channels=3, dct_method="INTEGER_ACCURATE")
-
-
 def _decode_jpeg(content):
     import tensorflow as tf
 
-    image = _decode_jpeg_as_it_lies(content)
+    image = _decode_at_once(content)
     offset, segment = _last_application_segment(content)
     return tf.cond(
         _is_exif(segment),

@@ -4,7 +4,8 @@ import os
 
 import numpy as np
 
-from keras_mixer.data.listing import IMAGE_SUFFIXES, list_images
+from keras_mixer.data.images import IMAGE_SUFFIXES
+from keras_mixer.data.listing import list_images
 from keras_mixer.data.splits import Split
 from keras_mixer.data.verdicts import refuse_unreadable
 from keras_mixer.errors import InputError, path_errors

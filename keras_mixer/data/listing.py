@@ -11,9 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_mixer import console
+from keras_mixer.data.images import IMAGE_SUFFIXES
 from keras_mixer.errors import path_errors
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 class Listing(NamedTuple):

@@ -10,12 +10,8 @@ import tensorflow as tf
 from keras_mixer import console
 from keras_mixer.data.augment import augment, mix
 from keras_mixer.data.augment import inception_crop as random_crop
-from keras_mixer.data.images import (
-    decode_image,
-    find_undecodable,
-    resize_images,
-    to_model_range,
-)
+from keras_mixer.data.decode import decode_image
+from keras_mixer.data.images import find_undecodable, resize_images, to_model_range
 from keras_mixer.data.verdicts import refuse_files
 
 ORDER_SALT = 0x4D49  # keeps the seeds of the order apart from those of augmentation

@@ -4,7 +4,8 @@ Two signatures, each with the outputs `logits` and `probabilities`, float32 `(ba
 and `class_names`, strings `(batch, num_classes)`, one name per column:
 
 - `serving_default`: `images`, uint8 `(batch, any height, any width, channels)`;
-- `serve_bytes`: `image_bytes`, strings `(batch,)`, each a JPEG or PNG. EXIF orientation is ignored.
+- `serve_bytes`: `image_bytes`, strings `(batch,)`, each a file that `decode_image` takes: JPEG (set
+  upright by its EXIF orientation), PNG, BMP, WebP or GIF (its first frame).
 
 A SavedModel is a program: load only those you trust (TensorFlow, SECURITY.md).
 """
@@ -19,7 +20,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mixer import console
-from keras_mixer.data.images import decode_image, resize_images, to_model_range
+from keras_mixer.data.decode import decode_image
+from keras_mixer.data.images import resize_images, to_model_range
 from keras_mixer.errors import InputError, RunError
 from keras_mixer.files import flush_folder, flush_tree
 from keras_mixer.training.losses import PROBABILITIES

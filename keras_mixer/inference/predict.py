@@ -12,7 +12,13 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mixer.console import printable
-from keras_mixer.data.images import check_image_file, decode_image, resize_images, to_model_range
+from keras_mixer.data.decode import decode_image
+from keras_mixer.data.images import (
+    check_image_file,
+    decoding_problem,
+    resize_images,
+    to_model_range,
+)
 from keras_mixer.data.listing import list_images
 from keras_mixer.data.splits import some_of
 from keras_mixer.errors import InputError
@@ -106,7 +112,7 @@ def _read(path, image_shape, channels, eval_crop):
     try:
         image = decode_image(tf.io.read_file(os.fsencode(path)), channels)
     except (tf.errors.OpError, ValueError) as error:
-        return str(error).splitlines()[0]
+        return decoding_problem(error)
     return to_model_range(resize_images(image, image_shape, eval_crop)).numpy()
 
 

@@ -1,0 +1,313 @@
+"""Tests `keras_mixer/data/decode.py` against Pillow, the reference decoder."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image, ImageOps
+
+from keras_mixer.data.decode import decode_image
+from keras_mixer.data.images import check_image_file, resize_images, to_model_range
+from keras_mixer.data.pipeline import evaluation_batches, training_batches
+from keras_mixer.data.sources import load_source
+from keras_mixer.inference.predict import _read
+
+RANDOM = np.random.default_rng(0)
+PIXELS = RANDOM.integers(0, 256, (9, 11, 3), np.uint8)
+SMOOTH = np.stack(np.meshgrid(np.arange(23) * 11, np.arange(17) * 15), -1)[..., [0, 1, 0]]
+PHOTO = Image.fromarray(SMOOTH.astype(np.uint8))
+NOISE = Image.fromarray(PIXELS)
+VEILED = NOISE.convert("RGBA")
+VEILED.putalpha(Image.fromarray(PIXELS[..., 0]))
+
+in_graph = {
+    channels: tf.function(lambda content, channels=channels: decode_image(content, channels))
+    for channels in (1, 3)
+}
+
+
+def encoded(image, kind, **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def by_pillow(content, channels):
+    image = Image.open(io.BytesIO(content))
+    image = ImageOps.exif_transpose(image) if image.format in ("JPEG", "MPO") else image
+    if image.format == "GIF":  # of which TensorFlow leaves black what is transparent
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
+    image = image.convert("RGBA" if image.mode in ("P", "LA") else "RGB").convert("RGB")
+    return np.asarray(image.convert("L"))[..., None] if channels == 1 else np.asarray(image)
+
+
+def chunk(name, data):
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def png(rows, depth, colour, extra=b"", pixels_per_byte=1):
+    """A PNG of any depth and colour type, out of its rows of bytes, each `(width, values)`."""
+    height, width = rows.shape[:2]
+    header = struct.pack(">IIBBBBB", width * pixels_per_byte, height, depth, colour, 0, 0, 0)
+    data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    chunks = chunk(b"IHDR", header) + extra + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def bmp(bits, pixels, *, palette=b"", height=9, compression=0):
+    offset = 54 + len(palette)
+    header = struct.pack("<IiiHHIIiiII", 40, 11, height, 1, bits, compression, 0, 0, 0, 0, 0)
+    return (
+        b"BM" + struct.pack("<IHHI", offset + len(pixels), 0, 0, offset) + header + palette + pixels
+    )
+
+
+def random_bytes(count):
+    return RANDOM.integers(0, 256, count, np.uint8).tobytes()
+
+
+FRAMES = [Image.fromarray(np.roll(PIXELS, k, 0)) for k in range(3)]
+MANY = {"save_all": True, "append_images": FRAMES[1:]}
+COLOURED = NOISE.convert("P")
+ADOBE_CMYK = encoded(PHOTO.convert("CMYK"), "JPEG", quality=95, subsampling=0)
+_TRANSFORM = ADOBE_CMYK.index(b"Adobe") + 11  # 0: CMYK, 2: YCCK
+
+FILES = {
+    **{f"png {m}": encoded(NOISE.convert(m), "PNG") for m in ("1", "L", "LA", "P", "RGB", "RGBA")},
+    **{f"png palette of {b} bits": encoded(NOISE.quantize(2**b), "PNG", bits=b) for b in (1, 2, 4)},
+    "png half transparent": encoded(VEILED, "PNG"),
+    "png palette with tRNS": encoded(COLOURED, "PNG", transparency=bytes(range(0, 256))),
+    "png one colour transparent": encoded(NOISE, "PNG", transparency=tuple(map(int, PIXELS[0, 0]))),
+    "png gray of 2 bits": png(PIXELS[..., :1], 2, 0, pixels_per_byte=4),
+    "png with gamma": png(PIXELS, 8, 2, chunk(b"gAMA", struct.pack(">I", 10000))),
+    "png with something appended": encoded(NOISE, "PNG") + bytes(1000),
+    **{f"bmp {mode}": encoded(NOISE.convert(mode), "BMP") for mode in ("L", "P", "RGB", "RGBA")},
+    "bmp palette downwards": bmp(8, random_bytes(108), palette=random_bytes(1024), height=-9),
+    "bmp of 24 bits downwards": bmp(24, random_bytes(36 * 9), height=-9),
+    "gif gray": encoded(NOISE.convert("L"), "GIF"),
+    "gif palette": encoded(COLOURED, "GIF"),
+    "gif transparent": encoded(COLOURED, "GIF", transparency=int(np.asarray(COLOURED)[0, 0])),
+    "gif interlaced": encoded(COLOURED, "GIF", interlace=1),
+    "gif animated": encoded(FRAMES[0], "GIF", **MANY),
+    "webp lossless": encoded(NOISE, "WEBP", lossless=True),
+    "webp lossless, half transparent": encoded(VEILED, "WEBP", lossless=True, exact=True),
+    "webp lossy": encoded(PHOTO, "WEBP"),
+    "webp lossy, half transparent": encoded(VEILED, "WEBP"),
+    "webp with a profile": encoded(NOISE, "WEBP", lossless=True, icc_profile=b"profile"),
+    "jpeg gray": encoded(PHOTO.convert("L"), "JPEG"),
+    "jpeg colour": encoded(PHOTO, "JPEG"),
+    "jpeg progressive": encoded(PHOTO, "JPEG", progressive=True, quality=95),
+    "jpeg rgb": encoded(PHOTO, "JPEG", keep_rgb=True),
+    "jpeg with comment": encoded(PHOTO, "JPEG", comment=b"Exif\0\0" * 9),
+    "jpeg with several pictures": encoded(PHOTO, "MPO", save_all=True, append_images=[PHOTO]),
+    "jpeg cmyk": ADOBE_CMYK,
+    "jpeg ycck": ADOBE_CMYK[:_TRANSFORM] + b"\2" + ADOBE_CMYK[_TRANSFORM + 1 :],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", FILES)
+def test_every_kind_of_file_decodes_as_pillow_does(name, channels, tmp_path):
+    """Exactly, but JPEGs may differ by 2 levels, where Pillow brings another libjpeg."""
+    content, tolerance = FILES[name], 2 if name.startswith("jpeg") else 0
+    expected = by_pillow(content, channels).astype(int)
+    assert expected.std() > 9
+    path = tmp_path / "image.jpg"  # the content counts, not the name
+    path.write_bytes(content)
+    assert check_image_file(path) is None
+    for decode in (in_graph[channels], lambda content: decode_image(content, channels)):
+        decoded = decode(tf.constant(content)).numpy()
+        assert decoded.dtype == np.uint8
+        assert decoded.shape == expected.shape
+        assert np.abs(decoded - expected).max() <= tolerance
+
+
+@pytest.mark.parametrize("colour, values", [(0, 1), (2, 3), (4, 2), (6, 4)])
+def test_the_high_byte_of_sixteen_bits_stays(colour, values):
+    """Gray, RGB, gray and RGB with transparency, which is dropped."""
+    wide = RANDOM.integers(0, 65536, (5, 7, values), np.uint16)
+    expected = (wide >> 8)[..., : 1 if values < 3 else 3].astype(np.uint8)
+    content = png(wide.astype(">u2"), 16, colour)
+    np.testing.assert_array_equal(decode_image(content, 3), np.broadcast_to(expected, (5, 7, 3)))
+    if values < 3:
+        np.testing.assert_array_equal(decode_image(content, 1), expected)
+
+
+def test_cmyk_without_an_adobe_marker_is_taken_as_it_is():
+    """Pillow alone takes it as inverted; libjpeg leaves it to the marker."""
+    start = ADOBE_CMYK.index(b"Adobe") - 4
+    content = ADOBE_CMYK[:start] + ADOBE_CMYK[start + 16 :]
+    inverted = np.asarray(Image.open(io.BytesIO(content)).convert("CMYK"))
+    c, m, y, k = np.moveaxis(inverted.astype(int), -1, 0)
+    expected = np.stack([c * k, m * k, y * k], -1) / 255
+    assert np.abs(decode_image(content, 3) - expected).max() <= 2
+
+
+# === EXIF orientation ===
+
+BARE = encoded(PHOTO, "JPEG", quality=95)
+ENDIANS = {"<": b"II*\0", ">": b"MM\0*"}
+
+
+def exif(orientation, endian="<", *, before=0, kind=3, at=8, count=None):
+    """EXIF data with the orientation behind so many other entries."""
+    entries = [struct.pack(endian + "HHII", 0x9000 + i, 4, 1, 7) for i in range(before)]
+    entries += [struct.pack(endian + "HHIHH", 0x0112, kind, 1, orientation, 0)]
+    head = ENDIANS[endian] + struct.pack(endian + "I", at) + bytes(at - 8)
+    count = len(entries) if count is None else count
+    return head + struct.pack(endian + "H", count) + b"".join(entries) + bytes(4)
+
+
+def segment(marker, data):
+    return bytes([0xFF, marker]) + struct.pack(">H", len(data) + 2) + data
+
+
+def with_exif(tiff, *, jfif=True, between=b""):
+    assert BARE[2:4] == b"\xff\xe0"
+    head, rest = (BARE[:20], BARE[20:]) if jfif else (BARE[:2], BARE[20:])
+    return head + between + segment(0xE1, b"Exif\0\0" + tiff) + rest
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("jfif", [False, True])
+@pytest.mark.parametrize("endian", "<>")
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_jpegs_are_set_upright_as_pillow_does(orientation, endian, jfif, channels):
+    content = with_exif(exif(orientation, endian, before=3), jfif=jfif)
+    expected = by_pillow(content, channels).astype(int)
+    assert expected.shape[:2] == ((17, 23) if orientation < 5 else (23, 17))
+    decoded = in_graph[channels](tf.constant(content))
+    assert np.abs(decoded - expected).max() <= 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        with_exif(exif(6, at=200)),
+        with_exif(exif(6, before=200)),
+        with_exif(exif(6), between=segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<x/>")),
+        with_exif(exif(6), between=segment(0xE2, bytes(65000)) + segment(0xE2, bytes(65000))),
+        with_exif(exif(6), between=segment(0xFE, b"Exif\0\0 in a comment")),
+        with_exif(exif(6), jfif=False, between=segment(0xEE, bytes(12))),
+        encoded(PHOTO, "JPEG", exif=b"Exif\0\0" + exif(6)),
+        with_exif(exif(6) + bytes(60000)),
+    ],
+)
+def test_the_orientation_is_found_wherever_it_may_be(content):
+    expected = by_pillow(content, 3).astype(int)
+    assert expected.shape == (23, 17, 3)
+    assert np.abs(in_graph[3](tf.constant(content)) - expected).max() <= 2
+
+
+@pytest.mark.parametrize(
+    "tiff",
+    [
+        b"", b"II*\0", b"XX*\0" + exif(6)[4:], exif(6)[:14], exif(0), exif(9), exif(65535),
+        exif(6, at=9)[:9], exif(6, count=0), exif(6, kind=2), exif(6)[:4] + b"\xff" * 8,
+        b"MM\0*" + exif(6)[4:], exif(6, count=65535)[:12],
+    ],
+)  # fmt: skip
+def test_damaged_exif_data_count_as_none(tiff):
+    content = with_exif(tiff)
+    np.testing.assert_array_equal(in_graph[3](tf.constant(content)), decode_image(BARE, 3))
+
+
+def test_hostile_exif_data_never_raise():
+    """300 mutations: the picture comes out in one of its two shapes."""
+    content = with_exif(exif(6, before=2))
+    start, seen = content.index(b"Exif") - 4, set()
+    for _ in range(300):
+        mutated = bytearray(content)
+        for place in RANDOM.integers(start + 10, start + 60, RANDOM.integers(1, 6)):
+            mutated[place] = RANDOM.integers(0, 256)
+        seen.add(tuple(in_graph[3](tf.constant(bytes(mutated))).shape))
+    assert seen == {(17, 23, 3), (23, 17, 3)}
+
+
+@pytest.mark.parametrize("kind, options", [("PNG", {}), ("WEBP", {"lossless": True})])
+def test_exif_data_of_other_formats_are_ignored(kind, options):
+    content = encoded(PHOTO, kind, exif=b"Exif\0\0" + exif(6), **options)
+    assert b"II*\0" in content
+    np.testing.assert_array_equal(decode_image(content, 3), np.asarray(PHOTO))
+
+
+# === Wherever it is used ===
+
+
+def test_damaged_files_raise_and_static_shapes_are_known():
+    for name, content in FILES.items():
+        if name in ("png with something appended", "gif animated", "jpeg with several pictures"):
+            continue  # the half of them holds a whole image
+        for decode in (in_graph[3], lambda content: decode_image(content, 3)):
+            with pytest.raises(tf.errors.InvalidArgumentError):
+                decode(tf.constant(content[: len(content) // 2]))
+    for content in (
+        b"",
+        b"x",
+        b"BM",
+        b"RIFF1234WEBPVP8X",
+        b"GIF8",
+        b"\xff\xd8",
+        b"\xff\xd8\xff\xe1",
+    ):
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            decode_image(content, 3)
+    for channels in (1, 3):
+        graph = in_graph[channels].get_concrete_function(tf.TensorSpec((), tf.string))
+        assert graph.output_shapes.as_list() == [None, None, channels]
+
+
+def test_an_animated_webp_never_reaches_the_op_that_overflows():
+    """Asked for as many channels as there are, it would write beyond the end of the memory."""
+    content = encoded(FRAMES[0], "WEBP", lossless=True, **MANY)
+    assert content[12:16] == b"VP8X"
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        in_graph[3](tf.constant(content))
+
+
+def test_a_saved_model_and_map_fn_decode_the_same(tmp_path):
+    contents = [with_exif(exif(o)) for o in (1, 3, 6)]
+    contents += [FILES[n] for n in ("bmp P", "gif palette", "webp lossless", "png P", "jpeg cmyk")]
+    spec = tf.TensorSpec((8, 8, 3), tf.float32)
+
+    def read(content):
+        return resize_images(decode_image(content, 3), (8, 8))
+
+    module = tf.Module()
+    module.read = tf.function(
+        lambda contents: tf.map_fn(read, contents, fn_output_signature=spec),
+        input_signature=[tf.TensorSpec((None,), tf.string)],
+    )
+    tf.saved_model.save(module, str(tmp_path))
+    served = tf.saved_model.load(str(tmp_path)).read(tf.constant(contents))
+    np.testing.assert_array_equal(served, [read(content) for content in contents])
+
+
+SAME = ["jpeg colour", "jpeg cmyk", "png P", "png half transparent", "bmp P", "gif animated",
+        "webp lossless, half transparent"]  # fmt: skip
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_training_evaluation_and_prediction_see_the_same_pixels(tmp_path, channels):
+    contents = [FILES[name] for name in SAME] + [with_exif(exif(o)) for o in (3, 6, 8)]
+    for split in ("train", "val"):
+        for label in ("ant", "bee"):
+            folder = tmp_path / split / label
+            folder.mkdir(parents=True)
+            for index, content in enumerate(contents):
+                (folder / f"{index}.jpg").write_bytes(content)
+    source = load_source("folder", tmp_path)
+    given = {"image_shape": (8, 12), "channels": channels, "num_classes": 2, "batch_size": 20}
+    (evaluated, _), *_ = evaluation_batches(source.validation, **given)
+    predicted = [_read(path, (8, 12), channels) for path in source.validation.images]
+    np.testing.assert_array_equal(evaluated, predicted)
+    trained, _ = next(iter(training_batches(source.train, seed=0, **given)))
+    np.testing.assert_array_equal(
+        sorted(x.tobytes() for x in trained.numpy()), sorted(x.tobytes() for x in predicted)
+    )
+    for image, content in zip(predicted, 2 * contents, strict=True):
+        expected = to_model_range(resize_images(by_pillow(content, channels), (8, 12)))
+        assert np.abs(image - expected).max() <= 2 / 127.5
