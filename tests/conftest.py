@@ -16,6 +16,11 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
 
+if os.environ["KERAS_BACKEND"] == "torch":  # whose tensors NumPy can only read without gradients
+    import torch
+
+    torch.set_grad_enabled(False)
+
 # A run of a few seconds with every source of randomness switched on.
 TINY = {
     "depth": 2,

@@ -95,7 +95,9 @@ def model_of(checkpoint, path, **overrides):
 
 def model_weights(model):
     """Returns the model's weights as a dict from variable path to array, without random states."""
-    return {variable.path: np.asarray(variable.value) for variable in model.weights}
+    from keras.ops import convert_to_numpy
+
+    return {variable.path: convert_to_numpy(variable.value) for variable in model.weights}
 
 
 def assign_weights(model, arrays, path, fresh_head=False):
