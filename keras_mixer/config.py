@@ -40,21 +40,21 @@ class Config:
     dataset: str = option(
         "digits",
         "Data to learn. digits is embedded. folder: class folders of images. csv: a table of "
-        "labels beside a folder of images. mnist, fashion_mnist: from their four IDX files. Any "
-        "other name, such as stanford_dogs: the image-classification set of tensorflow-datasets.",
+        "labels beside a folder of images. Any other name, such as stanford_dogs: the set of "
+        "tensorflow-datasets; mnist and fashion_mnist also from their four IDX files.",
         heading="Data",
     )
     data_dir: str | None = option(
         None,
         "Folder that holds the data. With --dataset=folder: class folders, directly or under "
-        "train/, val/ and test/. With csv: the images. For sets of tensorflow-datasets: where "
-        "they are prepared (default: ~/tensorflow_datasets).",
+        "train/, val/ and test/. With csv: the images. For sets of tensorflow-datasets: where they are "
+        "prepared (default: ~/tensorflow_datasets).",
         result=False,  # the identity of the data is compared instead
     )
     labels: str | None = option(
         None,
-        "With --dataset=csv: the table, with a column of file names or ids and one of labels "
-        "(default: labels.csv in data_dir).",
+        "With --dataset=csv: the table, with a column of file names or ids and one called label, "
+        "class, breed or the like (default: labels.csv in data_dir).",
         result=False,
     )
     train_split: str | None = option(
@@ -64,14 +64,10 @@ class Config:
         result=False,
     )
     validation_split: str | None = option(
-        None,
-        "What to choose with, likewise (default: the set's validation split, if it has one).",
-        result=False,
+        None, "What to choose with, likewise (default: the set's own, if any).", result=False
     )
     test_split: str | None = option(
-        None,
-        "What to score once at the end, likewise (default: the set's test split, if it has one).",
-        result=False,
+        None, "What to score once at the end, likewise (default: the set's own).", result=False
     )
     image_shape: tuple[int, int] | None = option(
         None,
