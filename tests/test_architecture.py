@@ -22,7 +22,7 @@ FLOORS = {
     "console": set(),
     "commandline": {"errors"},
     "model": set(),
-    "data": {"errors", "console"},
+    "data": {"errors", "files", "console"},
     "config": {"errors", "commandline", "data.datasets", "model.variants"},
     "resolve": {"errors", "commandline", "config", "data.datasets", "model.variants"},
     "weights": {"errors", "files", "model"},

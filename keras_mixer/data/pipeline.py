@@ -67,7 +67,7 @@ def training_batches(
         labels = labels * (1 - label_smoothing) + label_smoothing / num_classes
         return to_model_range(images), labels
 
-    read = _gather if split.in_memory else _decode
+    read = _reader_of(split)
     batches = read(positions, index_of, split, image_shape, channels, batch_size, True)
     return batches.map(finish, **_IN_ORDER).prefetch(tf.data.AUTOTUNE)
 
@@ -91,7 +91,7 @@ def evaluation_batches(split, *, image_shape, channels, num_classes, batch_size)
     def finish(position, images, labels):
         return to_model_range(images), tf.one_hot(labels, num_classes)
 
-    read = _gather if split.in_memory else _decode
+    read = _reader_of(split)
     batches = read(positions, tf.identity, split, image_shape, channels, batch_size, False)
     return batches.map(finish, **_IN_ORDER).prefetch(tf.data.AUTOTUNE)
 
@@ -150,6 +150,27 @@ def _decode(positions, index_of, split, image_shape, channels, batch_size, drop_
     return positions.map(decode, **_IN_ORDER).batch(batch_size, drop_remainder=drop_remainder)
 
 
+def _decode_records(positions, index_of, split, image_shape, channels, batch_size, drop_remainder):
+    """Batches (positions, images, labels) out of records, which are read a batch at a time."""
+
+    def load(position):
+        return position, *split.images.load(index_of(position))
+
+    def decode(position, content, label):
+        return position, resize_images(decode_image(content, channels), image_shape), label
+
+    contents = positions.batch(batch_size, drop_remainder=drop_remainder).map(load, **_IN_ORDER)
+    batches = contents.unbatch().map(decode, **_IN_ORDER).batch(batch_size, drop_remainder)
+    count = positions.batch(batch_size, drop_remainder=drop_remainder).cardinality()
+    return batches.apply(tf.data.experimental.assert_cardinality(count))
+
+
+def _reader_of(split):
+    if split.in_records:
+        return _decode_records
+    return _gather if split.in_memory else _decode
+
+
 @contextlib.contextmanager
 def broken_images_named(*splits):
     """Turns TensorFlow's failure to read an image, which may name no file, into one that does.
@@ -169,7 +190,10 @@ def broken_images_named(*splits):
         tf.errors.NotFoundError,
         tf.errors.PermissionDeniedError,
     ):
-        files = [split.images for split in splits if split is not None and not split.in_memory]
-        paths = [path for images in files for path in images]
+        there = [split for split in splits if split is not None and not split.in_memory]
+        for split in there:
+            if split.in_records:
+                split.images.refuse_undecodable()
+        paths = [path for split in there if not split.in_records for path in split.images]
         refuse_files(find_undecodable(console.track(paths, "looking for broken images")))
         raise

@@ -1,4 +1,4 @@
-"""Opens a data set by name: embedded digits, IDX files, image folders.
+"""Opens a data set by name: embedded digits, IDX files, image folders, tensorflow-datasets.
 
 Nothing here imports TensorFlow, so every mistake in the data is reported within a second or two.
 """
@@ -6,10 +6,11 @@ Nothing here imports TensorFlow, so every mistake in the data is reported within
 from pathlib import Path
 from typing import NamedTuple
 
-from keras_mixer.data.arrays import read_digits, read_idx
-from keras_mixer.data.datasets import DATASETS, Dataset
+from keras_mixer.data.arrays import holds_idx, read_digits, read_idx
+from keras_mixer.data.datasets import Dataset, dataset_row
 from keras_mixer.data.folders import read_folder
-from keras_mixer.data.splits import Source, identity_of, stratified
+from keras_mixer.data.splits import Source, at_random, identity_of, stratified
+from keras_mixer.data.tfds import flag_of, read_tfds
 from keras_mixer.errors import InputError, path_errors
 
 
@@ -17,33 +18,56 @@ class Request(NamedTuple):
     """What a reader is asked for.
 
     Attributes:
-        row: The data set's row in `DATASETS`.
-        directory: Folder that holds the files; None for embedded data.
+        dataset: The name that was given.
+        row: The data set's row.
+        directory: Folder that holds the files; None for embedded data, and for
+            tensorflow-datasets in its own folder.
+        expressions: dict from `train`, `validation` and `test` to the split expression of
+            tensorflow-datasets that was given, or None.
     """
 
+    dataset: str
     row: Dataset
     directory: Path | None
+    expressions: dict[str, str | None]
 
 
 # Each returns the class names and the splits that the data bring along, as a dict of `Split`s
 # called train, validation and test, or a single one called `all`.
-READERS = {"embedded": read_digits, "idx": read_idx, "folder": read_folder}
+READERS = {
+    "embedded": read_digits,
+    "idx": read_idx,
+    "folder": read_folder,
+    "tfds": read_tfds,
+}
 
 
 def load_source(
-    dataset, data_dir=None, validation_fraction=0.1, *, test_fraction=0.2, split_seed=0
+    dataset,
+    data_dir=None,
+    validation_fraction=0.1,
+    *,
+    test_fraction=0.2,
+    split_seed=0,
+    train_split=None,
+    validation_split=None,
+    test_split=None,
 ):
     """Opens a data set: reads small ones into memory, lists and checks the files of large ones.
 
     Args:
-        dataset: string, a key of `DATASETS`.
-        data_dir: Folder that holds the files; None for the embedded set.
+        dataset: string, a key of `DATASETS` or any name that tensorflow-datasets knows.
+        data_dir: Folder that holds the files; None for the embedded set, and for
+            tensorflow-datasets in its own folder.
         validation_fraction: float in [0, 1). Share of the training images set aside, stratified,
-            where the data bring no validation split of their own.
+            where the data bring no validation split of their own. (Of tensorflow-datasets it is a
+            random share: their labels are not known beforehand.)
         test_fraction: float in [0, 1). Share of all images set aside, stratified, where the data
             bring no splits at all.
         split_seed: int. Which images are set aside; it is apart from the seed of a run, so that
             runs of several seeds are scored on the same images.
+        train_split, validation_split, test_split: Split expressions of tensorflow-datasets, such
+            as `train[:90%]`; None for what the data set's row says, or the splits it has.
 
     Returns:
         A `Source`.
@@ -51,11 +75,26 @@ def load_source(
     Raises:
         InputError: If files are missing, damaged or inconsistent; the message names them.
     """
-    row = DATASETS[dataset]
+    row = dataset_row(dataset)
+    expressions = {"train": train_split, "validation": validation_split, "test": test_split}
     directory = _data_directory(dataset, row, data_dir)
-    class_names, found = READERS[row.origin](Request(row, directory))
+    if row.origin == "idx" and not (directory and holds_idx(directory)):
+        row = row._replace(origin="tfds")
+    if row.origin != "tfds":
+        _refuse_expressions(dataset, expressions)
+    class_names, found = READERS[row.origin](Request(dataset, row, directory, expressions))
     splits = _completed(found, validation_fraction, test_fraction, split_seed)
-    return Source(class_names, row.channels, *splits, identity_of(class_names, splits, directory))
+    channels = splits[0].images.channels if splits[0].in_records else row.channels
+    return Source(class_names, channels, *splits, identity_of(class_names, splits, directory))
+
+
+def _refuse_expressions(dataset, expressions):
+    for name, expression in expressions.items():
+        if expression is not None:
+            raise InputError(
+                f"--{flag_of(name)}={expression} is for sets of tensorflow-datasets and would "
+                f"change nothing with --dataset={dataset}; leave it out"
+            )
 
 
 def _data_directory(dataset, row, data_dir):
@@ -65,6 +104,8 @@ def _data_directory(dataset, row, data_dir):
                 f"--data_dir={data_dir}: --dataset={dataset} is embedded and reads no files; "
                 f"to train on your own images add --dataset=folder"
             )
+        return None
+    if data_dir is None and row.origin in ("idx", "tfds"):
         return None
     if data_dir is None:
         raise InputError(f"--dataset={dataset} needs --data_dir, the folder that holds its files")
@@ -78,9 +119,10 @@ def _data_directory(dataset, row, data_dir):
 def _completed(found, validation_fraction, test_fraction, seed):
     """Returns (train, validation, test), set aside where the data bring none."""
     train, test = found.get("all", found.get("train")), found.get("test")
+    set_aside = at_random if train.in_records else stratified
     if "all" in found and test_fraction > 0:
-        train, test = stratified(train, test_fraction, seed, "--test_fraction")
+        train, test = set_aside(train, test_fraction, seed, "--test_fraction")
     validation = found.get("validation")
     if validation is None and validation_fraction > 0:
-        train, validation = stratified(train, validation_fraction, seed, "--validation_fraction")
+        train, validation = set_aside(train, validation_fraction, seed, "--validation_fraction")
     return train, validation, test
