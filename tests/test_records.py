@@ -26,8 +26,16 @@ pytest.importorskip("importlib_resources", reason="tensorflow-datasets needs it 
 SHAPES = {"image_shape": (6, 5), "channels": 3, "num_classes": 3, "batch_size": 4}
 
 
-def write_set(directory, name="shapes", sizes=None, features=None, label=lambda i: i % 3, **kwargs):
-    """Prepares a small set of tensorflow-datasets as TFRecord files, 21 images in 3 of them."""
+def write_set(
+    directory,
+    set_name="shapes",
+    sizes=None,
+    features=None,
+    label=lambda index: index % 3,
+    file_format="tfrecord",
+    **kwargs,
+):
+    """Prepares a small set of tensorflow-datasets, each split in 3 files."""
     sizes = sizes or {"train": 21, "test": 9}
     features = features or {
         "image": tfds.features.Image(shape=(6, 5, 3), encoding_format="png"),
@@ -45,11 +53,12 @@ def write_set(directory, name="shapes", sizes=None, features=None, label=lambda 
             yield index, {key: values.get(key, index) for key in features}
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        name = set_name
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self):
-            return self.dataset_info_from_configs(
-                features=tfds.features.FeaturesDict(features), **kwargs
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features), **kwargs
             )
 
         def _split_generators(self, dl_manager):
@@ -58,12 +67,9 @@ def write_set(directory, name="shapes", sizes=None, features=None, label=lambda 
         def _generate_examples(self):
             pass
 
-    Builder.name = name
-    builder = Builder(data_dir=directory)
-    builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(num_shards=3), file_format="tfrecord"
+    Builder(data_dir=directory).download_and_prepare(
+        download_config=tfds.download.DownloadConfig(num_shards=3), file_format=file_format
     )
-    return builder
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +108,7 @@ def images_of(split, **shapes):
 
 
 def tfds_numpy(directory, expression, name="shapes"):
-    builder = tfds.core.builder_from_directory(directory / name / "1.0.0")
+    builder = tfds.builder_from_directory(directory / name / "1.0.0")
     examples = list(builder.as_dataset(split=expression).as_numpy_iterator())
     return np.stack([e["image"] for e in examples]), np.array([e["label"] for e in examples])
 
@@ -314,7 +320,9 @@ def test_images_damaged_later_are_named(own_shapes):
     content[place : place + 4] = b"spam"
     shard_of(folder).write_bytes(content)
     with (
-        pytest.raises(InputError, match=r"1 images: damaged \(record 1 of .*00001-of-00003"),
+        pytest.raises(
+            InputError, match=r"1 damaged image: record 1 of .*00001-of-00003 \(.*prepare it again"
+        ),
         broken_images_named(split),
     ):
         images_of(split)
@@ -360,13 +368,19 @@ def test_walks_are_remembered_until_a_file_changes(own_shapes, monkeypatch, tmp_
     assert load(directory).identity == before
 
 
-def test_other_formats_with_random_access(tmp_path, shapes):
+def test_array_records_are_read_too(tmp_path, shapes):
     pytest.importorskip("array_record")
-    builder = write_set(tmp_path)
-    tfds.core  # noqa: B018
-    folder = tmp_path / "shapes" / "1.0.0"
-    assert builder.info.file_format.value == "tfrecord"
-    del folder
+    write_set(tmp_path, file_format="array_record")
+    source, expected = (load(place, train_split="train[3:]") for place in (tmp_path, shapes))
+    np.testing.assert_array_equal(images_of(source.train), images_of(expected.train))
+    np.testing.assert_array_equal(source.train.read_labels(), expected.train.read_labels())
+    assert source.identity != load(tmp_path).identity
+
+
+def test_formats_without_random_access_are_refused(tmp_path):
+    write_set(tmp_path, file_format="parquet")
+    with pytest.raises(InputError, match="format that cannot be read in any order"):
+        load(tmp_path)
 
 
 def test_overlap_counts_records():

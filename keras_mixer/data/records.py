@@ -106,12 +106,17 @@ class Records:
             try:
                 content = self._feature(index, self.image_key).bytes_list.value[0]
                 decode_image(tf.constant(content), self.channels)
-            except (tf.errors.OpError, ValueError, IndexError) as error:
+            except InputError:  # the file itself cannot be read, and the message names it
+                raise
+            except (tf.errors.OpError, IndexError) as error:
                 place = self.store.place(self.numbers[index])
                 problems.append((place, str(error).splitlines()[0][:120]))
         if problems:
             named = ", ".join(f"{place} ({why})" for place, why in problems[:MOST_NAMED])
-            raise _damaged(f"{len(problems)} images", named)
+            raise InputError(
+                f"{len(problems)} damaged image{'s' * (len(problems) > 1)}: {named}; "
+                f"remove the folder with the records, and prepare it again"
+            )
 
     def digest(self):
         """Returns a sha256 of which records these are; where their files lie does not matter."""

@@ -30,7 +30,7 @@ def evaluate_run(run, split_name, batch_size=BATCH_SIZE):
     """
     split = run.source.split(split_name)
     logits = compute_logits(load_mixer(run.best), split, f"scoring {split_name}", batch_size)
-    return {"split": split_name, **score(logits, split.labels, run.source.class_names)}
+    return {"split": split_name, **score(logits, split.read_labels(), run.source.class_names)}
 
 
 def compute_logits(model, split, description="scoring", batch_size=BATCH_SIZE):
