@@ -150,6 +150,12 @@ def test_name_may_have_a_version(shapes):
         load(shapes, "shapes:2.0.0")
 
 
+def test_a_version_prepared_by_another_release_of_tfds_is_found(tmp_path, capsys):
+    write_set(tmp_path, "cifar10")  # 1.0.0; the code that tfds has is for 3.0.2
+    assert len(load(tmp_path, "cifar10").train) == 21
+    assert "cifar10/1.0.0 is prepared, and is used" in capsys.readouterr().err
+
+
 def test_resumed_at_any_step_it_goes_on_as_if_nothing_happened(shapes):
     options = {**SHAPES, "seed": 3, "flip": True, "crop_padding": 1}
     split = load(shapes).train
@@ -250,7 +256,7 @@ def test_other_tasks_are_refused(tmp_path):
         "label": tfds.features.ClassLabel(num_classes=3),
     }
     write_set(tmp_path, "texts", features=text)
-    with pytest.raises(InputError, match=r"texts: not a set for image.*text \(Scalar\), label"):
+    with pytest.raises(InputError, match=r"texts: not a set .*label \(ClassLabel\), text"):
         load(tmp_path, "texts")
 
 

@@ -56,6 +56,7 @@ def _prepared(name, directory):
     if ":" not in name:  # a version that was prepared with another release of tfds
         other = _builder(f"{name}:*.*.*", directory)
         if other.is_prepared():
+            console.say(f"--dataset={name}: {other.info.full_name} is prepared, and is used")
             return other
     _prepare(builder, name)
     return builder
@@ -139,7 +140,7 @@ def _keys(builder):
         return supervised
     if [len(found) for found in names] == [1, 1]:
         return names[0][0], names[1][0]
-    shown = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items())
+    shown = ", ".join(f"{name} ({type(features[name]).__name__})" for name in sorted(features))
     raise InputError(
         f"--dataset={builder.name}: not a set for image classification; expected one image and "
         f"one class label, its features are {shown}"
