@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -353,7 +354,7 @@ def test_identity_follows_content_and_not_the_place(own_shapes, shapes, tmp_path
     assert load(tmp_path / "other").identity != before
 
 
-def test_walks_are_remembered_until_a_file_changes(own_shapes, monkeypatch, tmp_path):
+def test_walks_are_remembered_until_a_file_changes(own_shapes, monkeypatch):
     directory, folder = own_shapes
     walked = []
     walk = records._walk
@@ -367,11 +368,34 @@ def test_walks_are_remembered_until_a_file_changes(own_shapes, monkeypatch, tmp_
     os.utime(shard_of(folder), (1, 1))
     assert load(directory).identity == before
     assert walked[6:] == [shard_of(folder)]
-    for kept in (tmp_path.parent).glob("cache*/records/*.npy"):
-        kept.write_bytes(kept.read_bytes()[:-3])
-    assert load(directory).identity == before
     monkeypatch.setenv("KERAS_MIXER_CACHE", os.devnull)  # nothing can be kept there
     assert load(directory).identity == before
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        lambda bounds: np.zeros_like(bounds),
+        lambda bounds: bounds.astype(np.float32),
+        lambda bounds: bounds + (np.arange(len(bounds)) == len(bounds) - 1),
+        lambda bounds: np.stack([bounds, bounds], axis=1),
+        lambda bounds: np.r_[0, bounds[-2:0:-1], bounds[-1]],
+        lambda bounds: np.array([{}], object),
+        None,
+    ],
+)
+def test_damaged_memories_are_made_again(shapes, content):
+    before = load(shapes).identity
+    kept = sorted(Path(os.environ["KERAS_MIXER_CACHE"]).glob("records/*.npy"))
+    assert len(kept) == 6
+    for path in kept:
+        if content is None:
+            path.write_bytes(path.read_bytes()[:-3])
+        else:
+            np.save(path, content(np.load(path)))
+    source = load(shapes)
+    assert source.identity == before
+    np.testing.assert_array_equal(images_of(source.train), tfds_numpy(shapes, "train")[0])
 
 
 def test_array_records_are_read_too(tmp_path, shapes):
