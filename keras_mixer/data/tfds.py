@@ -51,15 +51,20 @@ def read_tfds(request):
 def _prepared(name, directory):
     """Returns a builder whose data are there."""
     builder = _builder(name, directory)
-    if builder.is_prepared() or _made_up(builder):
+    if _is_prepared(builder) or _made_up(builder):
         return builder
     if ":" not in name:  # a version that was prepared with another release of tfds
         other = _builder(f"{name}:*.*.*", directory)
-        if other.is_prepared():
+        if _is_prepared(other):
             console.say(f"--dataset={name}: {other.info.full_name} is prepared, and is used")
             return other
     _prepare(builder, name)
     return builder
+
+
+def _is_prepared(builder):
+    """As the builder's own `is_prepared`, which warns where nothing is there."""
+    return (builder.data_path / "dataset_info.json").exists()
 
 
 def _builder(name, directory):
@@ -92,12 +97,9 @@ def _made_up(builder):
 
 
 def _prepare(builder, name):
-    console.say(
-        f"--dataset={name} is not in {builder.data_dir}: downloading and preparing it "
-        f"({builder.info.download_size or 'size unknown'})"
-    )
     try:
         _refuse_unreachable(builder)
+        console.say(f"--dataset={name} is not in {builder.data_dir}: downloading and preparing it")
         with contextlib.redirect_stdout(sys.stderr):  # standard output belongs to results
             builder.download_and_prepare()
     except Exception as error:  # the network, the disk, manual downloads, missing packages
