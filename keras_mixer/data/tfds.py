@@ -73,7 +73,7 @@ def _builder(name, directory):
     try:
         return tfds.builder(name, try_gcs=False, data_dir=directory)
     except tfds.core.DatasetNotFoundError as error:
-        known = [*DATASETS, *tfds.list_builders(with_community_datasets=False)]
+        known = sorted({*DATASETS, *tfds.list_builders(with_community_datasets=False)})
         near = difflib.get_close_matches(name, known, n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise InputError(
@@ -123,7 +123,7 @@ def _refuse_unreachable(builder):
 
 
 def _one_line(error):
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     return text if len(text) <= 400 else f"{text[:400]}…"
 
 
