@@ -47,8 +47,8 @@ class Config:
     data_dir: str | None = option(
         None,
         "Folder that holds the data. With --dataset=folder: class folders, directly or under "
-        "train/, val/ and test/. With csv: the images. For sets of tensorflow-datasets: where they are "
-        "prepared (default: ~/tensorflow_datasets).",
+        "train/, val/ and test/. With csv: the images. With a set of tensorflow-datasets: where it "
+        "is prepared (default: ~/tensorflow_datasets).",
         result=False,  # the identity of the data is compared instead
     )
     labels: str | None = option(

@@ -1,6 +1,7 @@
 """Writing so that a reader, or a power cut, meets the old content or the new, never a mix."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import safetensors.numpy
@@ -63,3 +64,17 @@ def flush_folder(path):
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def cache_folder():
+    """Returns the `Path` of the folder for what can be made again at any time.
+
+    `KERAS_MIXER_CACHE` names another one than the user's own
+    (https://specifications.freedesktop.org/basedir-spec/latest/).
+    """
+    if given := os.environ.get("KERAS_MIXER_CACHE"):
+        return Path(given)
+    variable, usual = ("LOCALAPPDATA", "~/AppData/Local") if os.name == "nt" else (
+        "XDG_CACHE_HOME", "~/.cache",
+    )  # fmt: skip
+    return Path(os.environ.get(variable) or os.path.expanduser(usual)) / "keras_mixer"

@@ -13,8 +13,8 @@ from conftest import ROOT
 from keras_mixer.data import images, verdicts
 from keras_mixer.data.listing import MISSING, SEVERAL, find_images, list_images
 from keras_mixer.data.sources import load_source
-from keras_mixer.data.verdicts import cache_folder
 from keras_mixer.errors import InputError
+from keras_mixer.files import cache_folder
 
 # === Listing ===
 

@@ -55,7 +55,7 @@ BAD = {
     "missing folder": (["--dataset=folder", "--data_dir=nowhere"], "no such folder"),
     "empty folder": (["--dataset=folder", "--data_dir=empty"], "holds 0 class folders"),
     "missing labels": (["--dataset=csv", "--data_dir=empty"], "labels.csv: no such file"),
-    "missing files": (["--dataset=mnist", "--data_dir=empty"], "expected the file train-images"),
+    "missing files": (["--dataset=mnist", "--data_dir=idx"], "expected the file train-images"),
     "unreadable": (["--dataset=folder", "--data_dir=broken"], "b/x.jpg (not a JPEG, PNG, BMP"),
     "no checkpoint": (["--checkpoint=nowhere"], "nowhere: no such checkpoint"),
     "warm-up": (["--warmup_step=40"], "--warmup_step=40 must be below --num_steps=30"),
@@ -80,6 +80,8 @@ def place(tmp_path_factory, trained):
 
     folder = tmp_path_factory.mktemp("place")
     (folder / "empty").mkdir()
+    (folder / "idx").mkdir()
+    (folder / "idx" / "t10k-labels-idx1-ubyte").write_text("")
     (folder / "file").write_text("")
     for name in ("a", "b"):
         (folder / "broken" / name).mkdir(parents=True)

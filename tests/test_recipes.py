@@ -24,6 +24,7 @@ from keras_mixer.training.checkpoints import newest_checkpoint
 from keras_mixer.training.losses import LOSSES, PROBABILITIES, SigmoidCrossentropy
 from keras_mixer.training.opening import plan_run
 from keras_mixer.training.optimizers import OPTIMIZERS, averaged_weights, build_optimizer
+from keras_mixer.training.tensorboard import COLUMNS
 
 STILL = {"dropout": 0.0, "stochastic_depth": 0.0, "flip": False, "crop_padding": 0}
 RANDOM = np.random.default_rng(0)
@@ -277,6 +278,9 @@ def test_curves_are_those_of_the_history_and_go_on_with_the_run(train, monkeypat
     run = train(**fields)
     found = curves(run.directory)
     assert found["train", "graph"]
+    assert {(curve, name) for curve, names in COLUMNS.items() for name in names} == {
+        key for key in found if key[1] != "graph"
+    }
     columns = {
         ("train", "loss"): "loss", ("train", "accuracy"): "accuracy",
         ("train", "learning_rate"): "lr", ("train", "images_per_second"): "images_per_second",

@@ -17,6 +17,7 @@ from keras_mixer.data.folders import read_folder
 from keras_mixer.data.listing import list_images
 from keras_mixer.data.sources import READERS, load_source
 from keras_mixer.data.tables import read_csv
+from keras_mixer.data.tfds import read_tfds
 from keras_mixer.errors import InputError
 
 
@@ -243,9 +244,8 @@ def test_rows_of_the_table_make_sense(row):
 
 
 def test_origins_have_their_readers():
-    assert {
-        "embedded": read_digits, "idx": read_idx, "folder": read_folder, "csv": read_csv,
-    } == READERS  # fmt: skip
+    readers = {"embedded": read_digits, "idx": read_idx, "folder": read_folder, "csv": read_csv}
+    assert {**readers, "tfds": read_tfds} == READERS
 
 
 def test_another_split_seed_sets_other_images_aside():
@@ -262,7 +262,7 @@ def test_another_split_seed_sets_other_images_aside():
     "dataset, data_dir, message",
     [
         ("digits", "here", "is embedded and reads no files.*--dataset=folder"),
-        ("mnist", None, "--dataset=mnist needs --data_dir"),
+        ("folder", None, "--dataset=folder needs --data_dir"),
         ("folder", "nowhere", "--data_dir=nowhere: no such folder"),
         ("folder", __file__, "not a folder"),
     ],

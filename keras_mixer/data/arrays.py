@@ -46,6 +46,11 @@ def read_idx(request):
     return class_names, splits
 
 
+def holds_idx(directory):
+    """Whether any of the four files is there."""
+    return any(any(directory.glob(f"{prefix}-*-ubyte*")) for prefix in ("train", "t10k"))
+
+
 def _idx_path(directory, name):
     for candidate in (directory / f"{name}.gz", directory / name):
         if candidate.is_file():

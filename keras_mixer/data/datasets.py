@@ -1,5 +1,9 @@
-"""The data sets this program knows by name, as data: what `--dataset` accepts and implies."""
+"""The data sets this program knows by name, as data: what `--dataset` accepts and implies.
 
+Any other name is one of tensorflow-datasets.
+"""
+
+import re
 from typing import NamedTuple
 
 
@@ -9,9 +13,12 @@ class Dataset(NamedTuple):
     Attributes:
         image_shape: Default (height, width) of the images fed to the model, in pixels.
         patch_shape: Default (height, width) of a patch, in pixels.
-        channels: Colour channels of the images.
+        channels: Colour channels of the images; those of tensorflow-datasets tell themselves.
         class_names: One name per class; None where the data themselves tell.
-        origin: Where the data come from: `embedded`, `idx`, `folder` or `csv`.
+        origin: Where the data come from: `embedded`, `idx` (where the four files are not there:
+            tensorflow-datasets), `folder`, `csv` or `tfds`.
+        splits: Split expressions of tensorflow-datasets for train, validation and test, where
+            they are not the splits of those names. Validation None: it is set aside.
     """
 
     image_shape: tuple[int, int]
@@ -19,6 +26,7 @@ class Dataset(NamedTuple):
     channels: int
     class_names: tuple[str, ...] | None
     origin: str
+    splits: tuple[str, str | None, str | None] | None = None
 
 
 _DIGITS = tuple("0123456789")
@@ -35,22 +43,49 @@ _CLOTHES = (
     "ankle boot",
 )
 
+_TRAIN_TEST = ("train", None, "test")
+
 DATASETS = {
     "digits": Dataset((8, 8), (2, 2), 1, _DIGITS, "embedded"),
     "mnist": Dataset((28, 28), (4, 4), 1, _DIGITS, "idx"),
     "fashion_mnist": Dataset((28, 28), (4, 4), 1, _CLOTHES, "idx"),
     "folder": Dataset((256, 256), (16, 16), 3, None, "folder"),
     "csv": Dataset((256, 256), (16, 16), 3, None, "csv"),
+    # Of tensorflow-datasets; splits as in its catalogue, https://www.tensorflow.org/datasets
+    "beans": Dataset((256, 256), (16, 16), 3, None, "tfds"),
+    "caltech101": Dataset((256, 256), (16, 16), 3, None, "tfds", _TRAIN_TEST),
+    "cifar10": Dataset((32, 32), (4, 4), 3, None, "tfds", _TRAIN_TEST),
+    "cifar100": Dataset((32, 32), (4, 4), 3, None, "tfds", _TRAIN_TEST),
+    "eurosat": Dataset((64, 64), (8, 8), 3, None, "tfds"),
+    "food101": Dataset((256, 256), (16, 16), 3, None, "tfds", ("train", None, "validation")),
+    "imagenet2012": Dataset(
+        (224, 224), (16, 16), 3, None, "tfds", ("train[:99%]", "train[99%:]", "validation")
+    ),
+    "imagenette": Dataset((256, 256), (16, 16), 3, None, "tfds", ("train", None, "validation")),
+    "kmnist": Dataset((28, 28), (4, 4), 1, None, "tfds", _TRAIN_TEST),
+    "oxford_flowers102": Dataset(
+        (256, 256), (16, 16), 3, None, "tfds", ("train", "validation", "test")
+    ),
+    "oxford_iiit_pet": Dataset((256, 256), (16, 16), 3, None, "tfds", _TRAIN_TEST),
+    "patch_camelyon": Dataset((96, 96), (8, 8), 3, None, "tfds", ("train", "validation", "test")),
+    "stanford_dogs": Dataset((256, 256), (16, 16), 3, None, "tfds", _TRAIN_TEST),
+    "svhn_cropped": Dataset((32, 32), (4, 4), 3, None, "tfds", _TRAIN_TEST),
+    "tf_flowers": Dataset((256, 256), (16, 16), 3, None, "tfds"),
 }
+
+_OTHER = Dataset((256, 256), (16, 16), 3, None, "tfds")
 
 
 def dataset_row(name):
-    """Returns the row of a data set.
+    """Returns the row of a data set: its own, or for a name not in the table that of photographs.
 
     Args:
-        name: string, a key of `DATASETS`.
+        name: string. Of tensorflow-datasets it may have a config and a version, as in
+            `eurosat/rgb:2.*.*`; the row is that of the plain name.
     """
-    return DATASETS[name]
+    plain = re.split("[/:]", name, maxsplit=1)[0]
+    row = DATASETS.get(plain, _OTHER)
+    return row if row.origin in ("tfds", "idx") else DATASETS.get(name, _OTHER)
 
 
 SPLITS = ("train", "validation", "test")

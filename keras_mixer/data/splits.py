@@ -13,6 +13,7 @@ import struct
 import numpy as np
 
 from keras_mixer.data.datasets import SPLITS
+from keras_mixer.data.records import Records
 from keras_mixer.errors import InputError
 
 MOST_NAMED = 20
@@ -23,13 +24,15 @@ class Split:
     """Images with their labels, in a fixed order.
 
     Attributes:
-        images: uint8 array `(n, height, width, channels)`, or bytes array `(n,)` of file paths.
-        labels: int64 array `(n,)` of class indices.
-        sizes: int64 array `(n,)` of the files' sizes in bytes; None for pixels.
+        images: uint8 array `(n, height, width, channels)`, bytes array `(n,)` of file paths, or
+            `Records`.
+        labels: int64 array `(n,)` of class indices; None for records, whose labels lie with the
+            images.
+        sizes: int64 array `(n,)` of the files' sizes in bytes; None for pixels and records.
     """
 
-    images: np.ndarray
-    labels: np.ndarray
+    images: np.ndarray | Records
+    labels: np.ndarray | None
     sizes: np.ndarray | None = None
 
     def __len__(self):
@@ -37,13 +40,24 @@ class Split:
 
     @property
     def in_memory(self):
-        """Whether the images are pixels; else they are files."""
-        return self.images.dtype == np.uint8
+        """Whether the images are pixels; else they are files or records."""
+        return not self.in_records and self.images.dtype == np.uint8
+
+    @property
+    def in_records(self):
+        """Whether the images are records."""
+        return isinstance(self.images, Records)
 
     def take(self, indices):
         """Returns the split of the images at these indices, in this order."""
-        sizes = None if self.sizes is None else self.sizes[indices]
-        return Split(self.images[indices], self.labels[indices], sizes)
+        labels, sizes = (
+            None if column is None else column[indices] for column in (self.labels, self.sizes)
+        )
+        return Split(self.images[indices], labels, sizes)
+
+    def read_labels(self):
+        """Returns the labels as an int64 array `(n,)`; for records it reads every one of them."""
+        return self.images.read_labels() if self.labels is None else self.labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +138,18 @@ def stratified(split, fraction, seed, flag, class_names):
     return split.take(np.sort(kept)), split.take(np.sort(aside))
 
 
+def at_random(split, fraction, seed, flag, class_names):
+    """Splits off a share of all images without regard to their classes, the same every time.
+
+    Args, Returns, Raises: as `stratified`.
+    """
+    aside = round(len(split) * fraction)
+    if not 0 < aside < len(split):
+        raise InputError(f"{flag}={fraction}: of {len(split)} images that would be {aside}")
+    order = np.random.default_rng(seed).permutation(len(split))
+    return split.take(np.sort(order[aside:])), split.take(np.sort(order[:aside]))
+
+
 def identity_of(class_names, splits, directory):
     """Digests everything that a resumed run relies on; where the files lie does not matter.
 
@@ -139,6 +165,9 @@ def identity_of(class_names, splits, directory):
     for split in splits:
         if split is None:
             digest.update(b"none")
+            continue
+        if split.in_records:
+            digest.update(split.images.digest())
             continue
         digest.update(np.ascontiguousarray(split.labels, "<i8").tobytes())
         if split.in_memory:

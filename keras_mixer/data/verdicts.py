@@ -9,7 +9,6 @@ import hashlib
 import io
 import os
 import pkgutil
-from pathlib import Path
 
 import numpy as np
 import PIL
@@ -19,7 +18,7 @@ from keras_mixer.data import images
 from keras_mixer.data.listing import MISSING, Listing, position_of
 from keras_mixer.data.splits import some_of
 from keras_mixer.errors import InputError
-from keras_mixer.files import write_atomically
+from keras_mixer.files import cache_folder, write_atomically
 
 
 def refuse_unreadable(listing):
@@ -62,20 +61,6 @@ def refuse_files(problems):
 
 
 # === Memory ===
-
-
-def cache_folder():
-    """Returns the `Path` of the folder for what can be made again at any time.
-
-    `KERAS_MIXER_CACHE` names another one than the user's own
-    (https://specifications.freedesktop.org/basedir-spec/latest/).
-    """
-    if given := os.environ.get("KERAS_MIXER_CACHE"):
-        return Path(given)
-    variable, usual = ("LOCALAPPDATA", "~/AppData/Local") if os.name == "nt" else (
-        "XDG_CACHE_HOME", "~/.cache",
-    )  # fmt: skip
-    return Path(os.environ.get(variable) or os.path.expanduser(usual)) / "keras_mixer"
 
 
 def _memory_of(directory):

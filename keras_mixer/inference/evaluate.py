@@ -66,7 +66,7 @@ def compute_logits(model, split, description="scoring", batch_size=BATCH_SIZE, e
     logits, labels = [], []
     with broken_images_named(split):
         for images, one_hot in console.track(batches, description):
-            logits.append(model.predict_on_batch(images))
+            logits.append(model.predict_on_batch(images.numpy()))
             labels.append(np.argmax(one_hot, axis=1))
     return np.concatenate(logits), np.concatenate(labels)
 

@@ -270,5 +270,5 @@ def _class_weights(run):
     from sklearn.utils.class_weight import compute_class_weight
 
     classes = np.arange(run.config.num_classes)
-    labels = run.source.train.labels
+    labels = run.source.train.read_labels()
     return compute_class_weight("balanced", classes=classes, y=labels).astype(np.float32)

@@ -1,0 +1,297 @@
+"""Examples in record files: where each one lies, and reading any of them at once.
+
+A TFRecord file can only be read from front to back, unless one knows where its records begin.
+That takes a walk over their headers, once: it is kept in the user's cache folder.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import io
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+
+from keras_mixer import console
+from keras_mixer.errors import InputError, path_errors
+from keras_mixer.files import cache_folder, write_atomically
+
+MOST_NAMED = 20
+
+_HEADER, _FOOTER = 12, 4  # length and its checksum before the content, a checksum after it
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Records:
+    """Serialized `tf.train.Example`s that hold an image and a label each.
+
+    Attributes:
+        store: What reads them: `TFRecords` or `DataSource`.
+        numbers: int64 array `(n,)`: which of the store's records these are, in this order.
+        image_key, label_key: Names of the two features.
+        channels: Colour channels of the images.
+    """
+
+    store: "TFRecords | DataSource"
+    numbers: np.ndarray
+    image_key: str
+    label_key: str
+    channels: int
+
+    def __len__(self):
+        return len(self.numbers)
+
+    def __getitem__(self, indices):
+        return dataclasses.replace(self, numbers=self.numbers[indices])
+
+    def read(self, indices):
+        """Returns serialized examples as an object array of bytes, one for each index.
+
+        Raises:
+            InputError: If a file is gone or shorter than it was.
+        """
+        examples = np.empty(len(indices), object)
+        examples[:] = [self.store.read(number) for number in self.numbers[indices]]
+        return examples
+
+    def load(self, indices):
+        """Reads records within a tf.data graph, many at a time: one call into Python for all.
+
+        Args:
+            indices: int64 tensor `(n,)`.
+
+        Returns:
+            (string tensor `(n,)` of encoded images, int64 tensor `(n,)` of labels).
+        """
+        import tensorflow as tf
+
+        examples = tf.numpy_function(self.read, [indices], tf.string, stateful=False)
+        examples.set_shape(indices.shape)
+        features = {
+            self.image_key: tf.io.FixedLenFeature((), tf.string),
+            self.label_key: tf.io.FixedLenFeature((), tf.int64),
+        }
+        parsed = tf.io.parse_example(examples, features)
+        return parsed[self.image_key], parsed[self.label_key]
+
+    def read_labels(self):
+        """Returns the labels as an int64 array `(n,)`; reads every record whole, so it takes time.
+
+        Raises:
+            InputError: If a record cannot be read.
+        """
+        indices = console.track(range(len(self)), "reading labels")
+        return np.fromiter(map(self.label, indices), np.int64, len(self))
+
+    def label(self, index):
+        """Returns the label of one record."""
+        return self._feature(index, self.label_key).int64_list.value[0]
+
+    def refuse_undecodable(self):
+        """Decodes every image and names those that fail.
+
+        For use after TensorFlow met an image it could not decode, because its error names none.
+
+        Raises:
+            InputError: If there are any.
+        """
+        import tensorflow as tf
+
+        from keras_mixer.data.images import decode_image
+
+        problems = []
+        for index in console.track(range(len(self)), "looking for broken images"):
+            try:
+                content = self._feature(index, self.image_key).bytes_list.value[0]
+                decode_image(tf.constant(content), self.channels)
+            except InputError:  # the file itself cannot be read, and the message names it
+                raise
+            except (tf.errors.OpError, IndexError) as error:
+                place = self.store.place(self.numbers[index])
+                problems.append((place, str(error).splitlines()[0][:120]))
+        if problems:
+            named = ", ".join(f"{place} ({why})" for place, why in problems[:MOST_NAMED])
+            raise InputError(
+                f"{len(problems)} damaged image{'s' * (len(problems) > 1)}: {named}; "
+                f"remove the folder with the records, and prepare it again"
+            )
+
+    def digest(self):
+        """Returns a sha256 of which records these are; where their files lie does not matter."""
+        digest = hashlib.sha256(repr((self.store.names(), self.image_key, self.label_key)).encode())
+        digest.update(np.ascontiguousarray(self.store.places(self.numbers), "<i8").tobytes())
+        return digest.digest()
+
+    def _feature(self, index, key):
+        from google.protobuf.message import DecodeError
+        from tensorflow_datasets.proto import tf_example_pb2  # as TensorFlow's, but without it
+
+        number = self.numbers[index]
+        try:
+            example = tf_example_pb2.Example.FromString(self.store.read(number))
+        except DecodeError as error:
+            raise _damaged(self.store.place(number), "no tf.train.Example") from error
+        return example.features.feature[key]
+
+
+def _damaged(what, why):
+    return InputError(f"{what}: damaged ({why}); remove the folder it is in, and prepare it again")
+
+
+# === TFRecord files ===
+
+
+class TFRecords:
+    """The records of some shards, by number.
+
+    Args:
+        name: What the records are called, in full: `cifar10/3.0.2`.
+        shards: list of (path, first, count, total): of the `total` records in that file, `count`
+            from the one numbered `first` on.
+
+    Raises:
+        InputError: If a file is missing or damaged.
+    """
+
+    def __init__(self, name, shards):
+        self._name = name
+        self._paths = [path for path, *_ in shards]
+        starts, stops = [], []
+        for path, first, count, total in console.track(shards, "finding records"):
+            bounds = _bounds(Path(path), total)[first : first + count + 1]
+            starts.append(bounds[:-1])
+            stops.append(bounds[1:])
+        self._starts, self._stops = np.concatenate(starts), np.concatenate(stops)
+        counts = [count for _, _, count, _ in shards]
+        self._shards = np.repeat(np.arange(len(shards), dtype=np.int32), counts)
+        self._firsts = dict(enumerate(first for _, first, _, _ in shards))
+
+    def __len__(self):
+        return len(self._starts)
+
+    def read(self, number):
+        """Returns the content of a record as bytes."""
+        start, stop = self._starts[number], self._stops[number]
+        length = int(stop - start) - _HEADER - _FOOTER
+        path = self._paths[self._shards[number]]
+        with path_errors(path), open(path, "rb", buffering=0) as file:
+            file.seek(int(start) + _HEADER)
+            content = file.read(length)
+        if len(content) != length:
+            raise _damaged(path, "it became shorter during the run")
+        return content
+
+    def place(self, number):
+        """Returns where a record lies, for a message."""
+        shard = self._shards[number]
+        before = np.searchsorted(self._shards, shard)
+        return f"record {self._firsts[shard] + number - before} of {self._paths[shard]}"
+
+    def names(self):
+        """Returns what identifies the store, apart from the folder it is in."""
+        return self._name, [(os.path.basename(p), os.path.getsize(p)) for p in self._paths]
+
+    def places(self, numbers):
+        """Returns an int64 array `(n, 2)`: the shard of each record and where in it it begins."""
+        return np.stack([self._shards[numbers], self._starts[numbers]], axis=1)
+
+
+def _bounds(path, total):
+    """Where each record of a file begins, and at last where the file ends: `(total + 1,)`."""
+    with path_errors(path):
+        found = path.stat()
+    key = f"{path.absolute()} {found.st_size} {found.st_mtime_ns}".encode(errors="surrogateescape")
+    kept = cache_folder() / "records" / f"{hashlib.sha256(key).hexdigest()[:32]}.npy"
+    bounds = _recalled(kept)
+    if bounds is None or len(bounds) != total + 1 or bounds[-1] != found.st_size:
+        bounds = _walk(path, found.st_size)
+        if len(bounds) != total + 1:
+            raise _damaged(path, f"it holds {len(bounds) - 1} records, expected {total}")
+        _remember(kept, bounds)
+    return bounds
+
+
+def _walk(path, size):
+    """Goes from header to header; the contents are skipped."""
+    bounds = [0]
+    with path_errors(path), open(path, "rb", buffering=0) as file:
+        while bounds[-1] < size:
+            file.seek(bounds[-1])
+            header = file.read(8).ljust(8, b"\xff")
+            bounds.append(bounds[-1] + _HEADER + struct.unpack("<Q", header)[0] + _FOOTER)
+    if bounds[-1] != size:
+        raise _damaged(path, f"record {len(bounds) - 2} does not end where it should")
+    return np.array(bounds, np.int64)
+
+
+def _recalled(kept):
+    try:
+        bounds = np.load(io.BytesIO(kept.read_bytes()), allow_pickle=False)
+    except OSError:
+        return None
+    except Exception:  # NumPy raises many kinds on damaged files
+        return None
+    sound = bounds.dtype == np.int64 and bounds.ndim == 1 and len(bounds) and bounds[0] == 0
+    return bounds if sound and (np.diff(bounds) >= _HEADER + _FOOTER).all() else None
+
+
+def _remember(kept, bounds):
+    """Keeps the bounds for the next start; that it could not is no error."""
+    content = io.BytesIO()
+    np.save(content, bounds)
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(kept, content.getvalue())
+    except OSError as error:
+        console.say(f"{kept.parent}: cannot keep where records begin ({error.strerror})")
+
+
+# === Other stores with random access ===
+
+
+class DataSource:
+    """The records of a tfds data source (array_record, or what `tfds.testing.mock_data` makes up).
+
+    Args:
+        name: What the records are called, in full, with the split they are of.
+        source: Sequence of bytes.
+        shards: As for `TFRecords`; empty where there are no files.
+    """
+
+    def __init__(self, name, source, shards):
+        self._name, self._source, self._shards = name, source, shards
+
+    def __len__(self):
+        return len(self._source)
+
+    def read(self, number):
+        """Returns the content of a record as bytes."""
+        return self._source[int(number)]
+
+    def place(self, number):
+        """Returns where a record lies, for a message."""
+        return f"record {number} of {self._name}"
+
+    def names(self):
+        """Returns what identifies the store, apart from the folder it is in."""
+        files = [(os.path.basename(path), *rest) for path, *rest in self._shards]
+        sizes = [os.path.getsize(path) for path, *_ in self._shards]
+        return self._name, files, sizes, len(self)
+
+    def places(self, numbers):
+        """Returns the numbers themselves."""
+        return numbers
+
+
+def overlap(shards, others):
+    """Counts the records that two lists of (path, first, count, total) have in common."""
+    parts = collections.defaultdict(list)
+    for path, begin, size, _ in others:
+        parts[path].append((begin, begin + size))
+    return sum(
+        max(0, min(first + count, end) - max(first, begin))
+        for path, first, count, _ in shards
+        for begin, end in parts[path]
+    )

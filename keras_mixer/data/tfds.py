@@ -1,0 +1,267 @@
+"""Image-classification sets of tensorflow-datasets, by name: found where they are prepared, else
+downloaded and prepared.
+
+tensorflow_datasets is imported only here and only when asked for; until it has to prepare data it
+does without TensorFlow, so mistakes are reported within a second.
+"""
+
+import contextlib
+import difflib
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+
+from keras_mixer import console
+from keras_mixer.data.datasets import DATASETS, SPLITS, dataset_row
+from keras_mixer.data.records import DataSource, Records, TFRecords, overlap
+from keras_mixer.data.splits import Split
+from keras_mixer.errors import InputError
+
+SECONDS_TO_ANSWER = 20
+
+
+def read_tfds(request):
+    """A set of tensorflow-datasets, in its own splits or in those asked for.
+
+    Labels are not read: that would mean reading all of the data before the first step.
+
+    Raises:
+        InputError: If the name or a split is unknown, the data cannot be had, are not for image
+            classification, or the splits overlap.
+    """
+    builder = _prepared(request.dataset, request.directory)
+    image_key, label_key = _keys(builder)
+    channels = _channels(builder, image_key)
+    expressions = _expressions(builder, request)
+    splits = {}
+    for name, expression in expressions.items():
+        store = _store(builder, expression, image_key, label_key)
+        records = Records(store, np.arange(len(store)), image_key, label_key, channels)
+        _refuse_unlabelled(records, name, expression)
+        splits[name] = Split(records, None)
+    return tuple(builder.info.features[label_key].names), splits
+
+
+# === Finding and preparing ===
+
+
+def _prepared(name, directory):
+    """Returns a builder whose data are there."""
+    builder = _builder(name, directory)
+    if _is_prepared(builder) or _made_up(builder):
+        return builder
+    if ":" not in name:  # a version that was prepared with another release of tfds
+        other = _builder(f"{name}:*.*.*", directory)
+        if _is_prepared(other):
+            console.say(f"--dataset={name}: {other.info.full_name} is prepared, and is used")
+            return other
+    _prepare(builder, name)
+    return builder
+
+
+def _is_prepared(builder):
+    """As the builder's own `is_prepared`, which warns where nothing is there."""
+    return (builder.data_path / "dataset_info.json").exists()
+
+
+def _builder(name, directory):
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.builder(name, try_gcs=False, data_dir=directory)
+    except tfds.core.DatasetNotFoundError as error:
+        known = sorted({*DATASETS, *tfds.list_builders(with_community_datasets=False)})
+        near = difflib.get_close_matches(name, known, n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise InputError(
+            f"--dataset={name}: expected one of {', '.join(_own_names())} or the name of a set of "
+            f"tensorflow-datasets{hint}"
+        ) from error
+    except Exception as error:  # many kinds: config, version and syntax of the name
+        raise InputError(f"--dataset={name}: {_one_line(error)}") from error
+
+
+def _own_names():
+    return [name for name, row in DATASETS.items() if row.origin != "tfds"]
+
+
+def _made_up(builder):
+    """Whether there are examples without any files, as under `tfds.testing.mock_data`."""
+    try:
+        return len(builder.as_data_source("train")) > 0
+    except Exception:  # the usual case: nothing is there, and each format says so otherwise
+        return False
+
+
+def _prepare(builder, name):
+    try:
+        _refuse_unreachable(builder)
+        console.say(f"--dataset={name} is not in {builder.data_dir}: downloading and preparing it")
+        with contextlib.redirect_stdout(sys.stderr):  # standard output belongs to results
+            builder.download_and_prepare()
+    except Exception as error:  # the network, the disk, manual downloads, missing packages
+        raise InputError(
+            f"--dataset={name}: not in {builder.data_dir}, and cannot be prepared there: "
+            f"{_one_line(error)}. --data_dir names another folder, with prepared data"
+            f"{' or the four IDX files' * (dataset_row(name).origin == 'idx')}"
+        ) from error
+
+
+def _refuse_unreachable(builder):
+    """Asks one of the servers first, because tfds itself goes on trying for minutes."""
+    urls = [url for url in builder.url_infos or () if url.startswith("http")]
+    downloads = Path(builder.data_dir_root) / "downloads" / builder.name
+    there = downloads.is_dir() and any(".tmp." not in path.name for path in downloads.iterdir())
+    if not urls or there or builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+        return
+    with contextlib.suppress(urllib.error.HTTPError):  # it answers
+        asked = urllib.request.Request(urls[0], method="HEAD")
+        urllib.request.urlopen(asked, timeout=SECONDS_TO_ANSWER).close()
+
+
+def _one_line(error):
+    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return text if len(text) <= 400 else f"{text[:400]}…"
+
+
+# === Features ===
+
+
+def _keys(builder):
+    """Returns the names of the image and of the label."""
+    import tensorflow_datasets as tfds
+
+    features = builder.info.features
+    kinds = (tfds.features.Image, tfds.features.ClassLabel)
+    names = [[n for n, f in features.items() if type(f) is kind] for kind in kinds]
+    supervised = builder.info.supervised_keys
+    if supervised and len(supervised) == 2 and all(map(list.__contains__, names, supervised)):
+        return supervised
+    if [len(found) for found in names] == [1, 1]:
+        return names[0][0], names[1][0]
+    shown = ", ".join(f"{name} ({type(features[name]).__name__})" for name in sorted(features))
+    raise InputError(
+        f"--dataset={builder.name}: not a set for image classification; expected one image and "
+        f"one class label, its features are {shown}"
+    )
+
+
+def _channels(builder, image_key):
+    feature = builder.info.features[image_key]
+    channels = feature.shape[-1] or 3
+    if channels not in (1, 3) or len(feature.shape) != 3 or feature.np_dtype != np.uint8:
+        raise InputError(
+            f"--dataset={builder.name}: expected images of 1 or 3 channels of 8 bits, received "
+            f"{image_key} of shape {feature.shape}, {np.dtype(feature.np_dtype)}"
+        )
+    return channels
+
+
+def _refuse_unlabelled(records, name, expression):
+    if len(records) and records.label(0) < 0:
+        raise InputError(
+            f"--{flag_of(name)}={expression}: its images have no labels; give another split"
+        )
+
+
+# === Splits ===
+
+
+def flag_of(name):
+    """Returns the flag that says what a split is made of."""
+    return f"{'train' if name == 'all' else name}_split"
+
+
+def _expressions(builder, request):
+    """Returns the split expressions by split; a single one, where there is no more, is `all`."""
+    usual = _usual(builder, request.row)
+    given = {name: text for name, text in request.expressions.items() if text}
+    chosen = {**usual, **given}
+    if "all" in usual and "train" in chosen:
+        del chosen["all"]
+    elif "all" in usual and given:
+        chosen["train"] = chosen.pop("all")
+    if not chosen.keys() & {"train", "all"}:
+        raise InputError(
+            f"--dataset={builder.name} has no split called train, only {_listed(builder)}; "
+            f"say with --train_split which to learn from"
+        )
+    shards = {name: _shards(builder, name, text) for name, text in chosen.items()}
+    stands_back = "train" in given and "validation" not in given and "validation" in chosen
+    if stands_back and overlap(shards["train"], shards["validation"]):
+        del chosen["validation"]  # then it is set aside from train
+    _refuse_overlap(chosen, shards)
+    return chosen
+
+
+def _usual(builder, row):
+    """What the data set's row says, else its splits of the usual names."""
+    there = list(builder.info.splits)
+    if row.splits:
+        return {name: text for name, text in zip(SPLITS, row.splits, strict=True) if text}
+    if not there:  # made up, so any name will do
+        return {"train": "train", "test": "test"}
+    return {"all": there[0]} if len(there) == 1 else {n: n for n in SPLITS if n in there}
+
+
+def _listed(builder):
+    return ", ".join(f"{name} ({info.num_examples})" for name, info in builder.info.splits.items())
+
+
+def _shards(builder, name, expression):
+    """Returns the part of each file that makes up a split, as (path, first, count, total)."""
+    if not builder.info.splits:
+        return []
+    try:
+        found = builder.info.splits[expression].file_instructions
+    except Exception as error:  # many kinds, from the parser and from the arithmetic
+        raise InputError(
+            f"--{flag_of(name)}={expression}: not a split of --dataset={builder.name}, which has "
+            f"{_listed(builder)}; written as train, train[:90%] or train+test "
+            f"({_one_line(error)[:120]})"
+        ) from error
+    shards = [(f.filename, f.skip, f.take, f.examples_in_shard) for f in found if f.take]
+    if not shards:
+        raise InputError(f"--{flag_of(name)}={expression}: there are no images in this split")
+    return shards
+
+
+def _refuse_overlap(expressions, shards):
+    names = list(expressions)
+    for index, name in enumerate(names):
+        for other in names[index + 1 :]:
+            if count := overlap(shards[name], shards[other]):
+                raise InputError(
+                    f"--{flag_of(name)}={expressions[name]} and --{flag_of(other)}="
+                    f"{expressions[other]} have {count} images in common; give splits apart"
+                )
+        twice = overlap(shards[name], shards[name]) - sum(part[2] for part in shards[name])
+        if twice:
+            raise InputError(f"--{flag_of(name)}={expressions[name]} takes images twice")
+
+
+def _store(builder, expression, image_key, label_key):
+    import tensorflow_datasets as tfds
+
+    shards = _shards(builder, "train", expression)
+    full_name = builder.info.full_name
+    if shards and builder.info.file_format == tfds.core.FileFormat.TFRECORD:
+        return TFRecords(full_name, shards)
+    wanted = {image_key: True, label_key: True}
+    try:
+        source = builder.as_data_source(
+            expression,
+            decoders=tfds.decode.PartialDecoding(wanted),
+            deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
+        )
+        if not isinstance(source[0], bytes):
+            raise TypeError(f"its records are {type(source[0]).__name__}")
+    except Exception as error:
+        raise InputError(
+            f"--dataset={builder.name}: {builder.data_dir} is prepared in a format that cannot be "
+            f"read in any order; prepare it as tfrecord or array_record ({_one_line(error)})"
+        ) from error
+    return DataSource(f"{full_name} {expression}", source, shards)
