@@ -302,7 +302,7 @@ def test_training_evaluation_and_prediction_see_the_same_pixels(tmp_path, channe
     source = load_source("folder", tmp_path)
     given = {"image_shape": (8, 12), "channels": channels, "num_classes": 2, "batch_size": 20}
     (evaluated, _), *_ = evaluation_batches(source.validation, **given)
-    predicted = [_read(path, (8, 12), channels) for path in source.validation.images]
+    predicted = [_read(path, (8, 12), channels, 0.0) for path in source.validation.images]
     np.testing.assert_array_equal(evaluated, predicted)
     trained, _ = next(iter(training_batches(source.train, seed=0, **given)))
     np.testing.assert_array_equal(

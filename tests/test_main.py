@@ -120,7 +120,7 @@ def test_each_verb_has_its_own_flags_and_help(command, verb):
     done = command("--help", verb=verb)
     assert done.returncode == 0
     assert f"usage: keras-mixer {verb}" in done.stdout
-    foreign = "--depth=3" if verb != "train" else "--top_k=3"
+    foreign = "--top_k=3" if verb in ("train", "preview") else "--depth=3"
     refused = command("x", foreign, verb=verb)
     assert refused.returncode == 2
     assert "unknown command line flag" in refused.stderr

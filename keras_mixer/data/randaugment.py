@@ -182,17 +182,18 @@ def _posterize(images, positive, magnitude):
 
 def _equalize(images, positive, magnitude):
     """Spreads the values of each channel evenly, as Pillow does, integer by integer."""
-    values = tf.cast(tf.round(images), tf.int32)
-    shape = tf.shape(values)
-    channels = tf.reshape(tf.transpose(values, (0, 3, 1, 2)), (-1, shape[1] * shape[2]))
+    shape = tf.shape(images)
+    values = tf.transpose(tf.round(images), (0, 3, 1, 2))
+    channels = tf.reshape(tf.cast(values, tf.int32), (-1, shape[1] * shape[2]))
     counts = tf.math.bincount(channels, minlength=256, maxlength=256, axis=-1)
     brightest = tf.gather(counts, tf.reduce_max(channels, axis=1), batch_dims=1)
     step = ((shape[1] * shape[2] - brightest) // 255)[:, None]
     below = tf.cumsum(counts, axis=1, exclusive=True)  # pixels darker than each value
     table = tf.minimum((below + step // 2) // tf.maximum(step, 1), 255)
     table = tf.where(step > 0, table, tf.range(256))
-    channels = tf.reshape(tf.gather(table, channels, batch_dims=1), tf.gather(shape, (0, 3, 1, 2)))
-    return tf.cast(tf.transpose(channels, (0, 2, 3, 1)), tf.float32)
+    values = tf.cast(tf.gather(table, channels, batch_dims=1), tf.float32)
+    values = tf.reshape(values, tf.gather(shape, (0, 3, 1, 2)))
+    return tf.transpose(values, (0, 2, 3, 1))
 
 
 def _color(images, positive, magnitude):
