@@ -27,7 +27,7 @@ def option(default, help, *, choices=None, low=None, high=None, above=None, belo
         low, high: Smallest and largest value allowed.
         above, below: Bounds that are themselves not allowed.
         **metadata: Whatever else the code that owns the dataclass wants to know of the field;
-            `noun` is what its values are called in messages.
+            `noun` is what a pair of numbers that is no shape is called in messages.
     """
     bounds = {"low": low, "high": high, "above": above, "below": below}
     bounds = {name: bound for name, bound in bounds.items() if bound is not None}
@@ -105,14 +105,17 @@ def shown(value):
 
 
 class _ShapeParser(flags.ArgumentParser):
-    """Reads `height,width`; also `(height, width)`, and one number for a square."""
+    """Reads `height,width`; also `(height, width)`, and one number for a square, if allowed."""
+
+    def __init__(self, square=True):
+        self.square = square
 
     def parse(self, argument):
         if isinstance(argument, tuple):
             return argument
         text = re.sub(r"[\s()\[\]]", "", str(argument)).rstrip(",")
         numbers = tuple(int(part) for part in re.split("[,x]", text))
-        if len(numbers) > 2:
+        if len(numbers) > 2 or (len(numbers) == 1 and not self.square):
             raise ValueError("expected height,width")
         return numbers if len(numbers) == 2 else numbers * 2
 
@@ -149,7 +152,9 @@ def _kind(field):
     types = [t for t in typing.get_args(field.type) if t is not type(None)] or [field.type]
     plain = field.type if typing.get_origin(field.type) is tuple else types[0]
     kind = _KINDS[typing.get_origin(plain) or plain]
-    return kind._replace(noun=field.metadata.get("noun", kind.noun))
+    if noun := field.metadata.get("noun"):  # a pair of numbers that is no shape
+        return kind._replace(noun=noun, parser=_ShapeParser(square=False))
+    return kind
 
 
 # === Parsing ===

@@ -115,6 +115,11 @@ def _consistent(config):
         raise InputError(
             f"--warmup_step={config.warmup_step} must be below --num_steps={config.num_steps}"
         )
+    if config.randaugment and config.randaugment[0] == 0:
+        raise InputError(
+            f"--randaugment={shown(config.randaugment)}: expected n,m with n at least 1; leave the "
+            f"flag out to do without"
+        )
     if config.batch_size % config.accumulation:
         raise InputError(
             f"--accumulation={config.accumulation} must divide --batch_size={config.batch_size}, "
