@@ -4,6 +4,7 @@ They are those of `training/accumulation.py`, `losses.py`, `tensorboard.py` and 
 """
 
 import csv
+import dataclasses
 import math
 
 import keras
@@ -182,6 +183,16 @@ def test_balanced_weights_make_every_class_count_the_same(tmp_path, write_image)
     of_classes = tf.linalg.matvec(labels, sample_weights, transpose_a=True)
     np.testing.assert_allclose(of_classes, [12, 12], rtol=1e-5)
     assert fit_module._class_weights(plan_run(Config())) is None
+
+
+def test_classes_without_training_images_weigh_nothing():
+    run = plan_run(Config(class_weights="balanced"))
+    few = run.source.train.take(np.flatnonzero(run.source.train.labels < 2)[:20])
+    weights = fit_module._class_weights(dataclasses.replace(
+        run, source=dataclasses.replace(run.source, train=few)
+    ))  # fmt: skip
+    counts = np.bincount(few.labels)
+    np.testing.assert_allclose(weights, [*(20 / (2 * counts)), *[0] * 8])
 
 
 # === Early stopping ===

@@ -267,8 +267,7 @@ def _class_weights(run):
     """Weights with which every class counts the same, its share of the images notwithstanding."""
     if run.config.class_weights == "none":
         return None
-    from sklearn.utils.class_weight import compute_class_weight
-
-    classes = np.arange(run.config.num_classes)
-    labels = run.source.train.read_labels()
-    return compute_class_weight("balanced", classes=classes, y=labels).astype(np.float32)
+    counts = np.bincount(run.source.train.read_labels(), minlength=run.config.num_classes)
+    present = counts > 0  # a split that was brought along may lack classes
+    weights = counts.sum() / (present.sum() * np.maximum(counts, 1))
+    return np.where(present, weights, 0.0).astype(np.float32)
