@@ -54,6 +54,8 @@ def resize_checkpoint(architecture, arrays, image_shape=None, patch_shape=None, 
     """
     adapted = resized_architecture(architecture, image_shape, patch_shape, method)
     arrays, done = dict(arrays), []
+    if adapted == architecture:
+        return adapted, arrays, done
     _check_arrays(architecture, arrays)
     old_patch, new_patch = architecture["patch_shape"], adapted["patch_shape"]
     if old_patch != new_patch:
@@ -159,13 +161,10 @@ def _apply(table, arrays):
 
 def _check_arrays(architecture, arrays):
     """Refuses weights of other shapes than the architecture says, else resized unseen."""
-    patches, hidden = np.prod(_grid(architecture)), architecture["tokens_mlp_dim"]
+    (rows, columns), hidden = _grid(architecture), architecture["tokens_mlp_dim"]
+    patches, (channels, dim) = rows * columns, (architecture["channels"], architecture["dim"])
     shapes = {
-        "stem/kernel": (
-            *architecture["patch_shape"],
-            architecture["channels"],
-            architecture["dim"],
-        ),
+        "stem/kernel": (*architecture["patch_shape"], channels, dim),
         "token_mixing/dense_0/kernel": (patches, hidden),
         "token_mixing/dense_0/bias": (hidden,),
         "token_mixing/dense_1/kernel": (hidden, patches),
@@ -176,7 +175,7 @@ def _check_arrays(architecture, arrays):
         if array.shape != expected:
             raise InputError(
                 f"the weights to resize do not fit their description: {name} {array.shape}, "
-                f"expected {tuple(map(int, expected))}"
+                f"expected {expected}"
             )
 
 
