@@ -14,9 +14,17 @@ from keras_mixer.data.images import resize_images
 from keras_mixer.resolve import resolve
 from keras_mixer.training.callbacks import Saver
 from keras_mixer.training.checkpoints import newest_checkpoint
+from keras_mixer.training.fit import _initial_model
+from keras_mixer.training.opening import plan_run
 from keras_mixer.training.signals import Interrupted
 from keras_mixer.weights import native
-from keras_mixer.weights.load import Checkpoint, adapt_checkpoint, assign_weights, model_weights
+from keras_mixer.weights.load import (
+    Checkpoint,
+    adapt_checkpoint,
+    assign_weights,
+    model_weights,
+    read_checkpoint,
+)
 from keras_mixer.weights.resize import resize_checkpoint, resize_matrix, resize_patches
 
 BASE = {
@@ -391,7 +399,6 @@ def rows(run):
     [
         ({"image_shape": (16, 16)}, {"tokens_mlp_dim": 32, "patch_shape": (2, 2)}),
         ({"image_shape": (12, 8), "patch_shape": (4, 4)}, {"tokens_mlp_dim": 8}),
-        ({"image_shape": (16, 8), "resize_tokens": "interpolate"}, {"tokens_mlp_dim": 8}),
     ],
 )
 def test_a_run_of_other_shapes_learns_and_resumes(trained, tmp_path, monkeypatch, fields, expected):
@@ -425,6 +432,20 @@ def test_a_run_of_other_shapes_learns_and_resumes(trained, tmp_path, monkeypatch
     whole, resumed = (newest_checkpoint(r.checkpoints).arrays for r in (run, again))
     for name, array in whole.items():
         np.testing.assert_array_equal(resumed[name], array, err_msg=name)
-    other = "tile" if "resize_tokens" in fields else "interpolate"
-    with pytest.raises(InputError, match=f"--resize_tokens was .*, now {other}.*Give another"):
-        fit(dataclasses.replace(config("again"), resize_tokens=other))
+    with pytest.raises(InputError, match="--resize_tokens was auto, now interp.*Give another"):
+        fit(dataclasses.replace(config("again"), resize_tokens="interpolate"))
+
+
+@pytest.mark.parametrize("method", ["auto", "tile", "interpolate"])
+def test_the_flag_decides_what_a_run_starts_from(trained, tmp_path, method):
+    config = Config(
+        **{"checkpoint": str(trained.directory), "output_dir": str(tmp_path), "batch_size": 64},
+        **{"image_shape": (16, 8), "resize_tokens": method},
+    )
+    model = _initial_model(plan_run(config), resumed=False)
+    before, arrays = read_checkpoint(trained.directory)
+    _, expected, _ = resize_checkpoint(before.architecture, arrays, (16, 8), (2, 2), method)
+    for name, array in model_weights(model).items():
+        np.testing.assert_array_equal(array, expected[name], err_msg=name)
+    units = expected["mixer_block_0/token_mixing/dense_0/kernel"].shape[1]
+    assert units == (8 if method == "interpolate" else 16)
