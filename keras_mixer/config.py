@@ -225,8 +225,9 @@ class Config:
     resize_tokens: str = option(
         "auto",
         "How token mixing is adapted to another grid of patches. tile: copies of it side by side, "
-        "for a grid larger by whole factors, by which tokens_mlp_dim grows (paper, appendix C). "
-        "interpolate: its weights resized, for any grid. auto: tile where possible.",
+        "for a grid larger by whole factors, by which tokens_mlp_dim grows (paper, appendix C); "
+        "they need training. interpolate: its weights resized, for any grid; good from the "
+        "start. auto: tile where possible.",
         choices=RESIZE_TOKENS,
     )
 

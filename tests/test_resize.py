@@ -2,6 +2,8 @@
 
 import csv
 import dataclasses
+import json
+import shutil
 
 import keras
 import numpy as np
@@ -320,7 +322,8 @@ def test_what_was_done_is_printed(capsys):
     assert capsys.readouterr().err.splitlines() == [
         "patches of 4×2 become 8×4: patch kernels resampled so that a resized patch keeps its "
         "embedding",
-        "a grid of 2×6 patches becomes 4×12: token mixing tiled 2×2, tokens_mlp_dim 5 becomes 20",
+        "a grid of 2×6 patches becomes 4×12: token mixing tiled 2×2, tokens_mlp_dim 5 becomes 20; "
+        "it needs training, since every tile is mixed as if it were a whole image",
         "a grid of 2×6 patches becomes 3×6: token mixing interpolated, tokens_mlp_dim stays as it "
         "is",
     ]
@@ -402,11 +405,12 @@ def rows(run):
     ],
 )
 def test_a_run_of_other_shapes_learns_and_resumes(trained, tmp_path, monkeypatch, fields, expected):
-    """From a run on 8×8 images of 2×2 patches; interrupted after its first epoch."""
+    """From a run on 8×8 images of 2×2 patches, which is gone when the new one continues."""
+    shutil.copytree(trained.directory, tmp_path / "start")
 
     def config(name):
         return Config(
-            **{"checkpoint": str(trained.directory), "output_dir": str(tmp_path / name)},
+            **{"checkpoint": str(tmp_path / "start"), "output_dir": str(tmp_path / name)},
             **{"num_steps": 3, "batch_size": 64, "optimizer": "adamw", "lr": 0.003},
             **{"warmup_step": 0, "jit": "false", **fields},
         )
@@ -428,10 +432,14 @@ def test_a_run_of_other_shapes_learns_and_resumes(trained, tmp_path, monkeypatch
         patched.setattr(Saver, "on_epoch_end", stop)
         with pytest.raises(Interrupted):
             fit(config("again"))
+    shutil.rmtree(tmp_path / "start")
     again = fit(config("again"))
     whole, resumed = (newest_checkpoint(r.checkpoints).arrays for r in (run, again))
     for name, array in whole.items():
         np.testing.assert_array_equal(resumed[name], array, err_msg=name)
+    start = json.loads((again.directory / "config.json").read_text())["start"]
+    assert start["sha256"] == native.digest(native.read_weights(trained.best)[0])
+    assert start["architecture"]["image_shape"] == [8, 8]
     with pytest.raises(InputError, match="--resize_tokens was auto, now interp.*Give another"):
         fit(dataclasses.replace(config("again"), resize_tokens="interpolate"))
 

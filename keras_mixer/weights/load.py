@@ -72,8 +72,8 @@ def load_mixer(path, image_shape=None, patch_shape=None, resize_tokens="auto", *
             Defaults to the checkpoint's.
         patch_shape: (height, width) of the patches to come, in pixels, likewise.
         resize_tokens: string, one of `resize.RESIZE_TOKENS`. How token mixing is adapted:
-            `"tile"` as in the paper's appendix C, `"interpolate"`, or `"auto"`, which tiles where
-            the grid of patches grows by whole factors.
+            `"tile"` as in the paper's appendix C, to be trained further; `"interpolate"`, to be
+            used as it is; or `"auto"`, which tiles where the grid grows by whole factors.
         **overrides: Further arguments for `build_mixer` that leave the weights as they are, such
             as `dtype` or `dropout`.
 

@@ -9,7 +9,7 @@ resized has the same embedding then: exactly if it grows, in the least-squares s
 
 Token mixing is either tiled or interpolated. Tiled (paper, appendix C): a grid larger by whole
 factors is seen as so many tiles of the old one, each mixed by a copy of the old weights, with zeros
-between the copies that training may fill. Interpolated, with D the matrix that resizes the new grid
+between the copies that training fills: before it, no tile knows of another. Interpolated, with D the matrix that resizes the new grid
 to the old one and U the one from the old to the new, it becomes
 
     new_mixing(x) = U @ mixing(D @ x)
@@ -147,7 +147,8 @@ def _sentence(architecture, adapted, change):
     before, after = architecture["tokens_mlp_dim"], adapted["tokens_mlp_dim"]
     return (
         f"{grids}: token mixing tiled {_text(change.factors)}, "
-        f"tokens_mlp_dim {before} becomes {after}"
+        f"tokens_mlp_dim {before} becomes {after}; it needs training, since every tile is mixed as "
+        f"if it were a whole image"
     )
 
 
