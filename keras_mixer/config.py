@@ -226,8 +226,8 @@ class Config:
         "auto",
         "How token mixing is adapted to another grid of patches. tile: copies of it side by side, "
         "for a grid larger by whole factors, by which tokens_mlp_dim grows (paper, appendix C); "
-        "they need training. interpolate: its weights resized, for any grid; good from the "
-        "start. auto: tile where possible.",
+        "they need training. interpolate: its weights resized, for any grid; usable "
+        "from the start. auto: tile where possible.",
         choices=RESIZE_TOKENS,
     )
 

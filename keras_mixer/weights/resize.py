@@ -9,8 +9,9 @@ resized has the same embedding then: exactly if it grows, in the least-squares s
 
 Token mixing is either tiled or interpolated. Tiled (paper, appendix C): a grid larger by whole
 factors is seen as so many tiles of the old one, each mixed by a copy of the old weights, with zeros
-between the copies that training fills: before it, no tile knows of another. Interpolated, with D the matrix that resizes the new grid
-to the old one and U the one from the old to the new, it becomes
+between the copies that training fills: before it, no tile knows of another. Interpolated, with D
+the matrix that resizes the new grid to the old one and U the one from the old to the new, it
+becomes
 
     new_mixing(x) = U @ mixing(D @ x)
 
