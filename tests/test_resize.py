@@ -397,51 +397,68 @@ def rows(run):
     return list(csv.DictReader((run.directory / "history.csv").read_text().splitlines()))
 
 
-@pytest.mark.parametrize(
-    ("fields", "expected"),
-    [
-        ({"image_shape": (16, 16)}, {"tokens_mlp_dim": 32, "patch_shape": (2, 2)}),
-        ({"image_shape": (12, 8), "patch_shape": (4, 4)}, {"tokens_mlp_dim": 8}),
-    ],
-)
-def test_a_run_of_other_shapes_learns_and_resumes(trained, tmp_path, monkeypatch, fields, expected):
-    """From a run on 8×8 images of 2×2 patches, which is gone when the new one continues."""
-    shutil.copytree(trained.directory, tmp_path / "start")
+@pytest.fixture
+def start(trained, tmp_path):
+    """A copy of a run on 8×8 images of 2×2 patches."""
+    return shutil.copytree(trained.directory, tmp_path / "start")
 
-    def config(name):
-        return Config(
-            **{"checkpoint": str(tmp_path / "start"), "output_dir": str(tmp_path / name)},
-            **{"num_steps": 3, "batch_size": 64, "optimizer": "adamw", "lr": 0.003},
-            **{"warmup_step": 0, "jit": "false", **fields},
-        )
 
-    run = fit(config("whole"))
-    found = {name: getattr(run.config, name) for name in expected}
-    assert found == expected
+def from_start(start, name, **fields):
+    return Config(
+        **{"checkpoint": str(start), "output_dir": str(start.parent / name), "batch_size": 64},
+        **{"num_steps": 3, "optimizer": "adamw", "lr": 0.003, "warmup_step": 0, "jit": "false"},
+        **fields,
+    )
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Trains until the end of the first epoch, as a signal would end it."""
+
+    def run(config, end=Saver.on_epoch_end):
+        def stop(saver, *arguments):
+            saver.stop.signal_number = 15
+            return end(saver, *arguments)
+
+        with monkeypatch.context() as patched, pytest.raises(Interrupted):
+            patched.setattr(Saver, "on_epoch_end", stop)
+            fit(config)
+
+    return run
+
+
+def assert_learns(run):
     losses = [float(row["loss"]) for row in rows(run)]
     assert losses[2] < losses[1] < losses[0]
     assert float(rows(run)[-1]["val_accuracy"]) > 0.5
     assert load_mixer(run.directory).input_shape[1:3] == run.config.image_shape
 
-    def stop(saver, *arguments):
-        saver.stop.signal_number = 15
-        return end(saver, *arguments)
 
-    end = Saver.on_epoch_end
-    with monkeypatch.context() as patched:
-        patched.setattr(Saver, "on_epoch_end", stop)
-        with pytest.raises(Interrupted):
-            fit(config("again"))
-    shutil.rmtree(tmp_path / "start")
-    again = fit(config("again"))
-    whole, resumed = (newest_checkpoint(r.checkpoints).arrays for r in (run, again))
-    for name, array in whole.items():
-        np.testing.assert_array_equal(resumed[name], array, err_msg=name)
-    start = json.loads((again.directory / "config.json").read_text())["start"]
-    assert start["sha256"] == native.digest(native.read_weights(trained.best)[0])
-    assert start["architecture"]["image_shape"] == [8, 8]
+def test_a_tiled_run_learns_and_goes_on_without_its_start(trained, start, interrupted):
+    whole = fit(from_start(start, "whole", image_shape=(16, 16)))
+    assert (whole.config.tokens_mlp_dim, whole.config.patch_shape) == (32, (2, 2))
+    assert_learns(whole)
+    config = from_start(start, "again", image_shape=(16, 16))
+    interrupted(config)
+    shutil.rmtree(start)
+    again = fit(config)
+    expected, found = (newest_checkpoint(run.checkpoints).arrays for run in (whole, again))
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+    record = json.loads((again.directory / "config.json").read_text())["start"]
+    assert record["sha256"] == native.digest(native.read_weights(trained.best)[0])
+    assert record["architecture"]["image_shape"] == [8, 8]
     with pytest.raises(InputError, match="--resize_tokens was auto, now interp.*Give another"):
-        fit(dataclasses.replace(config("again"), resize_tokens="interpolate"))
+        fit(dataclasses.replace(config, resize_tokens="interpolate"))
+
+
+def test_an_interpolated_run_learns_and_goes_on(start, interrupted):
+    """A grid of 4×4 becomes 3×2, and patches of 2×2 become 4×4."""
+    config = from_start(start, "run", image_shape=(12, 8), patch_shape=(4, 4))
+    interrupted(config)
+    run = fit(config)
+    assert run.config.tokens_mlp_dim == 8
+    assert_learns(run)
 
 
 @pytest.mark.parametrize("method", ["auto", "tile", "interpolate"])

@@ -104,13 +104,15 @@ def adapt_checkpoint(checkpoint, image_shape=None, patch_shape=None, resize_toke
     Raises:
         InputError: As `resize.resize_checkpoint` does.
     """
-    description, arrays = checkpoint
+    description = checkpoint.description
     architecture, arrays, done = resize_checkpoint(
-        description.architecture, arrays, image_shape, patch_shape, resize_tokens
+        description.architecture, checkpoint.arrays, image_shape, patch_shape, resize_tokens
     )
     for sentence in done:
         console.say(sentence)
-    return Checkpoint(description._replace(architecture=architecture), arrays)
+    return checkpoint._replace(
+        description=description._replace(architecture=architecture), arrays=arrays
+    )
 
 
 def model_of(checkpoint, path, **overrides):
