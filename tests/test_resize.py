@@ -420,9 +420,10 @@ def interrupted(monkeypatch):
             saver.stop.signal_number = 15
             return end(saver, *arguments)
 
-        with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        with monkeypatch.context() as patched:
             patched.setattr(Saver, "on_epoch_end", stop)
-            fit(config)
+            with pytest.raises(Interrupted):
+                fit(config)
 
     return run
 
