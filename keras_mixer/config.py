@@ -11,6 +11,7 @@ from keras_mixer.commandline import check, option
 from keras_mixer.data.datasets import SPLITS
 from keras_mixer.errors import InputError
 from keras_mixer.model.variants import ACTIVATIONS, VARIANTS
+from keras_mixer.weights.resize import RESIZE_TOKENS
 
 DEFAULT_DEPTH = 6
 DEFAULT_DIM = 512
@@ -107,9 +108,7 @@ class Config:
         high=2**31 - 1,
     )
     class_weights: str = option(
-        "none",
-        "balanced: every class weighs the same in the loss, however many images it has.",
-        choices=CLASS_WEIGHTS,
+        "none", "balanced: every class weighs the same in the loss.", choices=CLASS_WEIGHTS
     )
 
     # Augmentation
@@ -142,10 +141,7 @@ class Config:
         0.0, "Change brightness, contrast and saturation by up to this share.", low=0.0, high=1.0
     )
     random_erasing: float = option(
-        0.0,
-        "Probability that a rectangle of a training image is replaced by noise.",
-        low=0.0,
-        high=1.0,
+        0.0, "Probability that a rectangle of a training image becomes noise.", low=0.0, high=1.0
     )
     mixup: float = option(
         0.0,
@@ -223,7 +219,16 @@ class Config:
     checkpoint: str | None = option(
         None,
         "Weights to start from: a run directory or an official .npz. Its architecture is "
-        "taken over; a head for other classes starts anew.",
+        "taken over, its weights are adapted to image_shape and patch_shape where these are "
+        "given; a head for other classes starts anew.",
+    )
+    resize_tokens: str = option(
+        "auto",
+        "How token mixing is adapted to another grid of patches. tile: copies of it side by side, "
+        "for a grid larger by whole factors, by which tokens_mlp_dim grows (paper, appendix C); "
+        "they need training. interpolate: its weights resized, for any grid; usable "
+        "from the start. auto: tile where possible.",
+        choices=RESIZE_TOKENS,
     )
 
     # Optimization
@@ -245,10 +250,7 @@ class Config:
         high=1000.0,
     )
     num_steps: int = option(
-        30,
-        "Number of epochs; of optimizer steps with --schedule_unit=step.",
-        low=1,
-        high=1_000_000_000,
+        30, "Number of epochs; of optimizer steps with --schedule_unit=step.", low=1, high=10**9
     )
     warmup_step: int | None = option(
         None,

@@ -11,6 +11,7 @@ from keras_mixer.config import ARCHITECTURE, DEFAULT_DEPTH, DEFAULT_DIM, DEFAULT
 from keras_mixer.data.datasets import dataset_row
 from keras_mixer.errors import InputError
 from keras_mixer.model.variants import IMAGE_SHAPE, VARIANTS
+from keras_mixer.weights.resize import resized_architecture
 
 
 def resolve(config, num_classes, checkpoint=None):
@@ -50,16 +51,21 @@ def resolve(config, num_classes, checkpoint=None):
 
 
 def _from_checkpoint(config, checkpoint):
-    """The checkpoint's architecture; whatever the flags say of it must agree."""
+    """The checkpoint's architecture; whatever the flags say of it must agree.
+
+    But for the shapes of images and patches, to which the checkpoint is adapted.
+    """
     if checkpoint is None:
         return {}
     taken = {name: checkpoint[name] for name in ARCHITECTURE if name != "num_classes"}
-    for name, value in taken.items():
+    adapted = _adapted(config, checkpoint)
+    for name, value in adapted.items():
         given = getattr(config, name)
         if given is not None and given != value:
             raise InputError(
                 f"--{name}={shown(given)}: the checkpoint {config.checkpoint} has "
-                f"{name}={shown(value)}; leave the flag out to take that over"
+                f"{name}={shown(value)}{'' if value == taken[name] else ' once it is resized'}; "
+                f"leave the flag out to take that over"
             )
     for name, value in _from_variant(config).items():
         if taken[name] != value and getattr(config, name) is None:
@@ -67,7 +73,15 @@ def _from_checkpoint(config, checkpoint):
                 f"--variant={config.variant} has {name}={shown(value)}, the checkpoint "
                 f"{config.checkpoint} {name}={shown(taken[name])}; leave --variant out"
             )
-    return taken
+    return adapted
+
+
+def _adapted(config, checkpoint):
+    image_shape = config.image_shape or checkpoint["image_shape"]
+    patch_shape = config.patch_shape or checkpoint["patch_shape"]
+    _check_division(image_shape, patch_shape)
+    adapted = resized_architecture(checkpoint, image_shape, patch_shape, config.resize_tokens)
+    return {name: adapted[name] for name in ARCHITECTURE if name != "num_classes"}
 
 
 def _from_variant(config):
@@ -101,16 +115,12 @@ def _defaults(config, num_classes):
 
 def _consistent(config):
     """Checks the values that are right or wrong only together."""
-    for side, image, patch in zip(
-        ("height", "width"), config.image_shape, config.patch_shape, strict=True
-    ):
-        if image % patch:
-            nearest = [n for n in (image // patch * patch, -(-image // patch) * patch) if n]
-            raise InputError(
-                f"--patch_shape={shown(config.patch_shape)} does not divide "
-                f"--image_shape={shown(config.image_shape)}: the {side} {image} is no multiple of "
-                f"{patch}; the nearest that are: {' and '.join(map(str, nearest))}"
-            )
+    _check_division(config.image_shape, config.patch_shape)
+    if config.resize_tokens != Config.resize_tokens and config.checkpoint is None:
+        raise InputError(
+            f"--resize_tokens={config.resize_tokens} is for a --checkpoint of other images or "
+            f"patches and would change nothing without one; leave it out"
+        )
     if config.warmup_step >= config.num_steps:
         raise InputError(
             f"--warmup_step={config.warmup_step} must be below --num_steps={config.num_steps}"
@@ -136,3 +146,14 @@ def _consistent(config):
             "the mixer layers; leave one of them out"
         )
     return config
+
+
+def _check_division(image_shape, patch_shape):
+    for side, image, patch in zip(("height", "width"), image_shape, patch_shape, strict=True):
+        if image % patch:
+            nearest = [n for n in (image // patch * patch, -(-image // patch) * patch) if n]
+            raise InputError(
+                f"--patch_shape={shown(patch_shape)} does not divide "
+                f"--image_shape={shown(image_shape)}: the {side} {image} is no multiple of "
+                f"{patch}; the nearest that are: {' and '.join(map(str, nearest))}"
+            )

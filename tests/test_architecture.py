@@ -23,9 +23,12 @@ FLOORS = {
     "commandline": {"errors"},
     "model": set(),
     "data": {"errors", "console", "files"},
-    "config": {"errors", "commandline", "data.datasets", "model.variants"},
-    "resolve": {"errors", "commandline", "config", "data.datasets", "model.variants"},
-    "weights": {"errors", "files", "model"},
+    "weights": {"errors", "files", "console", "model"},
+    "config": {"errors", "commandline", "data.datasets", "model.variants", "weights.resize"},
+    "resolve": {
+        *{"errors", "commandline", "config"},
+        *{"data.datasets", "model.variants", "weights.resize"},
+    },
     "training": {
         *{"errors", "files", "console", "commandline", "config", "resolve"},
         *{"model", "data", "weights"},

@@ -37,9 +37,11 @@ OTHER_BATCHES = {
 }  # fmt: skip
 
 # Where the data come from (test_sources.py), what can only be left out or right (test_config.py),
-# what the weights start from (test_fit.py), what has tests of its own below or in test_recipes.py.
+# what the weights start from (test_fit.py) and how they are adapted (test_resize.py), what has
+# tests of its own below or in test_recipes.py.
 ELSEWHERE = {
-    "dataset", "num_classes", "checkpoint", "variant", "jit", "accumulation", "early_stopping",
+    "dataset", "num_classes", "checkpoint", "resize_tokens", "variant", "jit", "accumulation",
+    "early_stopping",
 }  # fmt: skip
 
 RESULT = {f.name for f in dataclasses.fields(Config) if f.metadata.get("result", True)}

@@ -6,8 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from keras_mixer import console
 from keras_mixer.errors import InputError, path_errors
 from keras_mixer.weights import native, official
+from keras_mixer.weights.resize import resize_checkpoint
 
 HEAD = ("head/kernel", "head/bias")
 
@@ -59,13 +61,19 @@ def _refuse_remote(path):
         raise InputError(f"{path}: only local files are read; download it first")
 
 
-def load_mixer(path, image_shape=None, **overrides):
-    """Loads a Mixer with its weights.
+def load_mixer(path, image_shape=None, patch_shape=None, resize_tokens="auto", **overrides):
+    """Loads a Mixer with its weights, adapted to other images or patches if asked for.
 
     Args:
         path: A run directory, its best/, or an official .npz file.
-        image_shape: (height, width) in pixels; only where the file cannot tell it, which is when
-            the number of its patches is no square.
+        image_shape: (height, width) of the images to come, in pixels. Where it is another than the
+            checkpoint's, the weights are adapted, and what was done is printed. Needed where the
+            file cannot tell its own, which is when the number of its patches is no square.
+            Defaults to the checkpoint's.
+        patch_shape: (height, width) of the patches to come, in pixels, likewise.
+        resize_tokens: string, one of `resize.RESIZE_TOKENS`. How token mixing is adapted:
+            `"tile"` as in the paper's appendix C, to be trained further; `"interpolate"`, to be
+            used as it is; or `"auto"`, which tiles where the grid grows by whole factors.
         **overrides: Further arguments for `build_mixer` that leave the weights as they are, such
             as `dtype` or `dropout`.
 
@@ -73,9 +81,38 @@ def load_mixer(path, image_shape=None, **overrides):
         A functional `keras.Model`, as `build_mixer` describes it.
 
     Raises:
-        InputError: If the checkpoint cannot be read, or does not fit the model it describes.
+        InputError: If the checkpoint cannot be read, does not fit the model it describes, or
+            cannot be adapted as asked for.
     """
-    return model_of(read_checkpoint(path, image_shape), path, **overrides)
+    checkpoint = read_checkpoint(path, image_shape)
+    adapted = adapt_checkpoint(checkpoint, image_shape, patch_shape, resize_tokens)
+    return model_of(adapted, path, **overrides)
+
+
+def adapt_checkpoint(checkpoint, image_shape=None, patch_shape=None, resize_tokens="auto"):
+    """Adapts a checkpoint to other images or patches, and says aloud what was done.
+
+    Args:
+        checkpoint: `Checkpoint`.
+        image_shape: (height, width) in pixels, or None for the checkpoint's.
+        patch_shape: (height, width) in pixels, or None for the checkpoint's.
+        resize_tokens: string, one of `resize.RESIZE_TOKENS`.
+
+    Returns:
+        A `Checkpoint`.
+
+    Raises:
+        InputError: As `resize.resize_checkpoint` does.
+    """
+    description = checkpoint.description
+    architecture, arrays, done = resize_checkpoint(
+        description.architecture, checkpoint.arrays, image_shape, patch_shape, resize_tokens
+    )
+    for sentence in done:
+        console.say(sentence)
+    return checkpoint._replace(
+        description=description._replace(architecture=architecture), arrays=arrays
+    )
 
 
 def model_of(checkpoint, path, **overrides):

@@ -60,7 +60,7 @@ def _architecture(path, arrays, image_shape):
     height, width, channels, dim = arrays["stem/kernel"].shape
     patches, tokens_mlp_dim = arrays["mixer_block_0/token_mixing/dense_0/kernel"].shape
     return {
-        "image_shape": image_shape or _square_image(path, patches, height, width),
+        "image_shape": _image_shape(path, patches, (height, width), image_shape),
         "patch_shape": (height, width),
         "channels": channels,
         "depth": sum(name.endswith("/token_mixing/dense_0/kernel") for name in arrays),
@@ -74,11 +74,20 @@ def _architecture(path, arrays, image_shape):
     }
 
 
-def _square_image(path, patches, height, width):
+def _image_shape(path, patches, patch_shape, given):
+    """The shape of the file's own images, whatever others it is then adapted to."""
+    height, width = patch_shape
     side = round(patches**0.5)
-    if side * side != patches:
+    if side * side == patches:
+        return side * height, side * width
+    if given is None:
         raise InputError(
             f"{path}: its {patches} patches are no square grid, so the file cannot tell the shape "
             f"of its images; load_mixer and train.py take it as image_shape"
         )
-    return side * height, side * width
+    if given[0] % height or given[1] % width or given[0] // height * (given[1] // width) != patches:
+        raise InputError(
+            f"{path}: its {patches} patches of {height}×{width} pixels are no square grid and do "
+            f"not fill --image_shape={given[0]},{given[1]}; give the shape of its own images"
+        )
+    return tuple(given)

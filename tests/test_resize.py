@@ -1,0 +1,477 @@
+"""Tests `keras_mixer/weights/resize.py`: what a model keeps when its images or patches change."""
+
+import csv
+import dataclasses
+import json
+import shutil
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import GOLDEN
+
+from keras_mixer import Config, InputError, build_mixer, fit, load_mixer
+from keras_mixer.data.images import resize_images
+from keras_mixer.resolve import resolve
+from keras_mixer.training.callbacks import Saver
+from keras_mixer.training.checkpoints import newest_checkpoint
+from keras_mixer.training.fit import _initial_model
+from keras_mixer.training.opening import plan_run
+from keras_mixer.training.signals import Interrupted
+from keras_mixer.weights import native
+from keras_mixer.weights.load import (
+    Checkpoint,
+    adapt_checkpoint,
+    assign_weights,
+    model_weights,
+    read_checkpoint,
+)
+from keras_mixer.weights.resize import resize_checkpoint, resize_matrix, resize_patches
+
+BASE = {
+    "image_shape": (8, 12), "patch_shape": (4, 2), "channels": 2, "depth": 3, "dim": 6,
+    "tokens_mlp_dim": 5, "channels_mlp_dim": 7, "num_classes": 3, "activation": "gelu",
+    "token_mixing": True, "channel_mixing": True,
+}  # fmt: skip
+
+
+def some_model(**fields):
+    """A model with random weights in every variable, biases and norms too."""
+    model = build_mixer(**{**BASE, **fields})
+    dice = np.random.default_rng(0)
+    for variable in model.weights:
+        variable.assign(dice.normal(scale=0.5, size=variable.shape))
+    return model
+
+
+def resized(architecture, model, *arguments):
+    """(architecture, model) with the weights of `model`, adapted."""
+    architecture, arrays, _ = resize_checkpoint(architecture, model_weights(model), *arguments)
+    other = build_mixer(**architecture)
+    assign_weights(other, arrays, "here")
+    return architecture, other
+
+
+def noise(*shape):
+    return np.random.default_rng(1).normal(size=shape).astype(np.float32)
+
+
+def activations(model, images):
+    """The tokens after the stem and after every block."""
+    layers = ["tokens", *(f"mixer_block_{i}" for i in range(BASE["depth"]))]
+    outputs = [model.get_layer(name).output for name in layers]
+    return [np.asarray(x) for x in keras.Model(model.input, outputs)(images)]
+
+
+# === Nothing to do ===
+
+
+@pytest.mark.parametrize("method", ["auto", "tile", "interpolate"])
+def test_equal_shapes_leave_every_bit(method):
+    arrays = model_weights(some_model())
+    architecture, again, done = resize_checkpoint(BASE, arrays, (8, 12), (4, 2), method)
+    assert (architecture, done) == (BASE, [])
+    assert again.keys() == arrays.keys()
+    assert all(again[name] is arrays[name] for name in arrays)
+
+
+# === Tiled ===
+
+
+@pytest.mark.parametrize(
+    ("image_shape", "patch_shape", "factors"),
+    [
+        ((8, 8), (4, 4), (2, 2)),
+        ((8, 12), (4, 2), (2, 2)),
+        ((8, 12), (4, 2), (3, 1)),
+        ((8, 12), (4, 2), (1, 3)),
+        ((12, 4), (2, 4), (2, 3)),
+        ((4, 4), (4, 4), (3, 2)),
+    ],
+)
+def test_every_tile_of_a_tiled_image_has_the_original_activations(
+    image_shape, patch_shape, factors
+):
+    """The property that appendix C is about, and that the order of patches can spoil."""
+    shapes = {"image_shape": image_shape, "patch_shape": patch_shape}
+    model = some_model(**shapes)
+    larger = (image_shape[0] * factors[0], image_shape[1] * factors[1])
+    architecture, other = resized({**BASE, **shapes}, model, larger)
+    assert architecture["tokens_mlp_dim"] == 5 * factors[0] * factors[1]
+    images = noise(2, *image_shape, 2)
+    rows, columns = image_shape[0] // patch_shape[0], image_shape[1] // patch_shape[1]
+    found = activations(other, np.tile(images, (1, *factors, 1)))
+    for one, tiled in zip(activations(model, images), found, strict=True):
+        expected = np.tile(one.reshape(2, rows, columns, -1), (1, *factors, 1))
+        np.testing.assert_allclose(tiled, expected.reshape(tiled.shape), atol=1e-5, rtol=1e-6)
+    np.testing.assert_allclose(
+        other(np.tile(images, (1, *factors, 1))), model(images), atol=1e-5, rtol=1e-6
+    )
+
+
+def test_tiles_do_not_see_one_another():
+    """Between the copies there are zeros: a change in one tile stays there, block by block."""
+    model = some_model()
+    _, other = resized(BASE, model, (16, 24))
+    images = np.tile(noise(1, 8, 12, 2), (1, 2, 2, 1))
+    changed = images.copy()
+    changed[:, 8:, 12:] += 1.0
+    *_, before = activations(other, images)
+    *_, after = activations(other, changed)
+    differs = (before != after).any(axis=-1).reshape(4, 12)
+    assert differs[2:, 6:].all()
+    assert not differs[:2].any()
+    assert not differs[:, :6].any()
+
+
+def test_tiled_kernels_are_the_papers_up_to_the_order_of_patches():
+    kernel = noise(12, 5)
+    arrays = model_weights(some_model())
+    name = "mixer_block_1/token_mixing/dense_0/kernel"
+    arrays[name] = kernel
+    new = resize_checkpoint(BASE, arrays, (16, 24))[1][name]
+    tile_by_tile = [
+        (2 * i + u) * 12 + 6 * j + v
+        for i in range(2) for j in range(2) for u in range(2) for v in range(6)
+    ]  # fmt: skip
+    np.testing.assert_array_equal(new[tile_by_tile], np.kron(np.eye(4), kernel))
+
+
+# === Interpolated ===
+
+
+def grids(count):
+    dice = np.random.default_rng(2)
+    return [tuple(map(int, dice.integers(1, 9, 4))) for _ in range(count)]
+
+
+def interpolated(arrays, old, new):
+    """Token weights of the first block, from one grid to another."""
+    fields = {**BASE, "patch_shape": (1, 1), "image_shape": old, "depth": 1}
+    arrays = {f"mixer_block_0/token_mixing/{name}": array for name, array in arrays.items()}
+    _, arrays, _ = resize_checkpoint(fields, arrays, new, method="interpolate")
+    return {name.removeprefix("mixer_block_0/token_mixing/"): a for name, a in arrays.items()}
+
+
+def some_tokens(rows, columns):
+    patches = rows * columns
+    return {
+        "dense_0/kernel": noise(patches, 5),
+        "dense_0/bias": noise(5),
+        "dense_1/kernel": noise(5, patches),
+        "dense_1/bias": noise(patches),
+    }
+
+
+@pytest.mark.parametrize("grid", grids(12))
+def test_constant_fields_are_kept_between_any_grids(grid):
+    """Equal tokens give the same hidden sums, and constant outputs stay the same constants."""
+    old, new = grid[:2], grid[2:]
+    before = some_tokens(*old)
+    before["dense_1/kernel"][:] = noise(5, 1)
+    before["dense_1/bias"][:] = 0.7
+    after = interpolated(before, old, new)
+    patches = new[0] * new[1]
+    sums = [arrays["dense_0/kernel"].sum(axis=0) for arrays in (before, after)]
+    np.testing.assert_allclose(*sums, atol=1e-5)
+    np.testing.assert_array_equal(after["dense_0/bias"], before["dense_0/bias"])
+    expected = np.repeat(before["dense_1/kernel"][:, :1], patches, axis=1)
+    np.testing.assert_allclose(after["dense_1/kernel"], expected, atol=1e-6)
+    np.testing.assert_allclose(after["dense_1/bias"], np.full(patches, 0.7), atol=1e-6)
+
+
+def test_affine_fields_are_kept_but_for_the_border():
+    old, new = (5, 8), (10, 24)
+
+    def field(rows, columns):  # at the centres of the cells
+        y, x = (np.arange(rows)[:, None] + 0.5) / rows, (np.arange(columns) + 0.5) / columns
+        return (2 * y - 3 * x + 0.5).astype(np.float32)
+
+    before = some_tokens(*old) | {"dense_1/bias": field(*old).ravel()}
+    after = interpolated(before, old, new)["dense_1/bias"].reshape(new)
+    np.testing.assert_allclose(after[1:-1, 2:-2], field(*new)[1:-1, 2:-2], atol=1e-6)
+
+
+@pytest.mark.parametrize("grid", [(4, 6, 7, 5), (6, 6, 3, 4), (4, 4, 8, 8)])
+def test_mixing_is_the_old_one_seen_through_resized_grids(grid):
+    """new_mixing(x) = U mixing(D x), with TensorFlow's own resizing for D and U."""
+    old, new = grid[:2], grid[2:]
+    before = some_tokens(*old)
+    after = interpolated(before, old, new)
+
+    def resize(tokens, shape):  # (batch, rows, columns, channels)
+        return tf.image.resize(tokens, shape, antialias=True).numpy()
+
+    def mixing(tokens, weights):
+        x = np.moveaxis(tokens.reshape(2, -1, 3), 1, 2)
+        x = np.tanh(x @ weights["dense_0/kernel"] + weights["dense_0/bias"])
+        x = x @ weights["dense_1/kernel"] + weights["dense_1/bias"]
+        return np.moveaxis(x, 1, 2).reshape(tokens.shape)
+
+    tokens = noise(2, *new, 3)
+    expected = resize(mixing(resize(tokens, old), before), new)
+    np.testing.assert_allclose(mixing(tokens, after), expected, atol=1e-4)
+
+
+def test_away_from_the_border_a_kernel_is_resized_as_an_image_and_scaled():
+    before = some_tokens(6, 8)
+    after = interpolated(before, (6, 8), (12, 24))["dense_0/kernel"].reshape(12, 24, 5)
+    image = before["dense_0/kernel"].reshape(6, 8, 5)
+    expected = tf.image.resize(image, (12, 24), antialias=True).numpy() * 48 / 288
+    np.testing.assert_allclose(after[3:-3, 5:-5], expected[3:-3, 5:-5], atol=1e-6)
+
+
+def test_up_and_down_again_is_near():
+    """For smooth fields, as those of trained units are; noise is blurred."""
+    y, x = (np.arange(12)[:, None] + 0.5) / 12, (np.arange(9) + 0.5) / 9
+    field = (np.sin(3 * y) * np.cos(2 * x)).astype(np.float32).ravel()
+    before = some_tokens(12, 9) | {
+        "dense_0/kernel": np.outer(field, np.arange(1.0, 6.0)).astype(np.float32),
+        "dense_1/kernel": np.outer(np.arange(1.0, 6.0), field).astype(np.float32),
+        "dense_1/bias": field,
+    }
+    after = interpolated(interpolated(before, (12, 9), (20, 18)), (20, 18), (12, 9))
+    for name, array in before.items():
+        largest = np.abs(array).max()
+        np.testing.assert_allclose(after[name], array, atol=0.08 * largest, err_msg=name)
+        assert np.abs(after[name] - array).mean() < 0.015 * largest
+
+
+# === Any shapes ===
+
+
+@pytest.mark.parametrize("grid", grids(6))
+@pytest.mark.parametrize("patch_shape", [(4, 2), (3, 5)])
+def test_resized_models_run_and_have_the_right_size(grid, patch_shape):
+    model = some_model()
+    rows, columns = grid[2:]
+    image_shape = (rows * patch_shape[0], columns * patch_shape[1])
+    architecture, other = resized(BASE, model, image_shape, patch_shape)
+    factor = 1 if rows % 2 or columns % 6 else rows * columns // 12
+    assert architecture == {
+        **BASE, "image_shape": image_shape, "patch_shape": patch_shape,
+        "tokens_mlp_dim": 5 * factor,
+    }  # fmt: skip
+    patches, hidden = rows * columns, 5 * factor
+    token_mlps = 3 * (2 * patches * hidden + hidden + patches)
+    others = 3 * (4 * 6 + 2 * 6 * 7 + 6 + 7) + 2 * 6 + 6 * 3 + 3
+    assert other.count_params() == token_mlps + others + np.prod(patch_shape) * 2 * 6 + 6
+    assert np.isfinite(other(noise(2, *image_shape, 2))).all()
+    _, back = resized(architecture, other, (8, 12), (4, 2), "interpolate")
+    assert back(noise(2, 8, 12, 2)).shape == (2, 3)
+
+
+def test_without_token_mixing_only_patches_change():
+    fields = {**BASE, "token_mixing": False}
+    architecture, other = resized(fields, some_model(token_mixing=False), (16, 24), (2, 2))
+    assert architecture["tokens_mlp_dim"] == 5
+    assert other(noise(1, 16, 24, 2)).shape == (1, 3)
+
+
+def test_half_precision_stays_half():
+    arrays = {name: a.astype(np.float16) for name, a in model_weights(some_model()).items()}
+    _, arrays, _ = resize_checkpoint(BASE, arrays, (12, 10), (3, 5))
+    assert {array.dtype for array in arrays.values()} == {np.dtype(np.float16)}
+
+
+# === Patch kernels ===
+
+
+@pytest.mark.parametrize(("old", "new"), [(8, 16), (8, 11), (1, 5), (7, 7), (8, 4), (9, 5), (6, 1)])
+def test_the_matrix_is_that_of_our_own_resizing(old, new):
+    lines = 255.0 * np.eye(old, dtype=np.float32)[:, :, None, None]  # a line of pixels per batch
+    found = resize_images(lines, (new, 1)).numpy()[:, :, 0, 0].T / 255
+    np.testing.assert_allclose(resize_matrix(old, new), found, atol=1e-6)
+
+
+@pytest.mark.parametrize("patch_shape", [(8, 8), (5, 3), (4, 7), (9, 2), (6, 5)])
+def test_embeddings_are_kept_when_patches_grow(patch_shape):
+    """Through the model: stem of the resized patch, against stem of the patch."""
+    model = some_model()
+    image_shape = (2 * patch_shape[0], 6 * patch_shape[1])
+    _, other = resized(BASE, model, image_shape, patch_shape)
+    pixels = np.random.default_rng(3).uniform(0, 255, (5, 4, 2, 2)).astype(np.float32)
+    patches = [x / 127.5 - 1 for x in (pixels, resize_images(pixels, patch_shape).numpy())]
+    embeddings = [
+        np.tensordot(x, m.get_layer("stem").kernel, 3)
+        for x, m in zip(patches, (model, other), strict=True)
+    ]
+    np.testing.assert_allclose(*embeddings, atol=2e-5)
+    np.testing.assert_array_equal(other.get_layer("stem").bias, model.get_layer("stem").bias)
+
+
+@pytest.mark.parametrize(("old", "new"), [((8, 6), (4, 3)), ((7, 5), (3, 4)), ((4, 4), (6, 2))])
+def test_shrunken_kernels_are_the_least_squares_solution(old, new):
+    kernel = noise(*old, 3, 5).astype(np.float64)
+    by_lines = np.eye(old[0] * old[1], dtype=np.float32).reshape(-1, *old, 1)
+    resized_lines = resize_images(by_lines, new).numpy().reshape(old[0] * old[1], -1)
+    expected, *_ = np.linalg.lstsq(resized_lines, kernel.reshape(old[0] * old[1], -1), 1e-5)
+    found = resize_patches(kernel, new)
+    np.testing.assert_allclose(found, expected.reshape(*new, 3, 5), atol=1e-5)
+
+
+# === Words ===
+
+
+def test_what_was_done_is_printed(capsys):
+    checkpoint = Checkpoint(native.Description(BASE, ("a", "b", "c")), model_weights(some_model()))
+    adapt_checkpoint(checkpoint, (16, 24), (8, 4))
+    adapt_checkpoint(checkpoint, (16, 24))
+    adapt_checkpoint(checkpoint, (12, 12))
+    assert capsys.readouterr().err.splitlines() == [
+        "patches of 4×2 become 8×4: patch kernels resampled so that a resized patch keeps its "
+        "embedding",
+        "a grid of 2×6 patches becomes 4×12: token mixing tiled 2×2, tokens_mlp_dim 5 becomes 20; "
+        "it needs training, since every tile is mixed as if it were a whole image",
+        "a grid of 2×6 patches becomes 3×6: token mixing interpolated, tokens_mlp_dim stays as it "
+        "is",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (((12, 12), None, "tile"), "2×6 patches does not tile one of 3×6; choose --image_shape"),
+        (((12, 12), None, "nearest"), "--resize_tokens=nearest: expected one of auto, tile"),
+        (((10, 12), None, "auto"), "--patch_shape=4,2 must divide --image_shape=10,12"),
+        ((None, (3, 2), "auto"), "--patch_shape=3,2 must divide --image_shape=8,12"),
+        ((24, None, "auto"), "--image_shape=24: expected two positive integers"),
+        (((8.5, 12), None, "auto"), "--image_shape=(8.5, 12): expected two positive integers"),
+        ((None, (-4, 2), "auto"), "--patch_shape=(-4, 2): expected two positive integers"),
+    ],
+)
+def test_what_cannot_be_is_refused(arguments, message):
+    with pytest.raises(InputError) as error:
+        resize_checkpoint(BASE, model_weights(some_model(depth=1)), *arguments)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["stem/kernel", "mixer_block_1/token_mixing/dense_0/kernel"],
+)  # fmt: skip
+def test_weights_that_do_not_fit_their_description_are_not_resized(name):
+    arrays = model_weights(some_model())
+    arrays[name] = arrays[name][:1]
+    with pytest.raises(InputError, match=f"do not fit their description: {name} "):
+        resize_checkpoint(BASE, arrays, (16, 24), (2, 2))
+
+
+def test_flags_that_contradict_the_resized_checkpoint_are_named():
+    shapes = {"checkpoint": "x", "image_shape": (16, 24)}
+    assert resolve(Config(**shapes), 3, BASE).tokens_mlp_dim == 20
+    assert resolve(Config(**shapes, tokens_mlp_dim=20), 3, BASE).tokens_mlp_dim == 20
+    assert resolve(Config(**shapes, resize_tokens="interpolate"), 3, BASE).tokens_mlp_dim == 5
+    with pytest.raises(InputError, match=r"=5: .* tokens_mlp_dim=20 once it is resized; leave"):
+        resolve(Config(**shapes, tokens_mlp_dim=5), 3, BASE)
+    with pytest.raises(InputError, match="--depth=2: the checkpoint x has depth=3; leave"):
+        resolve(Config(**shapes, depth=2), 3, BASE)
+    with pytest.raises(InputError, match="height 9 is no multiple of 4; the nearest .* 8 and 12"):
+        resolve(Config(checkpoint="x", image_shape=(9, 24)), 3, BASE)
+    with pytest.raises(InputError, match="--resize_tokens=tile is for a --checkpoint of other"):
+        resolve(Config(resize_tokens="tile"), 10)
+
+
+# === From files ===
+
+
+def test_official_weights_are_resized_once_their_own_shape_is_known(tmp_path):
+    """24 patches of 4×4 leave it open; a square number does not."""
+    path = GOLDEN / "official_mixer.npz"
+    own, finer = load_mixer(path, (24, 16)), load_mixer(path, (24, 16), (2, 2))
+    assert finer.count_params() > own.count_params()
+    with pytest.raises(InputError, match=r"24 patches .* do not fill --image_shape=48,32"):
+        load_mixer(path, (48, 32))
+    square = {
+        name: array[:16] if name.endswith("token_mixing/Dense_0/kernel")
+        else array[..., :16] if "token_mixing/Dense_1" in name else array
+        for name, array in np.load(path).items()
+    }  # fmt: skip
+    np.savez(tmp_path / "square.npz", **square)
+    images = noise(1, 16, 16, 3)
+    model, larger = (load_mixer(tmp_path / "square.npz", shape) for shape in (None, (32, 48)))
+    np.testing.assert_allclose(larger(np.tile(images, (1, 2, 3, 1))), model(images), atol=1e-5)
+
+
+def rows(run):
+    return list(csv.DictReader((run.directory / "history.csv").read_text().splitlines()))
+
+
+@pytest.fixture
+def start(trained, tmp_path):
+    """A copy of a run on 8×8 images of 2×2 patches."""
+    return shutil.copytree(trained.directory, tmp_path / "start")
+
+
+def from_start(start, name, **fields):
+    return Config(
+        **{"checkpoint": str(start), "output_dir": str(start.parent / name), "batch_size": 64},
+        **{"num_steps": 3, "optimizer": "adamw", "lr": 0.003, "warmup_step": 0, "jit": "false"},
+        **fields,
+    )
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Trains until the end of the first epoch, as a signal would end it."""
+
+    def run(config, end=Saver.on_epoch_end):
+        def stop(saver, *arguments):
+            saver.stop.signal_number = 15
+            return end(saver, *arguments)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Saver, "on_epoch_end", stop)
+            with pytest.raises(Interrupted):
+                fit(config)
+
+    return run
+
+
+def assert_learns(run):
+    losses = [float(row["loss"]) for row in rows(run)]
+    assert losses[2] < losses[1] < losses[0]
+    assert float(rows(run)[-1]["val_accuracy"]) > 0.5
+    assert load_mixer(run.directory).input_shape[1:3] == run.config.image_shape
+
+
+def test_a_tiled_run_learns_and_goes_on_without_its_start(trained, start, interrupted):
+    whole = fit(from_start(start, "whole", image_shape=(16, 16)))
+    assert (whole.config.tokens_mlp_dim, whole.config.patch_shape) == (32, (2, 2))
+    assert_learns(whole)
+    config = from_start(start, "again", image_shape=(16, 16))
+    interrupted(config)
+    shutil.rmtree(start)
+    again = fit(config)
+    expected, found = (newest_checkpoint(run.checkpoints).arrays for run in (whole, again))
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+    record = json.loads((again.directory / "config.json").read_text())["start"]
+    assert record["sha256"] == native.digest(native.read_weights(trained.best)[0])
+    assert record["architecture"]["image_shape"] == [8, 8]
+    with pytest.raises(InputError, match="--resize_tokens was auto, now interp.*Give another"):
+        fit(dataclasses.replace(config, resize_tokens="interpolate"))
+
+
+def test_an_interpolated_run_learns_and_goes_on(start, interrupted):
+    """A grid of 4×4 becomes 3×2, and patches of 2×2 become 4×4."""
+    config = from_start(start, "run", image_shape=(12, 8), patch_shape=(4, 4))
+    interrupted(config)
+    run = fit(config)
+    assert run.config.tokens_mlp_dim == 8
+    assert_learns(run)
+
+
+@pytest.mark.parametrize("method", ["auto", "tile", "interpolate"])
+def test_the_flag_decides_what_a_run_starts_from(trained, tmp_path, method):
+    config = Config(
+        **{"checkpoint": str(trained.directory), "output_dir": str(tmp_path), "batch_size": 64},
+        **{"image_shape": (16, 8), "resize_tokens": method},
+    )
+    model = _initial_model(plan_run(config), resumed=False)
+    before, arrays = read_checkpoint(trained.directory)
+    _, expected, _ = resize_checkpoint(before.architecture, arrays, (16, 8), (2, 2), method)
+    for name, array in model_weights(model).items():
+        np.testing.assert_array_equal(array, expected[name], err_msg=name)
+    units = expected["mixer_block_0/token_mixing/dense_0/kernel"].shape[1]
+    assert units == (8 if method == "interpolate" else 16)
