@@ -73,8 +73,7 @@ class Config:
     image_shape: tuple[int, int] | None = option(
         None,
         "height,width of the images fed to the model, in pixels; one number for a square "
-        "(default: 8,8 for digits, 28,28 for mnist and fashion_mnist, 256,256 for folder, "
-        "224,224 with --variant).",
+        "(default: the data set's, as 8,8 for digits; 256,256 for photos; 224,224 with --variant).",
         low=1,
         high=65536,
     )
@@ -168,8 +167,8 @@ class Config:
     )
     patch_shape: tuple[int, int] | None = option(
         None,
-        "height,width of a patch, in pixels; must divide image_shape (default: 2,2 for "
-        "digits, 4,4 for mnist and fashion_mnist, 16,16 for folder).",
+        "height,width of a patch, in pixels; must divide image_shape (default: the data set's, "
+        "as 2,2 for digits; 16,16 for photos).",
         low=1,
         high=65536,
     )
@@ -291,7 +290,8 @@ class Config:
     )
     early_stopping: int = option(
         0,
-        "Stop after this many epochs in a row without a better validation accuracy. 0: never.",
+        "Stop after this many epochs without a better validation accuracy, or the same with a "
+        "lower loss; those of the warm-up count, too. 0: never.",
         low=0,
         high=1_000_000,
     )

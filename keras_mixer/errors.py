@@ -25,3 +25,12 @@ def path_errors(given):
         yield
     except OSError as error:
         raise InputError(f"{given}: {error.strerror or error}") from error
+
+
+MOST_NAMED = 20
+
+
+def some_of(names):
+    """Returns the first names of a list as text, and how many more there are."""
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more

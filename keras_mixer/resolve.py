@@ -13,6 +13,8 @@ from keras_mixer.errors import InputError
 from keras_mixer.model.variants import IMAGE_SHAPE, VARIANTS
 from keras_mixer.weights.resize import resized_architecture
 
+SMALLEST_CROP = 0.1
+
 
 def resolve(config, num_classes, checkpoint=None):
     """Fills everything that was left to the data, the checkpoint, the variant or other fields.
@@ -129,6 +131,16 @@ def _consistent(config):
         raise InputError(
             f"--randaugment={shown(config.randaugment)}: expected n,m with n at least 1; leave the "
             f"flag out to do without"
+        )
+    if config.randaugment and min(config.image_shape) < 3:
+        raise InputError(
+            f"--randaugment needs images of at least 3 pixels a side, "
+            f"--image_shape={shown(config.image_shape)}"
+        )
+    if 0 < config.eval_crop < SMALLEST_CROP:
+        raise InputError(
+            f"--eval_crop={config.eval_crop}: expected 0, or at least {SMALLEST_CROP}; every image "
+            f"is enlarged by its inverse"
         )
     if config.batch_size % config.accumulation:
         raise InputError(

@@ -18,6 +18,7 @@ from keras_mixer.config import Config
 from keras_mixer.console import printable, say, track
 from keras_mixer.data.datasets import SPLITS
 from keras_mixer.errors import InputError, path_errors
+from keras_mixer.files import write_atomically
 
 # === train ===
 
@@ -210,10 +211,13 @@ def report(options, arguments):
 
 
 def _presets(folder):
-    return {
-        path.as_posix(): set(as_flags(parse(Config, [f"--flagfile={path}"])[0]))
-        for path in sorted(folder.glob("*.flags"))
-    }
+    presets = {}
+    for path in sorted(folder.glob("*.flags")):
+        try:
+            presets[path.as_posix()] = set(as_flags(parse(Config, [f"--flagfile={path}"])[0]))
+        except InputError as error:
+            raise InputError(f"{path}: {error}; mend it, or give another --presets") from error
+    return presets
 
 
 # === preview ===
@@ -236,14 +240,11 @@ def preview(options, arguments):
         raise InputError(f"--output={options.output}: expected a name that ends in .png")
     _check_writable(options.output)
     run = plan_run(options)
-    if len(run.source.train) < options.images:
-        raise InputError(
-            f"--images={options.images}: there are only {len(run.source.train)} training images"
-        )
     with _quiet_tensorflow():
         from keras_mixer.studies.preview import contact_sheet
 
-    contact_sheet(run, options.images, options.draws).save(options.output)
+    images = min(options.images, len(run.source.train))
+    contact_sheet(run, images, options.draws).save(options.output)
     print(options.output)
 
 
@@ -284,7 +285,7 @@ def _check_writable(path):
 
 def _write(path, text):
     _check_writable(path)
-    Path(path).write_text(text, encoding="utf-8")
+    write_atomically(Path(path), text.encode(errors="backslashreplace"))
 
 
 @contextlib.contextmanager

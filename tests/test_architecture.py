@@ -33,7 +33,7 @@ FLOORS = {
         *{"errors", "files", "console", "commandline", "config", "resolve"},
         *{"model", "data", "weights"},
     },
-    "studies": {"errors", "training", "data"},
+    "studies": {"errors", "config", "training", "data"},
     "inference": {"errors", "files", "console", "model", "data", "weights", "training"},
     "verbs": {"*"},
     "__main__": {"*"},

@@ -166,6 +166,8 @@ def test_warmup_left_open_fits_short_runs(num_steps, warmup):
             "the height 8 is no multiple of 3; the nearest that are: 6 and 9",
         ),
         ({"patch_shape": (2, 16)}, "the width 8 is no multiple of 16; the nearest that are: 16"),
+        ({"randaugment": (1, 9), "image_shape": (2, 2)}, "at least 3 pixels a side"),
+        ({"eval_crop": 0.01}, "--eval_crop=0.01: expected 0, or at least 0.1"),
         ({"randaugment": (0, 9)}, "--randaugment=0,9: expected n,m with n at least 1"),
         ({"warmup_step": 30}, "--warmup_step=30 must be below --num_steps=30"),
         ({"optimizer": "adam", "momentum": 0.5}, "--momentum=0.5 is for --optimizer=sgd"),

@@ -72,6 +72,15 @@ def test_decay_is_decoupled_and_shrinks_kernels_only(name):
     np.testing.assert_array_equal(variables[2], [5])
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_decay_of_the_stem_is_that_of_every_kernel(name, decay):
+    """Muon treats what is no matrix in another way."""
+    stem = keras.Variable(np.ones((2, 2, 1, 3)), name="kernel")
+    step(build_optimizer(name, 0.1, [stem], decay=decay), [stem])
+    np.testing.assert_allclose(stem, np.full((2, 2, 1, 3), 1 - 0.1 * decay), rtol=1e-6)
+
+
 def test_momentum_is_that_of_sgd():
     variables = weights()
     optimizer = build_optimizer("sgd", 0.1, variables, momentum=0.5)

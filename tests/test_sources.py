@@ -16,6 +16,7 @@ from keras_mixer.data.datasets import DATASETS
 from keras_mixer.data.folders import read_folder
 from keras_mixer.data.listing import list_images
 from keras_mixer.data.sources import READERS, load_source
+from keras_mixer.data.splits import Split, stratified
 from keras_mixer.data.tables import read_csv
 from keras_mixer.data.tfds import read_tfds
 from keras_mixer.errors import InputError
@@ -287,3 +288,23 @@ def test_real_idx_files_where_they_are_present(name):
         pytest.skip(f"no {name} here")
     source = load_source(name, directory)
     assert [len(source.train), len(source.validation), len(source.test)] == [54000, 6000, 10000]
+
+
+def test_rare_classes_are_on_both_sides_of_every_split():
+    """Rounding would leave them on one side."""
+    labels = np.repeat([0, 1, 2], [100, 2, 3])
+    split = Split(np.arange(105, dtype=np.uint8).reshape(105, 1, 1, 1), labels)
+    for fraction in (0.05, 0.1, 0.5, 0.9, 0.95):
+        sides = stratified(split, fraction, 0, "--test_fraction", ("a", "b", "c"))
+        for side in sides:
+            assert (np.bincount(side.labels, minlength=3) > 0).all()
+            np.testing.assert_array_equal(side.labels, labels[side.images.ravel()])
+        together = np.concatenate([side.images.ravel() for side in sides])
+        np.testing.assert_array_equal(np.sort(together), np.arange(105))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes only there")
+def test_class_folders_must_be_text(folder):
+    os.mkdir(os.fsencode(folder) + b"/caf\xe9")
+    with pytest.raises(InputError, match=r"not UTF-8, rename them: 'caf\\udce9'"):
+        load_source("folder", folder)

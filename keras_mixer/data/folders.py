@@ -8,7 +8,7 @@ from keras_mixer.data.images import IMAGE_SUFFIXES
 from keras_mixer.data.listing import list_images
 from keras_mixer.data.splits import Split
 from keras_mixer.data.verdicts import refuse_unreadable
-from keras_mixer.errors import InputError, path_errors
+from keras_mixer.errors import InputError, path_errors, some_of
 
 SPLIT_FOLDERS = {
     "train": ("train", "training"),
@@ -69,7 +69,16 @@ def _class_names(folder):
             f"--data_dir: {folder} holds {len(names)} class folders; expected at least 2, "
             f"one per class, with the images inside"
         )
+    if odd := [name for name in names if not _is_text(name)]:
+        raise InputError(
+            f"--data_dir: {folder} holds class folders whose names are not UTF-8, rename them: "
+            f"{some_of(list(map(ascii, odd)))}"
+        )
     return names
+
+
+def _is_text(name):
+    return os.fsencode(name).decode(errors="replace") == name
 
 
 def _listed(directory, folders, class_names):

@@ -15,10 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from keras_mixer import console
-from keras_mixer.errors import InputError, path_errors
+from keras_mixer.errors import InputError, path_errors, some_of
 from keras_mixer.files import cache_folder, write_atomically
-
-MOST_NAMED = 20
 
 _HEADER, _FOOTER = 12, 4  # length and its checksum before the content, a checksum after it
 
@@ -87,7 +85,10 @@ class Records:
 
     def label(self, index):
         """Returns the label of one record."""
-        return self._feature(index, self.label_key).int64_list.value[0]
+        values = self._feature(index, self.label_key).int64_list.value
+        if not values:
+            raise _damaged(self.store.place(self.numbers[index]), f"no {self.label_key}")
+        return values[0]
 
     def refuse_undecodable(self):
         """Decodes every image and names those that fail.
@@ -112,7 +113,7 @@ class Records:
                 place = self.store.place(self.numbers[index])
                 problems.append((place, str(error).splitlines()[0][:120]))
         if problems:
-            named = ", ".join(f"{place} ({why})" for place, why in problems[:MOST_NAMED])
+            named = some_of([f"{place} ({why})" for place, why in problems])
             raise InputError(
                 f"{len(problems)} damaged image{'s' * (len(problems) > 1)}: {named}; "
                 f"remove the folder with the records, and prepare it again"

@@ -14,9 +14,7 @@ import numpy as np
 
 from keras_mixer.data.datasets import SPLITS
 from keras_mixer.data.records import Records
-from keras_mixer.errors import InputError
-
-MOST_NAMED = 20
+from keras_mixer.errors import InputError, some_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,12 +94,6 @@ class Source:
         return split
 
 
-def some_of(names):
-    """Returns the first names of a list as text, and how many more there are."""
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return ", ".join(names[:MOST_NAMED]) + more
-
-
 def stratified(split, fraction, seed, flag, class_names):
     """Splits off a share of every class, the same images every time.
 
@@ -135,7 +127,16 @@ def stratified(split, fraction, seed, flag, class_names):
             f"{flag}={fraction}: {len(split)} images cannot be split so that every class "
             f"is on both sides ({error})"
         ) from error
+    aside, kept = _with_every_class(split.labels, aside, kept)
+    kept, aside = _with_every_class(split.labels, kept, aside)
     return split.take(np.sort(kept)), split.take(np.sort(aside))
+
+
+def _with_every_class(labels, side, other):
+    """Moves an image to a side of every class that rounding has left without one there."""
+    missing = np.setdiff1d(labels, labels[side])
+    moved = [other[np.argmax(labels[other] == label)] for label in missing]
+    return np.append(side, moved).astype(int), np.setdiff1d(other, moved)
 
 
 def at_random(split, fraction, seed, flag, class_names):

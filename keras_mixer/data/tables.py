@@ -19,9 +19,9 @@ from keras_mixer.data.listing import (
     has_image_suffix,
     list_images,
 )
-from keras_mixer.data.splits import Split, some_of
+from keras_mixer.data.splits import Split
 from keras_mixer.data.verdicts import refuse_unreadable
-from keras_mixer.errors import InputError, path_errors
+from keras_mixer.errors import InputError, path_errors, some_of
 
 LABEL_COLUMNS = ("label", "labels", "class", "class_name", "breed", "species", "category", "target")
 SPLIT_COLUMN = "split"

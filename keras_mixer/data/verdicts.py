@@ -16,8 +16,7 @@ import PIL
 from keras_mixer import console
 from keras_mixer.data import images
 from keras_mixer.data.listing import MISSING, Listing, position_of
-from keras_mixer.data.splits import some_of
-from keras_mixer.errors import InputError
+from keras_mixer.errors import InputError, some_of
 from keras_mixer.files import cache_folder, write_atomically
 
 

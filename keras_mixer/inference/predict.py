@@ -20,8 +20,7 @@ from keras_mixer.data.images import (
     to_model_range,
 )
 from keras_mixer.data.listing import list_images
-from keras_mixer.data.splits import some_of
-from keras_mixer.errors import InputError
+from keras_mixer.errors import InputError, some_of
 from keras_mixer.training.losses import PROBABILITIES
 
 BATCH_SIZE = 64

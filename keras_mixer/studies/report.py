@@ -1,23 +1,21 @@
 """A table of finished runs: mean and standard deviation over seeds, with what they were made on."""
 
 import csv
+import dataclasses
 import statistics
 from pathlib import Path
 
+from keras_mixer.config import Config
 from keras_mixer.errors import InputError, path_errors
 from keras_mixer.training.run import FLAGS, HISTORY, METRICS, read_metrics, read_record
 
-# Fields that tell runs of one experiment apart, or say nothing of it.
-_ASIDE = (
-    "seed",
-    "output_dir",
-    "data_dir",
-    "name",
-    "export",
-    "export_dir",
-    "save_every",
-    "save_unit",
-)
+# Flags that tell runs of one experiment apart, or do not touch what comes out.
+_KEPT = ("eval_split", "train_split", "validation_split", "test_split")
+_ASIDE = {"seed"} | {
+    field.name
+    for field in dataclasses.fields(Config)
+    if not field.metadata.get("result", True) and field.name not in _KEPT
+}
 
 _HEADER = (
     "| experiment | runs | validation top-1 | test top-1 | epochs | training time |",
@@ -74,16 +72,24 @@ def _contents(directory, presets):
 
 def _experiment(flags, presets):
     """The flags that are not at their default, without those that are set aside."""
-    fitting = {
-        name: given
-        for name, given in presets.items()
-        if {flag for flag in given if not flag.startswith("--dataset=")} <= set(flags)
-    }
+    fitting = [name for name, given in presets.items() if _but_data_set(given) <= set(flags)]
     if fitting:
-        name = max(fitting, key=lambda name: len(fitting[name]))
-        flags = [f"--flagfile={name}", *(flag for flag in flags if flag not in fitting[name])]
+        name = max(fitting, key=lambda name: len(presets[name]))
+        given = presets[name]
+        others = {_data_set(flags)} - {_data_set(given)}
+        differing = [flag for flag in flags if flag not in given | {_data_set(flags)}]
+        flags = [f"--flagfile={name}", *others, *differing]
     kept = [flag for flag in flags if flag.split("=")[0].removeprefix("--") not in _ASIDE]
     return " ".join(kept) or "the defaults"
+
+
+def _data_set(flags):
+    default = f"--dataset={Config.dataset}"  # which leaves no flag behind
+    return next((flag for flag in flags if flag.startswith("--dataset=")), default)
+
+
+def _but_data_set(flags):
+    return flags - {_data_set(flags)}
 
 
 def _place(environment):
@@ -99,7 +105,9 @@ def _row(experiment, runs):
         for split in ("validation", "test")
     ]
     seconds = statistics.mean(run["seconds"] for run in runs)
-    cells = [f"`{experiment}`", len(runs), *scores, runs[0]["epochs"], f"{seconds:.0f} s"]
+    fewest, most = (choose(run["epochs"] for run in runs) for choose in (min, max))
+    epochs = fewest if fewest == most else f"{fewest}–{most}"
+    cells = [f"`{experiment}`", len(runs), *scores, epochs, f"{seconds:.0f} s"]
     return f"| {' | '.join(map(str, cells))} |"
 
 

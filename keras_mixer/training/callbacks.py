@@ -137,10 +137,11 @@ class Epochs(keras.callbacks.Callback):
     def _row(self, epoch, logs):
         first_step = epoch * self.run.steps_per_epoch
         images = (self.progress.step - first_step) * self.run.config.batch_size
+        last_step = max(int(self.model.optimizer.iterations) - 1, 0)
         return {
             "epoch": epoch + 1,
             "step": self.progress.step,
-            "lr": float(self.schedule(self.model.optimizer.iterations - 1)),  # of the last step
+            "lr": float(self.schedule(last_step)),
             "loss": float(logs["loss"]),
             "accuracy": float(logs["accuracy"]),
             "val_loss": None,

@@ -124,8 +124,19 @@ def _initial_model(run, resumed):
         fresh_head = start.description.class_names != run.source.class_names
         assign_weights(model, start.arrays, config.checkpoint, fresh_head)
         if fresh_head:
-            console.say(f"the head starts anew: {config.checkpoint} was trained on other classes")
+            console.say(f"the head starts anew: {_why_fresh(config, start.description)}")
+        if start.description.eval_crop != config.eval_crop:
+            console.say(
+                f"{config.checkpoint} was made with --eval_crop={start.description.eval_crop}, "
+                f"this run has {config.eval_crop}"
+            )
     return accumulating(model, config.accumulation) if config.accumulation > 1 else model
+
+
+def _why_fresh(config, description):
+    if description.class_names is None:
+        return f"the classes of {config.checkpoint} are not known"
+    return f"{config.checkpoint} was trained on other classes"
 
 
 def _description(run):
@@ -247,13 +258,24 @@ def _drive(model, run, progress, callbacks, stop):
             shuffle=False,
             verbose=0,
         )
-        taken = int(model.optimizer.iterations.numpy())
-        # Scaling the loss of float16 leaves out the steps whose gradients overflow.
-        if taken != progress.step and run.config.precision != "float16":
-            raise RunError(
-                f"the optimizer took {taken} steps, but {progress.step} batches were fed: "
-                f"please report this"
-            )
+        _check_steps(run, progress, int(model.optimizer.iterations.numpy()))
+
+
+def _check_steps(run, progress, taken):
+    """Holds the optimizer's count of steps against that of the batches it was given."""
+    left_out = progress.step - taken
+    if run.config.precision == "float16" and 0 < left_out <= progress.step // 2:
+        console.say(f"{left_out} of {progress.step} steps overflowed in float16 and were left out")
+    elif run.config.precision == "float16" and left_out > 0:
+        raise RunError(
+            f"{left_out} of {progress.step} steps overflowed in float16: lower --lr, or train with "
+            f"--precision=bfloat16"
+        )
+    elif left_out:
+        raise RunError(
+            f"the optimizer took {taken} steps, but {progress.step} batches were fed: "
+            f"please report this"
+        )
 
 
 def _batches(run, class_weights, first_step=0):

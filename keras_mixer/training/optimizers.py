@@ -48,6 +48,8 @@ def build_optimizer(
         A built `keras.optimizers.Optimizer`.
     """
     arguments = {"momentum": momentum} if name == "sgd" else {}
+    if name == "muon":  # it hands whatever is no matrix, such as the stem, to an Adam of its own
+        arguments["adam_weight_decay"] = decay
     optimizer = OPTIMIZERS[name](
         learning_rate,
         weight_decay=decay,
