@@ -222,8 +222,9 @@ class Config:
     )
     checkpoint: str | None = option(
         None,
-        "Weights to start from: a run directory or an official .npz. Its architecture is "
-        "taken over; a head for other classes starts anew.",
+        "Weights to start from: a run directory, an official .npz, timm's .safetensors or .pth, "
+        "our .keras or .weights.h5. Its architecture is taken over; a head for other classes "
+        "starts anew.",
     )
 
     # Optimization

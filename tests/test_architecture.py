@@ -25,7 +25,7 @@ FLOORS = {
     "data": {"errors", "console", "files"},
     "config": {"errors", "commandline", "data.datasets", "model.variants"},
     "resolve": {"errors", "commandline", "config", "data.datasets", "model.variants"},
-    "weights": {"errors", "files", "model"},
+    "weights": {"errors", "files", "console", "model"},
     "training": {
         *{"errors", "files", "console", "commandline", "config", "resolve"},
         *{"model", "data", "weights"},

@@ -31,7 +31,7 @@ from keras_mixer.training.optimizers import build_optimizer
 from keras_mixer.training.schedules import WarmupDecay
 from keras_mixer.training.signals import Interrupted, StopRequest
 from keras_mixer.weights import native
-from keras_mixer.weights.load import assign_weights, read_checkpoint
+from keras_mixer.weights.load import assign_weights, read_checkpoint, summary
 
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 EVALUATION_BATCH = 256
@@ -119,6 +119,8 @@ def _initial_model(run, resumed):
     if config.checkpoint and not resumed:
         start = read_checkpoint(config.checkpoint, config.image_shape)
         fresh_head = start.description.class_names != run.source.class_names
+        if start.source:
+            console.say(f"{config.checkpoint}: {summary(start)}")
         assign_weights(model, start.arrays, config.checkpoint, fresh_head)
         if fresh_head:
             console.say(f"the head starts anew: {config.checkpoint} was trained on other classes")
