@@ -6,6 +6,7 @@ and convolution kernels have Keras's own layout, so nothing is transposed.
 """
 
 import io
+import tokenize
 
 import numpy as np
 
@@ -96,7 +97,10 @@ def _header(archive, info):
         version = np.lib.format.read_magic(file)
         if version not in _HEADERS:
             raise ValueError(f"{info.filename} is of version {version} of the .npy format")
-        shape, fortran_order, dtype = _HEADERS[version](file)
+        try:
+            shape, fortran_order, dtype = _HEADERS[version](file)
+        except (ValueError, SyntaxError, tokenize.TokenError) as error:
+            raise ValueError(f"{info.filename} has no readable header") from error
         size = info.file_size - file.tell()
     if dtype.hasobject:
         raise ValueError(f"{info.filename} holds Python objects, which are never unpickled")
