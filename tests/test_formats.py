@@ -4,6 +4,7 @@ The files in golden/ were written, and their logits computed, by the real Flax a
 """
 
 import functools
+import json
 import re
 import shutil
 import subprocess
@@ -94,6 +95,34 @@ def test_logits_survive_keras_own_files(tmp_path, name, save):
     model = load_mixer(GOLDEN / name, (24, 16) if name.startswith("official") else None)
     (model.save if save.endswith(".keras") else model.save_weights)(tmp_path / save)
     assert difference(tmp_path / save, name.partition("_")[0]) < 1e-5
+
+
+@pytest.mark.parametrize("mean, std", [
+    ([0.0, 0.0, 0.0], [1.0, 1.0, 1.0]), ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+])  # fmt: skip
+def test_stem_takes_over_the_scale_of_a_config_beside(tmp_path, mean, std):
+    """The weights called miil see images in [0, 1]; the logits stay those of the source."""
+    shutil.copy(GOLDEN / "timm_mixer.safetensors", tmp_path)
+    config = {"pretrained_cfg": {"mean": mean, "std": std, "crop_pct": 0.9}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    expected = np.load(GOLDEN / "timm_mixer_expected.npz")
+    model = load_mixer(tmp_path / "timm_mixer.safetensors")
+    pixels = np.array(std) * expected["images"] + mean  # what timm scales to these images
+    logits = keras.ops.convert_to_numpy(model((2 * pixels - 1).astype("float32")))
+    np.testing.assert_allclose(logits, expected["logits"], rtol=0, atol=1e-5)
+    description = read_checkpoint(tmp_path / "timm_mixer.safetensors").description
+    assert description.eval_crop == 0.9
+
+
+@pytest.mark.parametrize("text", [
+    "[]", "<html>", '{"pretrained_cfg": 1}', '{"pretrained_cfg": {"mean": [1]}}',
+    '{"pretrained_cfg": {"std": [0, 0, 0]}}', '{"pretrained_cfg": {"crop_pct": NaN}}',
+])  # fmt: skip
+def test_unusable_configs_beside_are_refused(tmp_path, text):
+    shutil.copy(GOLDEN / "timm_mixer.safetensors", tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InputError, match=r"config\.json: not a config of timm .*; move it away"):
+        read_checkpoint(tmp_path / "timm_mixer.safetensors")
 
 
 # === Exact bits ===

@@ -316,6 +316,9 @@ npz_with(
 )  # fmt: skip
 
 
+npz_with("long_name.npz", "not an official Mixer", ("x" * 60_000, npy_header((1,)) + bytes(4)))
+
+
 @hostile("duplicates.npz", "members of the same name")
 def write_same_names(path, material):
     content = npy_header((1,)) + bytes(4)
@@ -374,7 +377,10 @@ safetensors_with(
 )  # fmt: skip
 
 
-@hostile("length.safetensors", UNREADABLE)
+safetensors_with("header_5MB.safetensors", "a header of 5,000,000 bytes", b" " * 5_000_000)
+
+
+@hostile("length.safetensors", "a header of 9,223,372,036,854,775,808 bytes")
 def write_header_length(path, material):
     path.write_bytes(struct.pack("<Q", 1 << 63) + b"{}")
 

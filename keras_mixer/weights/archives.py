@@ -45,7 +45,7 @@ def open_archive(path, noun):
         *(OSError, ValueError, EOFError, RuntimeError, NotImplementedError),
         *(zipfile.BadZipFile, zlib.error, struct.error),
     ) as error:
-        raise InputError(f"{path}: not {noun}, or a damaged one ({error})") from error
+        raise InputError(f"{path}: not {noun}, or a damaged one ({error!s:.300})") from error
 
 
 def _check_end(file):
@@ -93,13 +93,13 @@ def _checked(infos, count, size):
             zipfile.ZIP_STORED,
             zipfile.ZIP_DEFLATED,
         ):
-            raise ValueError(f"{info.filename} is encrypted or compressed in an unusual way")
+            raise ValueError(f"{info.filename:.100} is encrypted or compressed in an unusual way")
         if info.header_offset < end:
-            raise ValueError(f"{info.filename} overlaps another member")
+            raise ValueError(f"{info.filename:.100} overlaps another member")
         end = info.header_offset + 30 + info.compress_size
         stored = info.compress_type == zipfile.ZIP_STORED
         if end > size or (stored and info.file_size != info.compress_size):
-            raise ValueError(f"{info.filename} is larger than the file it is in")
+            raise ValueError(f"{info.filename:.100} is larger than the file it is in")
     if sum(info.file_size for info in infos) > _SLACK + _EXPANSION * size:
         raise ValueError(f"it would grow to more than {_EXPANSION} times its size")
     return members

@@ -81,7 +81,7 @@ def read_archive(path, image_shape=None):
         if members.keys() != _MEMBERS:
             raise InputError(
                 f"{path}: not {LAYOUT.source}: expected {', '.join(sorted(_MEMBERS))} in it, "
-                f"received {', '.join(map(repr, sorted(members)[:5]))}"
+                f"received {', '.join(map(repr, sorted(members)[:5])):.300}"
             )
         if members[_CONFIG].file_size > _LARGEST_CONFIG:
             raise InputError(f"{path}: its config.json is larger than any Mixer's")
@@ -98,12 +98,12 @@ def _architecture(path, config):
             architecture = _from_layers({layer["name"]: layer["config"] for layer in layers})
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise InputError(
-            f"{path}: not {LAYOUT.source} ({type(error).__name__}: {error})"
+            f"{path}: not {LAYOUT.source} ({type(error).__name__}: {error!s:.200})"
         ) from error
     if faults:
         raise InputError(
             f"{path}: not written from a model of build_mixer, and nothing else is ever "
-            f"deserialised: {faults[0]}; load it where it comes from, and save its weights"
+            f"deserialised: {faults[0]:.300}; load it where it comes from, and save its weights"
         )
     check_architecture(path, architecture)
     return architecture
@@ -194,7 +194,7 @@ def _read(path, content, architecture, image_shape=None):
     except InputError:
         raise
     except _DAMAGE as error:
-        raise InputError(f"{path}: not a readable HDF5 file of weights ({error})") from error
+        raise InputError(f"{path}: not a readable HDF5 file of weights ({error!s:.300})") from error
 
 
 def _datasets(file):

@@ -103,10 +103,10 @@ def check_architecture(path, values):
     }
     if type(values) is not dict or values.keys() != rules.keys():
         given = ", ".join(map(str, values)) if type(values) is dict else type(values).__name__
-        raise InputError(f"{path}: an architecture has {', '.join(rules)}; received: {given}")
+        raise InputError(f"{path}: an architecture has {', '.join(rules)}; received: {given:.200}")
     for name, holds in rules.items():
         if not holds(values[name]):
-            raise InputError(f"{path}: no Mixer has {name}={values[name]!r}")
+            raise InputError(f"{path}: no Mixer has {name}={values[name]!r:.60}")
     for image, patch in zip(values["image_shape"], values["patch_shape"], strict=True):
         if image % patch:
             raise InputError(f"{path}: patches of {patch} pixels do not divide {image} pixels")
@@ -159,7 +159,7 @@ def infer_architecture(path, layout, tensors, image_shape, activation):
 def _shape(path, layout, tensors, name, rank):
     theirs = layout.rename(name)
     if theirs not in tensors:
-        some = ", ".join(list(tensors)[:3]) or "nothing"
+        some = ", ".join(f"{name:.60}" for name in list(tensors)[:3]) or "nothing"
         raise InputError(
             f"{path}: not {layout.source}: - {theirs}; it holds {some}"
             f"{f' and {len(tensors) - 3} more' if len(tensors) > 3 else ''}"
@@ -167,7 +167,7 @@ def _shape(path, layout, tensors, name, rank):
     shape = tensors[theirs].shape
     if len(shape) != rank or min(shape) < 1:
         raise InputError(
-            f"{path}: not {layout.source}: ! {theirs} {shape}, expected {rank} positive sizes"
+            f"{path}: not {layout.source}: ! {theirs} {shape!s:.60}, expected {rank} positive sizes"
         )
     return tuple(shape[axis] for axis in np.argsort(layout.axes(name, rank)))
 
@@ -209,9 +209,9 @@ def check_fit(path, found, wanted):
         InputError: Lists what is missing (-), extra (+) and of another shape (!).
     """
     faults = [f"- {name}" for name in wanted if name not in found]
-    faults += [f"+ {name}" for name in found if name not in wanted]
+    faults += [f"+ {name:.100}" for name in found if name not in wanted]
     faults += [
-        f"! {name} {tuple(found[name])}, expected {shape}"
+        f"! {name} {tuple(found[name])!s:.60}, expected {shape}"
         for name, shape in wanted.items()
         if name in found and tuple(found[name]) != shape
     ]
@@ -246,7 +246,7 @@ def restore(path, layout, architecture, tensors, read):
     for name, tensor in tensors.items():
         if tensor.type not in FLOATS:
             raise InputError(
-                f"{path}: {name} is {tensor.type}, expected one of {', '.join(FLOATS)}"
+                f"{path}: {name} is {tensor.type:.20}, expected one of {', '.join(FLOATS)}"
             )
     arrays = {}
     for name, shape in shapes.items():

@@ -2,11 +2,14 @@
 
 Source of names and shapes: huggingface/pytorch-image-models, `timm/models/mlp_mixer.py`. Its linear
 and convolution weights have the output first. Its GELU is the exact one; its images are scaled to
-[-1, 1] (mean and std 0.5), but for the weights called miil, whose images are in [0, 1].
+[-1, 1] (mean and std 0.5), unless the config.json beside a file, as the Hugging Face hub keeps it,
+says otherwise: then the stem takes the difference, so that every Mixer here sees images in [-1, 1].
 """
 
 import contextlib
 import json
+
+import numpy as np
 
 from keras_mixer.errors import InputError
 from keras_mixer.files import pack, write_atomically
@@ -17,6 +20,8 @@ from keras_mixer.weights.layouts import Layout, Tensor, infer_architecture, rena
 _CROP = 0.875  # crop_pct of timm's Mixers
 _NOTE = "keras_mixer"  # in the metadata of files that `write` made: their description
 _OLDEST_TORCH = (2, 10)  # weights_only before it: CVE-2025-32434, CVE-2026-24747
+_WRAPPERS = ("state_dict", "model")
+_LARGEST_JSON = 4 << 20  # bytes; the header of H/14 has 40 kB
 _TYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 
 
@@ -66,8 +71,8 @@ def read_safetensors(path, image_shape=None):
     from safetensors import SafetensorError, safe_open
 
     try:
+        _check_header(path)
         with safe_open(path, framework="numpy") as file:
-            _refuse_duplicates(path)
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             tensors = {
                 name: Tensor(tuple(s.get_shape()), _TYPES.get(s.get_dtype(), s.get_dtype()))
@@ -75,22 +80,29 @@ def read_safetensors(path, image_shape=None):
             }
             description = _described(path, file.metadata(), tensors, image_shape)
             arrays = restore(path, LAYOUT, description.architecture, tensors, file.get_tensor)
-    except (OSError, SafetensorError) as error:
+            ours = _NOTE in (file.metadata() or {})
+    except InputError:
+        raise
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise InputError(f"{path}: not a readable .safetensors checkpoint ({error})") from error
-    return description, arrays, LAYOUT.source
+    return (
+        (description, arrays, LAYOUT.source) if ours else _as_configured(path, description, arrays)
+    )
 
 
-def _refuse_duplicates(path):
-    """The library, which checks everything else, keeps the last of several of the same name."""
+def _check_header(path):
+    """Checks what the library does not: headers up to 100 MB pass it, and so do twins."""
 
     def unique(pairs):
         if len(dict(pairs)) != len(pairs):
-            raise InputError(f"{path}: not a readable .safetensors checkpoint (a name comes twice)")
+            raise ValueError("a name comes twice")
         return dict(pairs)
 
     with open(path, "rb") as file:
-        header = file.read(int.from_bytes(file.read(8), "little"))
-    json.loads(header, object_pairs_hook=unique)
+        length = int.from_bytes(file.read(8), "little")
+        if length > _LARGEST_JSON:
+            raise ValueError(f"a header of {length:,} bytes, more than any Mixer has")
+        json.loads(file.read(length), object_pairs_hook=unique)
 
 
 def _described(path, metadata, tensors, image_shape):
@@ -123,6 +135,43 @@ def write(path, description, arrays):
             )
     note = json.dumps(native.as_json(description))
     write_atomically(path, pack(store(LAYOUT, arrays), {_NOTE: note}))
+
+
+# === The config.json beside ===
+
+
+def _as_configured(path, description, arrays):
+    """Returns (description, arrays, source) as the config.json beside a file changes them."""
+    config = path.with_name("config.json")
+    if not config.is_file():
+        return description, arrays, LAYOUT.source
+    try:
+        if config.stat().st_size > _LARGEST_JSON:
+            raise ValueError("it is too large")
+        values = json.loads(config.read_text()).get("pretrained_cfg", {})
+        crop = float(values.get("crop_pct", _CROP))
+        channels = description.architecture["channels"]
+        mean, std = (
+            np.array(values.get(name, [0.5] * channels), np.float64) for name in ("mean", "std")
+        )
+        if not (mean.shape == std.shape == (channels,) and (std > 0).all() and 0 <= crop <= 1):
+            raise ValueError(f"mean={mean}, std={std}, crop_pct={crop}")
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{config}: not a config of timm ({error}); move it away") from error
+    source = f"{LAYOUT.source} as its config.json has it"
+    return description._replace(eval_crop=crop), _from_model_range(arrays, mean, std), source
+
+
+def _from_model_range(arrays, mean, std):
+    """Lets the stem do what is left of `(image / 255 - mean) / std` on images in [-1, 1]."""
+    if (mean == 0.5).all() and (std == 0.5).all():
+        return arrays
+    kernel = arrays["stem/kernel"].astype(np.float64)
+    shift = (kernel * ((0.5 - mean) / std)[:, None]).sum((0, 1, 2))
+    return arrays | {
+        "stem/kernel": (kernel * (0.5 / std)[:, None]).astype(np.float32),
+        "stem/bias": (arrays["stem/bias"] + shift).astype(np.float32),
+    }
 
 
 # === .pth ===
@@ -158,7 +207,7 @@ def read_torch(path, image_shape=None):
         arrays = restore(
             path, LAYOUT, architecture, tensors, lambda name: state[name].detach().float().numpy()
         )
-    return native.Description(architecture, None, _CROP), arrays, LAYOUT.source
+    return _as_configured(path, native.Description(architecture, None, _CROP), arrays)
 
 
 def _torch(path):
@@ -191,19 +240,17 @@ def _torch_errors(path):
     except InputError:
         raise
     except Exception as error:  # torch does not say what its unpickler raises on damaged files
-        first = str(error).strip().splitlines()[:1]
+        first = "".join(str(error).strip().splitlines()[:1])
         raise InputError(
             f"{path}: holds more than weights, or is damaged, and was not loaded; where you trust "
-            f"it, save its state_dict as .safetensors ({type(error).__name__}: {''.join(first)})"
+            f"it, save its state_dict as .safetensors ({type(error).__name__}: {first:.200})"
         ) from error
 
 
 def _state(path, content):
     """The state dict, which training scripts wrap in a dict under one of two names."""
     if isinstance(content, dict):
-        inner = [
-            content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)
-        ]
+        inner = [v for k, v in content.items() if k in _WRAPPERS and isinstance(v, dict)]
         content = inner[0] if len(inner) == 1 else content
     names = isinstance(content, dict) and all(isinstance(name, str) for name in content)
     if not names or not all(hasattr(value, "untyped_storage") for value in content.values()):
