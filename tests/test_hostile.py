@@ -319,6 +319,12 @@ npz_with(
 npz_with("long_name.npz", "not an official Mixer", ("x" * 60_000, npy_header((1,)) + bytes(4)))
 
 
+npz_with(
+    "lzma.npz", "compressed in an unusual way",
+    ("stem/kernel", npy_header((1,)) + bytes(4)), method=zipfile.ZIP_LZMA,
+)  # fmt: skip
+
+
 @hostile("duplicates.npz", "members of the same name")
 def write_same_names(path, material):
     content = npy_header((1,)) + bytes(4)
@@ -457,7 +463,10 @@ patched_zip("comment.npz", "does not end as a zip file does", lambda content: co
 patched_zip("cut.npz", "cut off", lambda content: content[:-1000])
 
 READER = """
-import json, pathlib, sys, time
+import contextlib, json, pathlib, sys, time
+with contextlib.suppress(ImportError):  # a reader that fails must not take the machine with it
+    import resource
+    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
 from keras_mixer import InputError
 from keras_mixer.weights.load import read_checkpoint
 answers = {}

@@ -89,11 +89,8 @@ def _checked(infos, count, size):
         raise ValueError("it holds members of the same name, or fewer than it says")
     end = 0
     for info in sorted(infos, key=lambda info: info.header_offset):
-        if info.flag_bits & 1 or info.compress_type not in (
-            zipfile.ZIP_STORED,
-            zipfile.ZIP_DEFLATED,
-        ):
-            raise ValueError(f"{info.filename:.100} is encrypted or compressed in an unusual way")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"{info.filename:.100} is compressed in an unusual way")
         if info.header_offset < end:
             raise ValueError(f"{info.filename:.100} overlaps another member")
         end = info.header_offset + 30 + info.compress_size
