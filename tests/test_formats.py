@@ -480,6 +480,16 @@ def test_converting_imports_neither_keras_nor_torch(tmp_path):
     assert done.stdout.splitlines()[-1] == "0 set()"
 
 
+def test_converted_weights_are_exported_with_numbers_for_names(tmp_path):
+    import tensorflow as tf
+
+    convert_checkpoint(GOLDEN / "timm_mixer.safetensors", tmp_path / "own")
+    assert main(["export", str(tmp_path / "own"), f"--export_dir={tmp_path}", "--name=x"]) == 0
+    serve = tf.saved_model.load(str(tmp_path / "x" / "1")).signatures["serving_default"]
+    names = serve(images=tf.zeros((1, 9, 9, 3), tf.uint8))["class_names"].numpy()
+    assert names.tolist() == [[b"0", b"1", b"2", b"3", b"4"]]
+
+
 # === The other way: timm reads what we write ===
 
 
