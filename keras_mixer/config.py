@@ -217,9 +217,9 @@ class Config:
     )
     checkpoint: str | None = option(
         None,
-        "Weights to start from: a run directory or an official .npz. Its architecture is "
-        "taken over, its weights are adapted to image_shape and patch_shape where these are "
-        "given; a head for other classes starts anew.",
+        "Weights to start from: a run directory, official .npz, timm's .safetensors or .pth, our "
+        ".keras or .weights.h5. Its architecture is taken over, its weights are adapted to "
+        "image_shape and patch_shape where given; a head for other classes starts anew.",
     )
     resize_tokens: str = option(
         "auto",

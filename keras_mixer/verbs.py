@@ -184,6 +184,34 @@ def export(options, arguments):
     print(export_model(folder, options.export_dir, options.name))
 
 
+# === convert ===
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertOptions:
+    """Flags of `convert`."""
+
+    image_shape: tuple[int, int] | None = option(
+        None,
+        "height,width of the images, in pixels; only where SOURCE cannot tell it, which is when the"
+        " number of its patches is no square.",
+        low=1,
+        high=65536,
+    )
+
+
+def convert(options, arguments):
+    """Rewrites a checkpoint: official .npz, timm's .safetensors, or, without suffix, our folder."""
+    from keras_mixer.weights.convert import convert_checkpoint
+    from keras_mixer.weights.load import summary
+
+    if len(arguments) != 2:
+        raise InputError(f"expected SOURCE and TARGET, received {len(arguments)} arguments")
+    written = convert_checkpoint(*arguments, options.image_shape)
+    say(f"{arguments[1]}: {summary(written)}")
+    print(printable(arguments[1]))
+
+
 # === report ===
 
 
@@ -264,6 +292,7 @@ VERBS = {
     "evaluate": Verb(evaluate, EvaluateOptions, "RUN"),
     "predict": Verb(predict, PredictOptions, "RUN IMAGE..."),
     "export": Verb(export, ExportOptions, "RUN"),
+    "convert": Verb(convert, ConvertOptions, "SOURCE TARGET"),
     "preview": Verb(preview, PreviewOptions, None),
     "report": Verb(report, ReportOptions, "RUN..."),
 }

@@ -75,8 +75,8 @@ def test_official_checkpoint_gives_the_official_logits(ask, backend):
 
 
 def test_run_trained_on_tensorflow_is_loaded(ask, backend, trained, tmp_path):
-    description, arrays = read_checkpoint(trained.directory)
-    architecture = description.architecture
+    checkpoint = read_checkpoint(trained.directory)
+    architecture, arrays = checkpoint.description.architecture, checkpoint.arrays
     shape = (5, *architecture["image_shape"], architecture["channels"])
     images = np.random.default_rng(0).uniform(-1, 1, shape).astype("float32")
     np.savez(tmp_path / "images.npz", images=images)

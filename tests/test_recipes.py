@@ -112,7 +112,7 @@ def test_sigmoid_runs_start_at_the_share_of_a_class_and_are_scored_as_trained(tr
     from keras_mixer.weights.load import read_checkpoint
 
     run = train(loss="sigmoid", num_steps=1, lr=1e-9, decay=0.0, ema=0.0)
-    description, arrays = read_checkpoint(run.directory)
+    description, arrays, _ = read_checkpoint(run.directory)
     np.testing.assert_allclose(arrays["head/bias"], -math.log(10), rtol=1e-6)
     assert description.probabilities == "sigmoid"
     # Ten classes at p = 1/11 (the sigmoid of -log 10), one of them the label.

@@ -107,8 +107,8 @@ def test_official_architecture_is_inferred():
 
 
 def test_official_names_become_ours_one_to_one():
-    architecture, arrays = official.read(GOLDEN / "official_mixer.npz", (24, 16))
-    ours = {v.path: tuple(v.shape) for v in build_mixer(**architecture).weights}
+    description, arrays, _ = official.read(GOLDEN / "official_mixer.npz", (24, 16))
+    ours = {v.path: tuple(v.shape) for v in build_mixer(**description.architecture).weights}
     assert {name: array.shape for name, array in arrays.items()} == ours
 
 
@@ -121,7 +121,7 @@ def _without(name):
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda p: p.write_text("<html>"), "not a readable .npz"),
+        (lambda p: p.write_text("text"), "not a readable .npz"),
         (lambda p: p.write_bytes((GOLDEN / "official_mixer.npz").read_bytes()[:9000]), "readable"),
         (lambda p: np.savez(p, x=np.array([{}], dtype=object)), "not a readable .npz"),
         (lambda p: np.savez(p, x=np.zeros(3)), "not an official Mixer"),
@@ -141,7 +141,7 @@ def test_bad_npz_files_are_refused(tmp_path, write, message):
         ("nowhere", "no such checkpoint"),
         ("https://example.org/x.npz", "only local files"),
         ("gs://bucket/x.npz", "only local files"),
-        (str(GOLDEN), "not a checkpoint; expected a run directory or an official .npz"),
+        (str(GOLDEN), "not a checkpoint; expected a run directory, an official .npz, timm"),
     ],
 )
 def test_what_is_no_checkpoint_is_refused(path, message):

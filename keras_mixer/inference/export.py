@@ -24,6 +24,7 @@ from keras_mixer.data.decode import decode_image
 from keras_mixer.data.images import resize_images, to_model_range
 from keras_mixer.errors import InputError, RunError
 from keras_mixer.files import flush_folder, flush_tree
+from keras_mixer.inference.predict import names_of
 from keras_mixer.training.losses import PROBABILITIES
 from keras_mixer.weights import native
 from keras_mixer.weights.load import load_mixer
@@ -75,7 +76,7 @@ def _archive(model, description):
 
     def respond(images):
         logits = model(to_model_range(images), training=False)
-        names = tf.broadcast_to(tf.constant(description.class_names), tf.shape(logits))
+        names = tf.broadcast_to(tf.constant(names_of(description)), tf.shape(logits))
         return {
             "logits": logits,
             "probabilities": PROBABILITIES[description.probabilities](logits),

@@ -31,7 +31,7 @@ from keras_mixer.training.optimizers import build_optimizer
 from keras_mixer.training.schedules import WarmupDecay
 from keras_mixer.training.signals import Interrupted, StopRequest
 from keras_mixer.weights import native
-from keras_mixer.weights.load import adapt_checkpoint, assign_weights, read_checkpoint
+from keras_mixer.weights.load import adapt_checkpoint, assign_weights, introduced, read_checkpoint
 
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 EVALUATION_BATCH = 256
@@ -117,10 +117,10 @@ def _initial_model(run, resumed):
         dtype=POLICIES[config.precision],
     )
     if config.checkpoint and not resumed:
-        start = adapt_checkpoint(
-            read_checkpoint(config.checkpoint, config.image_shape),
-            *(config.image_shape, config.patch_shape, config.resize_tokens),
-        )
+        start = read_checkpoint(config.checkpoint, config.image_shape)
+        start = introduced(start, config.checkpoint)
+        shapes = config.image_shape, config.patch_shape
+        start = adapt_checkpoint(start, *shapes, config.resize_tokens)
         fresh_head = start.description.class_names != run.source.class_names
         assign_weights(model, start.arrays, config.checkpoint, fresh_head)
         if fresh_head:

@@ -8,10 +8,35 @@ import numpy as np
 
 from keras_mixer import console
 from keras_mixer.errors import InputError, path_errors
-from keras_mixer.weights import native, official
+from keras_mixer.model.variants import VARIANTS
+from keras_mixer.weights import keras_files, native, official, timm
+from keras_mixer.weights.layouts import check_fit, expected_shapes
 from keras_mixer.weights.resize import resize_checkpoint
 
 HEAD = ("head/kernel", "head/bias")
+
+# By the end of a file's name: from (path, image_shape) to (description, arrays, source).
+READERS = {
+    ".npz": official.read,
+    ".safetensors": timm.read_safetensors,
+    ".pth": timm.read_torch,
+    ".pt": timm.read_torch,
+    ".bin": timm.read_torch,
+    ".keras": keras_files.read_archive,
+    ".weights.h5": keras_files.read_weights,
+}
+KNOWN = "a run directory, an official .npz, timm's .safetensors or .pth, our .keras or .weights.h5"
+
+# What is saved in place of weights when a download goes wrong, by how it begins.
+_DISGUISES = (
+    (rb"\s*<(!doctype|html|\?xml)", "a web page", "download the file itself"),
+    (
+        rb"version https://git-lfs",
+        "the pointer that git keeps of a large file",
+        "run `git lfs pull`",
+    ),
+    (rb"$", "empty", "download it again"),
+)
 
 
 class Checkpoint(NamedTuple):
@@ -20,17 +45,20 @@ class Checkpoint(NamedTuple):
     Attributes:
         description: `native.Description`.
         arrays: dict from variable path to array.
+        source: What the file is; empty for our own format, whose description says all.
     """
 
     description: native.Description
     arrays: dict[str, np.ndarray]
+    source: str = ""
 
 
 def read_checkpoint(path, image_shape=None):
-    """Recognises a checkpoint and reads it, without TensorFlow.
+    """Recognises a checkpoint and reads it, without TensorFlow and without running anything in it.
 
     Args:
-        path: A run directory, its best/, or an official .npz file.
+        path: A run directory, its best/, an official .npz of either layout, timm's .safetensors or
+            .pth (which needs torch), or a .keras or .weights.h5 of a model of `build_mixer`.
         image_shape: (height, width) in pixels, where the file cannot tell it.
 
     Returns:
@@ -47,13 +75,27 @@ def read_checkpoint(path, image_shape=None):
 def _recognise(path, image_shape):
     for folder in (path / "best", path):
         if native.is_native(folder):
-            return Checkpoint(native.read_description(folder), native.read_weights(folder)[0])
-    if path.is_file() and path.suffix == ".npz":
-        architecture, arrays = official.read(path, image_shape)
-        return Checkpoint(native.Description(architecture, None), arrays)
+            return _read_native(folder)
     if not path.exists():
         raise InputError(f"{path}: no such checkpoint")
-    raise InputError(f"{path}: not a checkpoint; expected a run directory or an official .npz file")
+    read = next((read for end, read in READERS.items() if path.name.endswith(end)), None)
+    if not path.is_file() or read is None:
+        raise InputError(f"{path}: not a checkpoint; expected {KNOWN}{_hint(path)}")
+    _refuse_disguised(path)
+    return Checkpoint(*read(path, image_shape))
+
+
+def _read_native(folder):
+    description, (arrays, _) = native.read_description(folder), native.read_weights(folder)
+    shapes = {name: array.shape for name, array in arrays.items()}
+    check_fit(folder, shapes, expected_shapes(description.architecture))
+    return Checkpoint(description, arrays)
+
+
+def _hint(path):
+    if path.suffix in (".h5", ".hdf5"):
+        return "; whole models in HDF5 are programs: save it with model.save_weights"
+    return ""
 
 
 def _refuse_remote(path):
@@ -61,11 +103,20 @@ def _refuse_remote(path):
         raise InputError(f"{path}: only local files are read; download it first")
 
 
+def _refuse_disguised(path):
+    with open(path, "rb") as file:
+        head = file.read(512)
+    for beginning, what, mend in _DISGUISES:
+        if re.match(beginning, head, re.IGNORECASE):
+            raise InputError(f"{path}: not weights, but {what}; {mend}")
+
+
 def load_mixer(path, image_shape=None, patch_shape=None, resize_tokens="auto", **overrides):
     """Loads a Mixer with its weights, adapted to other images or patches if asked for.
 
     Args:
-        path: A run directory, its best/, or an official .npz file.
+        path: A run directory, its best/, an official .npz of either layout, timm's .safetensors or
+            .pth (which needs torch), or a .keras or .weights.h5 of a model of `build_mixer`.
         image_shape: (height, width) of the images to come, in pixels. Where it is another than the
             checkpoint's, the weights are adapted, and what was done is printed. Needed where the
             file cannot tell its own, which is when the number of its patches is no square.
@@ -84,7 +135,7 @@ def load_mixer(path, image_shape=None, patch_shape=None, resize_tokens="auto", *
         InputError: If the checkpoint cannot be read, does not fit the model it describes, or
             cannot be adapted as asked for.
     """
-    checkpoint = read_checkpoint(path, image_shape)
+    checkpoint = introduced(read_checkpoint(path, image_shape), path)
     adapted = adapt_checkpoint(checkpoint, image_shape, patch_shape, resize_tokens)
     return model_of(adapted, path, **overrides)
 
@@ -125,9 +176,46 @@ def model_of(checkpoint, path, **overrides):
     """
     from keras_mixer.model.mixer import build_mixer
 
-    model = build_mixer(**checkpoint.description.architecture, **overrides)
+    model = build_mixer(**introduced(checkpoint, path).description.architecture, **overrides)
     assign_weights(model, checkpoint.arrays, path)
     return model
+
+
+def introduced(checkpoint, path):
+    """Says what a file of others was taken to be, once; returns the checkpoint.
+
+    Args:
+        checkpoint: `Checkpoint`.
+        path: Where it comes from.
+    """
+    if checkpoint.source:
+        console.say(f"{path}: {summary(checkpoint)}")
+    return checkpoint._replace(source="")
+
+
+def summary(checkpoint):
+    """Returns one line on what a checkpoint is, and how its source computes and sees images.
+
+    Args:
+        checkpoint: `Checkpoint`.
+    """
+    description, _, source = checkpoint
+    a = description.architecture
+    sizes = (a["depth"], a["dim"], a["tokens_mlp_dim"], a["channels_mlp_dim"], a["patch_shape"])
+    known = (
+        name
+        for name, row in VARIANTS.items()
+        if sizes == (*row[:2], row.tokens_mlp_dim, row.channels_mlp_dim, (row.patch, row.patch))
+    )
+    (height, width), (rows, columns) = a["image_shape"], a["patch_shape"]
+    variant = next(
+        known, f"{a['depth']} layers of {a['dim']} channels, patches of {rows}×{columns}"
+    )
+    return (
+        f"{source or 'a Mixer'}: {variant}, images of {height}×{width} in [-1, 1] "
+        f"(eval_crop {description.eval_crop}), {a['num_classes']} classes, "
+        f"{a['activation']}, LayerNorm epsilon 1e-06"
+    )
 
 
 def model_weights(model):
@@ -153,14 +241,10 @@ def assign_weights(model, arrays, path, fresh_head=False):
     if fresh_head:
         wanted = {name: variable for name, variable in wanted.items() if name not in HEAD}
         arrays = {name: array for name, array in arrays.items() if name not in HEAD}
-    faults = [f"- {name}" for name in wanted if name not in arrays]
-    faults += [f"+ {name}" for name in arrays if name not in wanted]
-    faults += [
-        f"! {name} {arrays[name].shape}, expected {tuple(variable.shape)}"
-        for name, variable in wanted.items()
-        if name in arrays and arrays[name].shape != tuple(variable.shape)
-    ]
-    if faults:
-        raise InputError(f"{path} does not fit the model: {'; '.join(faults)}")
+    check_fit(
+        path,
+        {name: array.shape for name, array in arrays.items()},
+        {name: tuple(variable.shape) for name, variable in wanted.items()},
+    )
     for name, variable in wanted.items():
         variable.assign(arrays[name])

@@ -13,6 +13,7 @@ import numpy as np
 
 from keras_mixer.errors import InputError
 from keras_mixer.files import pack, write_atomically
+from keras_mixer.weights.layouts import check_architecture
 
 DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
 FORMAT = 1
@@ -42,12 +43,17 @@ def write_description(folder, description):
         description: `Description`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    description = {
+    content = json.dumps(as_json(description), indent=2)
+    write_atomically(folder / DESCRIPTION, content.encode() + b"\n")
+
+
+def as_json(description):
+    """Returns a `Description` as a dict of JSON values; see `as_description`."""
+    return {
         "format": FORMAT,
         **description._asdict(),
         "images": "float, [-1, 1], resized bilinear and antialiased to image_shape",
     }
-    write_atomically(folder / DESCRIPTION, json.dumps(description, indent=2).encode() + b"\n")
 
 
 def write_weights(folder, arrays, **facts):
@@ -76,14 +82,35 @@ def read_description(folder):
     """
     path = folder / DESCRIPTION
     try:
-        values = json.loads(path.read_text())
-        if values["format"] != FORMAT:
-            raise InputError(f"{path}: format {values['format']}, expected {FORMAT}")
-        values["architecture"] = as_architecture(values["architecture"])
-        values["class_names"] = tuple(values["class_names"])
-        return Description(**{k: values[k] for k in Description._fields if k in values})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return as_description(path, json.loads(path.read_text()))
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: not a readable model description ({error})") from error
+
+
+def as_description(path, values):
+    """Returns the `Description` that `as_json` wrote, checked.
+
+    Args:
+        path: Where it comes from, for the message.
+        values: What became of it after JSON.
+
+    Raises:
+        InputError: If it is of another format, or describes no Mixer.
+        KeyError, TypeError, AttributeError, ValueError: If something is missing or of another type.
+    """
+    if values["format"] != FORMAT:
+        raise InputError(f"{path}: format {values['format']}, expected {FORMAT}")
+    architecture = as_architecture(values["architecture"])
+    check_architecture(path, architecture)
+    names, crop = values["class_names"], values.get("eval_crop", 0.0)
+    probabilities = values.get("probabilities", "softmax")
+    if names is not None and [type(n) for n in names] != [str] * architecture["num_classes"]:
+        raise ValueError(f"class_names: expected {architecture['num_classes']} names")
+    if not 0 <= crop <= 1 or probabilities not in ("softmax", "sigmoid"):
+        raise ValueError(f"eval_crop={crop!r}, probabilities={probabilities!r}")
+    return Description(architecture, names and tuple(names), crop, probabilities)
 
 
 def read_weights(folder):

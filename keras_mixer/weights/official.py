@@ -1,25 +1,54 @@
-"""Google's released Mixers: .npz files in the layout of the official Flax code.
+"""Google's released Mixers: .npz files in the two layouts of the official Flax code.
 
-Source of names and shapes: google-research/vision_transformer, `vit_jax/models_mixer.py`. Dense and
-convolution kernels have Keras's own layout, so nothing is transposed.
+Source of names and shapes: google-research/vision_transformer, `vit_jax/models_mixer.py`; of the
+older layout, from before Flax had linen: google-research/big_vision, `models/mlp_mixer.py`. Dense
+and convolution kernels have Keras's own layout, so nothing is transposed.
 """
 
-import re
-import zipfile
-import zlib
+import io
+import tokenize
 
 import numpy as np
 
 from keras_mixer.errors import InputError
-
-# From the file's names to those of our variables.
-_RENAMED = (
-    (r"MixerBlock_(\d+)/", r"mixer_block_\1/"),
-    (r"LayerNorm_(\d)/", r"layer_norm_\1/"),
-    (r"Dense_(\d)/", r"dense_\1/"),
-    (r"/scale$", "/gamma"),
-    (r"((?:layer_norm_\d|pre_head_layer_norm)/)bias$", r"\1beta"),
+from keras_mixer.files import write_atomically
+from keras_mixer.weights.archives import open_archive
+from keras_mixer.weights.layouts import (
+    Layout,
+    Tensor,
+    infer_architecture,
+    renamer,
+    restore,
+    store,
 )
+from keras_mixer.weights.native import Description
+
+_NORMS = ((r"layer_norm_(\d)/", r"LayerNorm_\1/"), ("/gamma$", "/scale"), ("/beta$", "/bias"))
+LINEN = Layout(
+    "an official Mixer checkpoint",
+    renamer((*_NORMS, (r"mixer_block_(\d+)/", r"MixerBlock_\1/"), (r"dense_(\d)/", r"Dense_\1/"))),
+)
+BEFORE_LINEN = Layout(
+    "an official Mixer checkpoint of the older layout",
+    renamer(
+        (
+            *_NORMS,
+            ("^stem/", "embedding/"),
+            ("^pre_head_layer_norm/", "Mixer/encoder_norm/"),
+            (r"mixer_block_(\d+)/", r"Mixer/encoderblock_\1/"),
+            (r"(token|channel)_mixing/dense_0/(\w+)$", r"\1_mixing_phase_0/\g<2>1"),
+            (r"(token|channel)_mixing/dense_1/(\w+)$", r"\1_mixing_phase_0/\g<2>2"),
+        )
+    ),
+)
+
+# Evaluated by the paper's recipe: the smaller side to 256 pixels, then the central 224
+# (big_vision, `configs/load_and_eval.py`). What was fine-tuned for other classes was not.
+_RELEASED_CLASSES, _RELEASED_CROP = (1000, 21843), 0.875
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 
 
 def read(path, image_shape=None):
@@ -31,63 +60,96 @@ def read(path, image_shape=None):
             square, so that the file cannot tell it.
 
     Returns:
-        (architecture, arrays): `build_mixer` arguments, and a dict from the names of our
-        variables to arrays.
+        (description, arrays, source): `native.Description`, a dict from the names of our
+        variables to arrays, and what the file is.
 
     Raises:
         InputError: If the file cannot be read, is not a Mixer, or leaves the image shape open.
     """
-    try:
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = {_our_name(name): file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise InputError(f"{path}: not a readable .npz checkpoint ({error})") from error
-    try:
-        return _architecture(path, arrays, image_shape), arrays
-    except InputError:
-        raise
-    except (KeyError, ValueError) as error:
-        raise InputError(f"{path}: not an official Mixer checkpoint ({error})") from error
+    with open_archive(path, "a readable .npz checkpoint") as (archive, members):
+        headers = {_name(name): _header(archive, info) for name, info in members.items()}
+        layout = BEFORE_LINEN if "embedding/kernel" in headers else LINEN
+        tensors = {
+            name: Tensor(_without_ones(name, shape), np.dtype(dtype).name)
+            for name, (shape, _, dtype) in headers.items()
+        }
+        architecture = infer_architecture(path, layout, tensors, image_shape, activation="gelu")
+
+        def load(name):
+            array = _read_array(archive, members[f"{name}.npy"], *headers[name])
+            return array.reshape(tensors[name].shape)
+
+        arrays = restore(path, layout, architecture, tensors, load)
+    released = architecture["num_classes"] in _RELEASED_CLASSES
+    crop = _RELEASED_CROP if released else 0.0
+    return Description(architecture, None, crop), arrays, layout.source
 
 
-def _our_name(name):
-    for pattern, replacement in _RENAMED:
-        name = re.sub(pattern, replacement, name)
-    return name
+def _name(member):
+    if not member.endswith(".npy"):
+        raise ValueError(f"{member} is no array")
+    return member.removesuffix(".npy")
 
 
-def _architecture(path, arrays, image_shape):
-    height, width, channels, dim = arrays["stem/kernel"].shape
-    patches, tokens_mlp_dim = arrays["mixer_block_0/token_mixing/dense_0/kernel"].shape
-    return {
-        "image_shape": _image_shape(path, patches, (height, width), image_shape),
-        "patch_shape": (height, width),
-        "channels": channels,
-        "depth": sum(name.endswith("/token_mixing/dense_0/kernel") for name in arrays),
-        "dim": dim,
-        "tokens_mlp_dim": tokens_mlp_dim,
-        "channels_mlp_dim": arrays["mixer_block_0/channel_mixing/dense_0/kernel"].shape[1],
-        "num_classes": arrays["head/bias"].shape[0] if "head/bias" in arrays else 0,
-        "activation": "gelu",
-        "token_mixing": True,
-        "channel_mixing": True,
-    }
+def _header(archive, info):
+    """Returns (shape, whether Fortran's order, dtype) of a member, which holds exactly that."""
+    with archive.open(info) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in _HEADERS:
+            raise ValueError(f"{info.filename} is of version {version} of the .npy format")
+        try:
+            shape, fortran_order, dtype = _HEADERS[version](file)
+        except (ValueError, SyntaxError, tokenize.TokenError) as error:
+            raise ValueError(f"{info.filename} has no readable header") from error
+        size = info.file_size - file.tell()
+    if dtype.hasobject:
+        raise ValueError(f"{info.filename} holds Python objects, which are never unpickled")
+    if any(side < 0 for side in shape) or _size(shape, dtype) != size:
+        raise ValueError(f"{info.filename} declares {dtype} {shape}, but holds {size} bytes")
+    return shape, fortran_order, dtype
 
 
-def _image_shape(path, patches, patch_shape, given):
-    """The shape of the file's own images, whatever others it is then adapted to."""
-    height, width = patch_shape
-    side = round(patches**0.5)
-    if side * side == patches:
-        return side * height, side * width
-    if given is None:
-        raise InputError(
-            f"{path}: its {patches} patches are no square grid, so the file cannot tell the shape "
-            f"of its images; load_mixer and train.py take it as image_shape"
-        )
-    if given[0] % height or given[1] % width or given[0] // height * (given[1] // width) != patches:
-        raise InputError(
-            f"{path}: its {patches} patches of {height}×{width} pixels are no square grid and do "
-            f"not fill --image_shape={given[0]},{given[1]}; give the shape of its own images"
-        )
-    return tuple(given)
+def _size(shape, dtype):
+    size = dtype.itemsize
+    for side in shape:
+        size *= side
+    return size
+
+
+def _read_array(archive, info, shape, fortran_order, dtype):
+    size = _size(shape, dtype)
+    with archive.open(info) as file:
+        file.read(info.file_size - size)
+        array = np.frombuffer(file.read(size), dtype)
+    return array.reshape(shape, order="F" if fortran_order else "C")
+
+
+def _without_ones(name, shape):
+    """Older files give the weights of the MLPs leading axes of size 1."""
+    rank = 2 if "/kernel" in name else 1
+    while "_phase_0/" in name and len(shape) > rank and shape[0] == 1:
+        shape = shape[1:]
+    return shape
+
+
+def write(path, description, arrays):
+    """Writes a checkpoint in the linen layout, with the bits that `read` returned.
+
+    Args:
+        path: `Path` of the .npz file, created or replaced in one step.
+        description: `native.Description`.
+        arrays: dict from the names of our variables to arrays.
+
+    Raises:
+        InputError: If the format cannot hold such a model.
+    """
+    architecture = description.architecture
+    for name, only in (("activation", "gelu"), ("token_mixing", True), ("channel_mixing", True)):
+        if architecture[name] != only:
+            raise InputError(
+                f"{path}: official checkpoints are of Mixers with {name}={only}, this one has "
+                f"{architecture[name]}; convert it to a folder, or .safetensors for an activation"
+            )
+    content = io.BytesIO()
+    np.savez(content, **store(LINEN, arrays))
+    write_atomically(path, content.getvalue())

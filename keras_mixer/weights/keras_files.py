@@ -1,0 +1,235 @@
+"""Keras's own files of our models: .keras and .weights.h5.
+
+A .keras file can name any function for Keras to call when it is deserialised, and an HDF5 file can
+point into other files. So neither goes through Keras: the architecture is read from config.json as
+data, held against what our layers write, and the tensors are read one by one with h5py.
+"""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+
+from keras_mixer.errors import InputError
+from keras_mixer.weights.archives import open_archive
+from keras_mixer.weights.layouts import (
+    Layout,
+    Tensor,
+    check_architecture,
+    infer_architecture,
+    renamer,
+    restore,
+)
+from keras_mixer.weights.native import Description
+
+LAYOUT = Layout(
+    "a Mixer of this program in Keras's format",
+    renamer(
+        (
+            ("^stem/", "layers/conv2d/"),
+            ("^mixer_block_0/", "layers/mixer_block/"),
+            ("^mixer_block_", "layers/mixer_block_"),
+            ("/(token|channel)_mixing/", r"/\1s_mlp/"),
+            ("^pre_head_layer_norm/", "layers/layer_normalization/"),
+            ("^head/", "layers/dense/"),
+            ("(kernel|gamma)$", "vars/0"),
+            ("(bias|beta)$", "vars/1"),
+        )
+    ),
+)
+_CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
+_MEMBERS = {"metadata.json", _CONFIG, _WEIGHTS}
+_LARGEST_CONFIG = 4 << 20  # bytes; a Mixer of 32 layers has 40 kB
+_OBJECTS, _NESTED = 100_000, 8
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
+
+# What a layer must be for `build_mixer` to build the same: module, class, settings.
+_LINEAR = {"activation": "linear", "use_bias": True}
+_STEM = {"padding": "valid", "dilation_rate": [1, 1], "groups": 1, "data_format": "channels_last"}
+_NORM = {"axis": [-1], "epsilon": 1e-6, "center": True, "scale": True, "rms_scaling": False}
+_POOL = {"data_format": "channels_last", "keepdims": False}
+_LAYERS = {
+    "images": ("keras.layers", "InputLayer", {}),
+    "stem": ("keras.layers", "Conv2D", _STEM | _LINEAR),
+    "tokens": ("keras.layers", "Reshape", {}),
+    "mixer_block": ("keras_mixer.model.layers", "MixerBlock", {}),
+    "pre_head_layer_norm": ("keras.layers", "LayerNormalization", _NORM),
+    "pre_logits": ("keras.layers", "GlobalAveragePooling1D", _POOL),
+    "head": ("keras.layers", "Dense", _LINEAR),
+}
+_OF_BLOCKS = ("tokens_mlp_dim", "channels_mlp_dim", "activation", "token_mixing", "channel_mixing")
+
+
+# === .keras ===
+
+
+def read_archive(path, image_shape=None):
+    """Reads a .keras file of a model that `build_mixer` built.
+
+    Args:
+        path: `Path` of the file.
+        image_shape: Not needed; the file says it.
+
+    Returns:
+        (description, arrays, source), as `official.read` does.
+
+    Raises:
+        InputError: If the file cannot be read, or is of any other model.
+    """
+    with open_archive(path, "a readable .keras file") as (archive, members):
+        if members.keys() != _MEMBERS:
+            raise InputError(
+                f"{path}: not {LAYOUT.source}: expected {', '.join(sorted(_MEMBERS))} in it, "
+                f"received {', '.join(map(repr, sorted(members)[:5])):.300}"
+            )
+        if members[_CONFIG].file_size > _LARGEST_CONFIG:
+            raise InputError(f"{path}: its config.json is larger than any Mixer's")
+        architecture = _architecture(path, archive.read(_CONFIG))
+        content = io.BytesIO(archive.read(_WEIGHTS))
+    return Description(architecture, None), _read(path, content, architecture)[1], LAYOUT.source
+
+
+def _architecture(path, config):
+    try:
+        layers = json.loads(config)["config"]["layers"]
+        faults = list(_faults(layers))
+        if not faults:
+            architecture = _from_layers({layer["name"]: layer["config"] for layer in layers})
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise InputError(
+            f"{path}: not {LAYOUT.source} ({type(error).__name__}: {error!s:.200})"
+        ) from error
+    if faults:
+        raise InputError(
+            f"{path}: not written from a model of build_mixer, and nothing else is ever "
+            f"deserialised: {faults[0]:.300}; load it where it comes from, and save its weights"
+        )
+    check_architecture(path, architecture)
+    return architecture
+
+
+def _faults(layers):
+    """Yields what makes a list of layers another than that of `build_mixer`."""
+    names = [str(layer["name"]) for layer in layers]
+    depth = sum(name.startswith("mixer_block_") for name in names)
+    wanted = ["images", "stem", "tokens", *(f"mixer_block_{i}" for i in range(depth))]
+    wanted += ["pre_head_layer_norm", "pre_logits", *(["head"] if "head" in names else [])]
+    if names != wanted:
+        odd = next((n for n in names if n not in wanted), "some are missing or in another order")
+        yield f"its layers are others: {odd}"
+        return
+    first = layers[3]["config"]
+    for before, layer in zip([None, *names], layers, strict=False):
+        name, config = layer["name"], layer["config"]
+        kind = "mixer_block" if name.startswith("mixer_block_") else name
+        module, class_name, settings = _LAYERS[kind]
+        if (layer["module"], layer["class_name"]) != (module, class_name):
+            yield f"{name} is a {layer['class_name']} of {layer['module']}"
+        if kind == "mixer_block":
+            settings = {setting: first[setting] for setting in _OF_BLOCKS}
+        if kind == "stem":
+            settings = {**settings, "strides": config["kernel_size"]}
+        for setting, value in settings.items():
+            if config[setting] != value or type(config[setting]) is not type(value):
+                yield f"{name} has {setting}={config[setting]!r}, expected {value!r}"
+        if before and _input_of(layer) != [before, 0, 0]:
+            yield f"{name} does not follow {before}"
+
+
+def _input_of(layer):
+    ((node,), (tensor,)) = layer["inbound_nodes"], layer["inbound_nodes"][0]["args"]
+    return tensor["config"]["keras_history"] if node else None
+
+
+def _from_layers(configs):
+    _, *image_shape, channels = configs["images"]["batch_shape"]
+    return {
+        "image_shape": tuple(image_shape),
+        "patch_shape": tuple(configs["stem"]["kernel_size"]),
+        "channels": channels,
+        "depth": sum(name.startswith("mixer_block_") for name in configs),
+        "dim": configs["stem"]["filters"],
+        "num_classes": configs["head"]["units"] if "head" in configs else 0,
+        **{setting: configs["mixer_block_0"][setting] for setting in _OF_BLOCKS},
+    }
+
+
+# === .weights.h5 ===
+
+
+def read_weights(path, image_shape=None):
+    """Reads a .weights.h5 file of a model that `build_mixer` built.
+
+    The activation is taken to be `"gelu"`, the default, since no tensor tells it.
+
+    Args:
+        path: `Path` of the file.
+        image_shape: (height, width) in pixels; only needed where the number of patches is no
+            square, or tokens are not mixed, so that the file cannot tell it.
+
+    Returns:
+        (description, arrays, source), as `official.read` does.
+
+    Raises:
+        InputError: If the file cannot be read, is not of such a model, reaches into other files,
+            or leaves the image shape open.
+    """
+    architecture, arrays = _read(path, Path(path), None, image_shape)
+    return Description(architecture, None), arrays, LAYOUT.source
+
+
+def _read(path, content, architecture, image_shape=None):
+    import h5py
+
+    try:
+        with h5py.File(content, "r") as file:
+            datasets = dict(_datasets(file))
+            tensors = {n: Tensor(d.shape, d.dtype.name) for n, d in datasets.items()}
+            architecture = architecture or infer_architecture(
+                path, LAYOUT, tensors, image_shape, activation="gelu"
+            )
+            read = lambda name: datasets[name][()]  # noqa: E731
+            return architecture, restore(path, LAYOUT, architecture, tensors, read)
+    except InputError:
+        raise
+    except _DAMAGE as error:
+        raise InputError(f"{path}: not a readable HDF5 file of weights ({error!s:.300})") from error
+
+
+def _datasets(file):
+    """Yields (path, dataset) of all that a file holds itself, without what an optimizer left."""
+    import h5py
+
+    waiting, seen = [("", file, 0)], 0
+    while waiting:
+        place, group, nested = waiting.pop()
+        seen += len(group)
+        if seen > _OBJECTS or nested > _NESTED:
+            raise ValueError("more objects, or deeper ones, than any Mixer has")
+        for name in group:
+            inner = f"{place}{name}"
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                raise ValueError(f"{inner} is a link, expected a tensor in the file itself")
+            if inner == "optimizer":
+                continue
+            thing = group[name]
+            if isinstance(thing, h5py.Group):
+                waiting.append((f"{inner}/", thing, nested + 1))
+            elif isinstance(thing, h5py.Dataset):
+                yield inner, _plain(inner, thing)
+            else:
+                raise ValueError(f"{inner} is neither a group nor a tensor")
+
+
+def _plain(name, dataset):
+    """Returns a dataset whose values lie in the file as they are, all of them."""
+    plan = dataset.id.get_create_plist()
+    if dataset.is_virtual or plan.get_external_count():
+        raise ValueError(f"the values of {name} lie in another file")
+    if plan.get_nfilters() or dataset.chunks:
+        raise ValueError(f"{name} is compressed or in chunks, which Keras does not write")
+    size = dataset.dtype.itemsize * int(np.prod(dataset.shape or (0,), dtype=object))
+    if dataset.shape is None or dataset.id.get_storage_size() != size:
+        raise ValueError(f"{name} declares {size} bytes, but holds others")
+    return dataset

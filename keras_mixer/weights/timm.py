@@ -1,0 +1,258 @@
+"""timm's Mixers: .safetensors, and .pth through torch.
+
+Source of names and shapes: huggingface/pytorch-image-models, `timm/models/mlp_mixer.py`. Its linear
+and convolution weights have the output first. Its GELU is the exact one; its images are scaled to
+[-1, 1] (mean and std 0.5), unless the config.json beside a file, as the Hugging Face hub keeps it,
+says otherwise: then the stem takes the difference, so that every Mixer here sees images in [-1, 1].
+"""
+
+import contextlib
+import json
+
+import numpy as np
+
+from keras_mixer.errors import InputError
+from keras_mixer.files import pack, write_atomically
+from keras_mixer.weights import native
+from keras_mixer.weights.archives import open_archive
+from keras_mixer.weights.layouts import Layout, Tensor, infer_architecture, renamer, restore, store
+
+_CROP = 0.875  # crop_pct of timm's Mixers
+_NOTE = "keras_mixer"  # in the metadata of files that `write` made: their description
+_OLDEST_TORCH = (2, 10)  # weights_only before it: CVE-2025-32434, CVE-2026-24747
+_WRAPPERS = ("state_dict", "model")
+_LARGEST_JSON = 4 << 20  # bytes; the header of H/14 has 40 kB
+_TYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+
+
+def _axes(name, rank):
+    return {4: (3, 2, 0, 1), 2: (1, 0)}.get(rank, (0,))
+
+
+LAYOUT = Layout(
+    "a Mixer of timm",
+    renamer(
+        (
+            ("^stem/", "stem.proj."),
+            (r"^mixer_block_(\d+)/", r"blocks.\1."),
+            (r"layer_norm_0/", "norm1."),
+            (r"layer_norm_1/", "norm2."),
+            (r"^pre_head_layer_norm/", "norm."),
+            (r"token_mixing/", "mlp_tokens."),
+            (r"channel_mixing/", "mlp_channels."),
+            (r"dense_0/", "fc1."),
+            (r"dense_1/", "fc2."),
+            (r"^head/", "head."),
+            (r"(kernel|gamma)$", "weight"),
+            (r"beta$", "bias"),
+        )
+    ),
+    _axes,
+)
+
+
+# === .safetensors ===
+
+
+def read_safetensors(path, image_shape=None):
+    """Reads a .safetensors file of timm's, or one that `write` made.
+
+    Args:
+        path: `Path` of the file.
+        image_shape: (height, width) in pixels; only needed where the number of patches is no
+            square, so that the file cannot tell it.
+
+    Returns:
+        (description, arrays, source), as `official.read` does.
+
+    Raises:
+        InputError: If the file cannot be read, is not a Mixer, or leaves the image shape open.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        _check_header(path)
+        with safe_open(path, framework="numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {
+                name: Tensor(tuple(s.get_shape()), _TYPES.get(s.get_dtype(), s.get_dtype()))
+                for name, s in slices.items()
+            }
+            description = _described(path, file.metadata(), tensors, image_shape)
+            arrays = restore(path, LAYOUT, description.architecture, tensors, file.get_tensor)
+            ours = _NOTE in (file.metadata() or {})
+    except InputError:
+        raise
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        raise InputError(f"{path}: not a readable .safetensors checkpoint ({error})") from error
+    return (
+        (description, arrays, LAYOUT.source) if ours else _as_configured(path, description, arrays)
+    )
+
+
+def _check_header(path):
+    """Checks what the library does not: headers up to 100 MB pass it, and so do twins."""
+
+    def unique(pairs):
+        if len(dict(pairs)) != len(pairs):
+            raise ValueError("a name comes twice")
+        return dict(pairs)
+
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > _LARGEST_JSON:
+            raise ValueError(f"a header of {length:,} bytes, more than any Mixer has")
+        json.loads(file.read(length), object_pairs_hook=unique)
+
+
+def _described(path, metadata, tensors, image_shape):
+    if metadata and _NOTE in metadata:
+        try:
+            return native.as_description(path, json.loads(metadata[_NOTE]))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise InputError(f"{path}: its metadata describe no Mixer ({error})") from error
+    architecture = infer_architecture(path, LAYOUT, tensors, image_shape, activation="gelu_erf")
+    return native.Description(architecture, None, _CROP)
+
+
+def write(path, description, arrays):
+    """Writes a .safetensors file that timm loads; the description goes into its metadata.
+
+    timm itself computes the exact GELU unless told another `act_layer`.
+
+    Args:
+        path: `Path` of the file, created or replaced in one step.
+        description: `native.Description`.
+        arrays: dict from the names of our variables to arrays.
+
+    Raises:
+        InputError: If timm has no such model.
+    """
+    for name in ("token_mixing", "channel_mixing"):
+        if not description.architecture[name]:
+            raise InputError(
+                f"{path}: timm has no Mixer with {name}=false; convert it to a folder of our own"
+            )
+    note = json.dumps(native.as_json(description))
+    write_atomically(path, pack(store(LAYOUT, arrays), {_NOTE: note}))
+
+
+# === The config.json beside ===
+
+
+def _as_configured(path, description, arrays):
+    """Returns (description, arrays, source) as the config.json beside a file changes them."""
+    config = path.with_name("config.json")
+    if not config.is_file():
+        return description, arrays, LAYOUT.source
+    try:
+        if config.stat().st_size > _LARGEST_JSON:
+            raise ValueError("it is too large")
+        values = json.loads(config.read_text()).get("pretrained_cfg", {})
+        crop = float(values.get("crop_pct", _CROP))
+        channels = description.architecture["channels"]
+        mean, std = (
+            np.array(values.get(name, [0.5] * channels), np.float64) for name in ("mean", "std")
+        )
+        if not (mean.shape == std.shape == (channels,) and (std > 0).all() and 0 <= crop <= 1):
+            raise ValueError(f"mean={mean}, std={std}, crop_pct={crop}")
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{config}: not a config of timm ({error}); move it away") from error
+    source = f"{LAYOUT.source} as its config.json has it"
+    return description._replace(eval_crop=crop), _from_model_range(arrays, mean, std), source
+
+
+def _from_model_range(arrays, mean, std):
+    """Lets the stem do what is left of `(image / 255 - mean) / std` on images in [-1, 1]."""
+    if (mean == 0.5).all() and (std == 0.5).all():
+        return arrays
+    kernel = arrays["stem/kernel"].astype(np.float64)
+    shift = (kernel * ((0.5 - mean) / std)[:, None]).sum((0, 1, 2))
+    return arrays | {
+        "stem/kernel": (kernel * (0.5 / std)[:, None]).astype(np.float32),
+        "stem/bias": (arrays["stem/bias"] + shift).astype(np.float32),
+    }
+
+
+# === .pth ===
+
+
+def read_torch(path, image_shape=None):
+    """Reads a state dict that torch saved, through torch's unpickler of nothing but weights.
+
+    Args:
+        path: `Path` of the file.
+        image_shape: As in `read_safetensors`.
+
+    Returns:
+        (description, arrays, source), as `official.read` does.
+
+    Raises:
+        InputError: If torch is missing or too old, or the file cannot be read without running
+            what is in it, is not a Mixer, or leaves the image shape open.
+    """
+    torch = _torch(path)
+    with open_archive(path, "a .pth file of torch 1.6 or later") as (_, members):
+        size = sum(info.file_size for info in members.values())
+    state = _state(path, _unpickled(torch, path))
+    with _torch_errors(path):
+        tensors = {
+            name: Tensor(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+            for name, tensor in state.items()
+        }
+        declared = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+        if declared > size:  # views of a few numbers can pretend to any shape
+            raise InputError(f"{path}: declares {declared:,} bytes of weights, holds {size:,}")
+        architecture = infer_architecture(path, LAYOUT, tensors, image_shape, "gelu_erf")
+        arrays = restore(
+            path, LAYOUT, architecture, tensors, lambda name: state[name].detach().float().numpy()
+        )
+    return _as_configured(path, native.Description(architecture, None, _CROP), arrays)
+
+
+def _torch(path):
+    advice = "or convert the file to .safetensors where torch is, which needs no torch here"
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError(
+            f"{path}: .pth files are read by torch, which is not installed: "
+            f"pip install 'keras_mixer[torch]', {advice}"
+        ) from error
+    if tuple(map(int, torch.__version__.split(".")[:2])) < _OLDEST_TORCH:
+        oldest = ".".join(map(str, _OLDEST_TORCH))
+        raise InputError(
+            f"{path}: .pth files can take over older versions of torch; expected torch >= "
+            f"{oldest}, found {torch.__version__}: pip install -U 'torch>={oldest}', {advice}"
+        )
+    return torch
+
+
+def _unpickled(torch, path):
+    with _torch_errors(path):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+@contextlib.contextmanager
+def _torch_errors(path):
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # torch does not say what its unpickler raises on damaged files
+        first = "".join(str(error).strip().splitlines()[:1])
+        raise InputError(
+            f"{path}: holds more than weights, or is damaged, and was not loaded; where you trust "
+            f"it, save its state_dict as .safetensors ({type(error).__name__}: {first:.200})"
+        ) from error
+
+
+def _state(path, content):
+    """The state dict, which training scripts wrap in a dict under one of two names."""
+    if isinstance(content, dict):
+        inner = [v for k, v in content.items() if k in _WRAPPERS and isinstance(v, dict)]
+        content = inner[0] if len(inner) == 1 else content
+    names = isinstance(content, dict) and all(isinstance(name, str) for name in content)
+    if not names or not all(hasattr(value, "untyped_storage") for value in content.values()):
+        raise InputError(f"{path}: not {LAYOUT.source}: expected a dict from names to tensors")
+    return content

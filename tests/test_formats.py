@@ -1,0 +1,527 @@
+"""Tests the formats of `keras_mixer/weights/`: exact numbers from every one, exact bits into it.
+
+The files in golden/ were written, and their logits computed, by the real Flax and timm models.
+"""
+
+import functools
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from conftest import GOLDEN, ROOT
+from safetensors.numpy import load_file, save_file
+
+from keras_mixer import InputError, build_mixer, load_mixer
+from keras_mixer.__main__ import main
+from keras_mixer.model.variants import VARIANTS
+from keras_mixer.weights import keras_files, layouts, native, official, timm
+from keras_mixer.weights.convert import convert_checkpoint
+from keras_mixer.weights.load import Checkpoint, model_weights, read_checkpoint, summary
+
+SMALL = {
+    "image_shape": (8, 12), "patch_shape": (4, 2), "channels": 1, "depth": 11, "dim": 6,
+    "tokens_mlp_dim": 5, "channels_mlp_dim": 7, "num_classes": 3, "activation": "gelu",
+    "token_mixing": True, "channel_mixing": True,
+}  # fmt: skip
+
+
+def randomised(**changed):
+    model = build_mixer(**SMALL | changed)
+    generator = np.random.default_rng(0)
+    for variable in model.weights:
+        variable.assign(generator.normal(scale=0.4, size=variable.shape))
+    return model
+
+
+def assert_same_bits(arrays, others):
+    assert native.digest(arrays) == native.digest(others)
+
+
+# === Golden numbers ===
+
+
+GOLDEN_FILES = [
+    ("official_mixer.npz", "official", "gelu"),
+    ("official_mixer_prelinen.npz", "official", "gelu"),
+    ("timm_mixer.safetensors", "timm", "gelu_erf"),
+    pytest.param("timm_mixer.pth", "timm", "gelu_erf", marks=pytest.mark.backends),
+]
+
+
+def difference(path, expected, **overrides):
+    """How far logits and pre-logits of a checkpoint are from those expected, at most."""
+    expected = np.load(GOLDEN / f"{expected}_mixer_expected.npz")
+    model = load_mixer(path, image_shape=expected["images"].shape[1:3], **overrides)
+    both = keras.Model(model.input, [model.get_layer("pre_logits").output, model.output])
+    received = map(keras.ops.convert_to_numpy, both(expected["images"]))
+    wanted = (expected["pre_logits"], expected["logits"])
+    return max(np.abs(r - w).max() for r, w in zip(received, wanted, strict=True))
+
+
+@pytest.mark.parametrize("name, expected, activation", GOLDEN_FILES)
+def test_logits_and_pre_logits_are_those_of_the_source(name, expected, activation):
+    assert difference(GOLDEN / name, expected) < 1e-5
+    checkpoint = read_checkpoint(GOLDEN / name, (24, 16) if expected == "official" else None)
+    assert checkpoint.description.architecture["activation"] == activation
+
+
+def test_tolerance_tells_the_two_gelus_apart(tmp_path):
+    """The logits above would fail with the other activation."""
+    read = timm.read_safetensors(GOLDEN / "timm_mixer.safetensors")
+    wrong = {**read[0].architecture, "activation": "gelu"}
+    native.write_description(tmp_path, read[0]._replace(architecture=wrong))
+    native.write_weights(tmp_path, read[1])
+    assert difference(tmp_path, "timm") > 1e-5
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors", ""])
+def test_logits_survive_conversion(tmp_path, suffix):
+    target = tmp_path / f"converted{suffix}"
+    convert_checkpoint(GOLDEN / "official_mixer_prelinen.npz", target, (24, 16))
+    assert difference(target, "official") < 1e-5
+
+
+@pytest.mark.parametrize("name, save", [
+    ("official_mixer.npz", "model.keras"), ("official_mixer.npz", "model.weights.h5"),
+    ("timm_mixer.safetensors", "model.keras"),
+])  # fmt: skip
+def test_logits_survive_keras_own_files(tmp_path, name, save):
+    """Of timm, those in .weights.h5 would not: no tensor tells the activation."""
+    model = load_mixer(GOLDEN / name, (24, 16) if name.startswith("official") else None)
+    (model.save if save.endswith(".keras") else model.save_weights)(tmp_path / save)
+    assert difference(tmp_path / save, name.partition("_")[0]) < 1e-5
+
+
+@pytest.mark.parametrize("mean, std", [
+    ([0.0, 0.0, 0.0], [1.0, 1.0, 1.0]), ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+])  # fmt: skip
+def test_stem_takes_over_the_scale_of_a_config_beside(tmp_path, mean, std):
+    """The weights called miil see images in [0, 1]; the logits stay those of the source."""
+    shutil.copy(GOLDEN / "timm_mixer.safetensors", tmp_path)
+    config = {"pretrained_cfg": {"mean": mean, "std": std, "crop_pct": 0.9}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    expected = np.load(GOLDEN / "timm_mixer_expected.npz")
+    model = load_mixer(tmp_path / "timm_mixer.safetensors")
+    pixels = np.array(std) * expected["images"] + mean  # what timm scales to these images
+    logits = keras.ops.convert_to_numpy(model((2 * pixels - 1).astype("float32")))
+    np.testing.assert_allclose(logits, expected["logits"], rtol=0, atol=1e-5)
+    description = read_checkpoint(tmp_path / "timm_mixer.safetensors").description
+    assert description.eval_crop == 0.9
+
+
+@pytest.mark.parametrize("text", [
+    "[]", "<html>", '{"pretrained_cfg": 1}', '{"pretrained_cfg": {"mean": [1]}}',
+    '{"pretrained_cfg": {"std": [0, 0, 0]}}', '{"pretrained_cfg": {"crop_pct": NaN}}',
+])  # fmt: skip
+def test_unusable_configs_beside_are_refused(tmp_path, text):
+    shutil.copy(GOLDEN / "timm_mixer.safetensors", tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InputError, match=r"config\.json: not a config of timm .*; move it away"):
+        read_checkpoint(tmp_path / "timm_mixer.safetensors")
+
+
+# === Exact bits ===
+
+
+def test_older_layout_holds_the_same_weights():
+    one, other = (
+        read_checkpoint(GOLDEN / f"official_mixer{end}.npz", (24, 16)) for end in ("", "_prelinen")
+    )
+    assert one.description == other.description
+    assert_same_bits(one.arrays, other.arrays)
+
+
+def test_converting_there_and_back_gives_the_same_file_contents(tmp_path):
+    for name, suffix in (("official_mixer.npz", ".npz"), ("timm_mixer.safetensors", "")):
+        source, between = GOLDEN / name, tmp_path / f"{name}.between{suffix}"
+        between = between.with_name(f"between_{suffix[1:]}") if not suffix else between
+        convert_checkpoint(source, between, (24, 16) if suffix else None)
+        convert_checkpoint(between, tmp_path / name, (24, 16) if suffix else None)
+        load = load_file if name.endswith("safetensors") else lambda path: dict(np.load(path))
+        before, after = load(source), load(tmp_path / name)
+        assert before.keys() == after.keys()
+        for tensor, array in before.items():
+            assert array.dtype == after[tensor].dtype
+            np.testing.assert_array_equal(array, after[tensor])
+
+
+@pytest.mark.parametrize("changed", [
+    {}, {"num_classes": 0}, {"activation": "silu"}, {"image_shape": (8, 8), "patch_shape": (4, 4)},
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors", ""])
+def test_round_trips_are_exact(tmp_path, suffix, changed):
+    architecture, arrays = SMALL | changed, model_weights(randomised(**changed))
+    names = ("a", "b", "ü") if architecture["num_classes"] else None
+    description = native.Description(architecture, names, 0.9, "sigmoid")
+    source = tmp_path / "source"
+    native.write_description(source, description)
+    native.write_weights(source, arrays)
+    target = tmp_path / f"target{suffix}"
+    if suffix == ".npz" and "activation" in changed:
+        with pytest.raises(
+            InputError, match="are of Mixers with activation=gelu, this one has silu"
+        ):
+            convert_checkpoint(source, target)
+        assert not target.exists()
+        return
+    written = convert_checkpoint(source, target)
+    assert_same_bits(written.arrays, arrays)
+    assert written.description.architecture == architecture
+    if suffix != ".npz":  # which has room for weights only
+        assert written.description == description
+
+
+@pytest.mark.parametrize("changed", [
+    {}, {"num_classes": 0}, {"activation": "relu"}, {"token_mixing": False, "depth": 1},
+    {"channel_mixing": False, "tokens_mlp_dim": 3},
+], ids=str)  # fmt: skip
+def test_keras_files_of_any_of_our_models_are_read(tmp_path, changed):
+    model = randomised(**changed, dropout=0.1, stochastic_depth=0.2, name="other", head_bias=1.0)
+    model.compile("adam")
+    model.optimizer.build(model.trainable_variables)
+    model.save(tmp_path / "x.keras")
+    model.save_weights(tmp_path / "x.weights.h5")
+    archive = read_checkpoint(tmp_path / "x.keras")
+    assert archive.description.architecture == SMALL | changed
+    assert_same_bits(archive.arrays, model_weights(model))
+    weights = read_checkpoint(tmp_path / "x.weights.h5", (8, 12))
+    assert_same_bits(weights.arrays, model_weights(model))
+    inferred = weights.description.architecture
+    unknown = {"activation", *(["tokens_mlp_dim"] if "token_mixing" in changed else [])}
+    unknown |= {"channels_mlp_dim"} if "channel_mixing" in changed else set()
+    assert inferred == SMALL | changed | {name: inferred[name] for name in unknown}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_is_read_value_by_value(tmp_path, dtype):
+    import ml_dtypes
+
+    dtype = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    halves = {n: a.astype(dtype) for n, a in load_file(GOLDEN / "timm_mixer.safetensors").items()}
+    save_file(halves, tmp_path / "half.safetensors")
+    arrays = read_checkpoint(tmp_path / "half.safetensors").arrays
+    assert arrays["head/kernel"].dtype == np.float32
+    np.testing.assert_array_equal(arrays["head/kernel"], halves["head.weight"].T.astype("float32"))
+
+
+def test_fortran_order_and_big_endian_are_read_value_by_value(tmp_path):
+    arrays = dict(np.load(GOLDEN / "official_mixer.npz"))
+    turned = {n: np.asfortranarray(a).astype(">f4", order="K") for n, a in arrays.items()}
+    np.savez_compressed(tmp_path / "x.npz", **turned)
+    expected = read_checkpoint(GOLDEN / "official_mixer.npz", (24, 16)).arrays
+    assert_same_bits(read_checkpoint(tmp_path / "x.npz", (24, 16)).arrays, expected)
+
+
+# === What is inferred ===
+
+
+def test_expected_shapes_are_those_of_the_model():
+    for changed in ({}, {"token_mixing": False}, {"channel_mixing": False}, {"num_classes": 0}):
+        model = build_mixer(**SMALL | changed)
+        shapes = {variable.path: tuple(variable.shape) for variable in model.weights}
+        assert list(layouts.expected_shapes(SMALL | changed).items()) == list(shapes.items())
+
+
+@pytest.mark.parametrize("layout", [
+    official.LINEN, official.BEFORE_LINEN, timm.LAYOUT, keras_files.LAYOUT,
+], ids=lambda layout: layout.source)  # fmt: skip
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_is_inferred_from_its_shapes(variant, layout):
+    row, classes = VARIANTS[variant], 21843 if variant == "B/16" else 1000
+    architecture = {
+        "image_shape": (224, 224), "patch_shape": (row.patch, row.patch), "channels": 3,
+        "depth": row.depth, "dim": row.dim, "tokens_mlp_dim": row.tokens_mlp_dim,
+        "channels_mlp_dim": row.channels_mlp_dim, "num_classes": classes, "activation": "gelu",
+        "token_mixing": True, "channel_mixing": True,
+    }  # fmt: skip
+    tensors = {
+        layout.rename(name): layouts.Tensor(
+            tuple(shape[axis] for axis in layout.axes(name, len(shape))), "float32"
+        )
+        for name, shape in layouts.expected_shapes(architecture).items()
+    }
+    assert len(tensors) == 12 * row.depth + 6, "names are unique"
+    assert layouts.infer_architecture("x", layout, tensors, None, "gelu") == architecture
+    description = native.Description(architecture, None, 0.875)
+    assert f": {variant}, images of 224×224" in summary(Checkpoint(description, {}, "x"))
+
+
+@pytest.mark.parametrize("classes, crop", [(1000, 0.875), (21843, 0.875), (10, 0.0)])
+def test_released_official_files_are_evaluated_as_released(tmp_path, classes, crop):
+    changed = {"depth": 1, "image_shape": (8, 8), "patch_shape": (4, 4), "num_classes": classes}
+    arrays = model_weights(build_mixer(**SMALL | changed))
+    official.write(tmp_path / "x.npz", native.Description(SMALL | changed, None), arrays)
+    description = read_checkpoint(tmp_path / "x.npz").description
+    assert description.eval_crop == crop
+    assert description.architecture == SMALL | changed
+
+
+def test_loading_says_what_was_understood_in_one_line(capfd):
+    load_mixer(GOLDEN / "timm_mixer.safetensors")
+    assert capfd.readouterr().err == (
+        f"{GOLDEN / 'timm_mixer.safetensors'}: a Mixer of timm: 3 layers of 24 channels, patches "
+        f"of 4×4, images of 24×24 in [-1, 1] (eval_crop 0.875), 5 classes, gelu_erf, LayerNorm "
+        f"epsilon 1e-06\n"
+    )
+
+
+def test_our_own_weights_speak_for_themselves(tmp_path, capfd):
+    convert_checkpoint(GOLDEN / "timm_mixer.safetensors", tmp_path / "own")
+    load_mixer(tmp_path / "own")
+    assert capfd.readouterr().err == ""
+
+
+# === What does not fit ===
+
+
+def changed_golden(path, change):
+    """Writes one of the golden files again, its tensors changed in place."""
+    name = f"{'official' if path.suffix == '.npz' else 'timm'}_mixer{path.suffix}"
+    if path.suffix == ".npz":
+        arrays = dict(np.load(GOLDEN / name))
+        save = functools.partial(np.savez, path)
+        names = ("stem/kernel", "MixerBlock_1/token_mixing/Dense_0/kernel", "head/bias")
+    else:
+        arrays = load_file(GOLDEN / name)
+        save = lambda **arrays: save_file(arrays, path)  # noqa: E731
+        names = ("stem.proj.weight", "blocks.1.mlp_tokens.fc1.weight", "head.bias")
+    change(arrays, *names)
+    save(**{name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    return names
+
+
+def transpose(arrays, stem, kernel, bias):
+    arrays[kernel] = arrays[kernel].T
+
+
+def rename(arrays, stem, kernel, bias):
+    arrays[f"{kernel}s"] = arrays.pop(kernel)
+
+
+def spoil(arrays, stem, kernel, bias):
+    arrays[bias] = arrays[bias] * np.float32("nan")
+
+
+def overflow(arrays, stem, kernel, bias):
+    arrays[stem][0, 0] = np.inf
+
+
+def widen(arrays, stem, kernel, bias):
+    arrays[stem] = arrays[stem].astype("float64")
+
+
+def number(arrays, stem, kernel, bias):
+    arrays[stem] = arrays[stem].astype("int32")
+
+
+def skip_block(arrays, stem, kernel, bias):
+    for name in [name for name in arrays if re.search(r"(_|\.)1(/|\.)", name[:14])]:
+        del arrays[name]
+
+
+def behead(arrays, stem, kernel, bias):
+    del arrays[bias]
+
+
+def flatten(arrays, stem, kernel, bias):
+    arrays[stem] = arrays[stem].ravel()
+
+
+def empty(arrays, stem, kernel, bias):
+    arrays[stem] = arrays[stem][:0]
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+@pytest.mark.parametrize("change, message", [
+    (transpose, r"does not fit the model: ! {1} \(\d+, \d+\), expected \(\d+, \d+\)$"),
+    (rename, "does not fit the model: - {1}; [+] {1}s$"),
+    (spoil, "{2} holds NaN or infinity: the file is damaged"),
+    (overflow, "{0} holds NaN or infinity"),
+    (widen, "{0} is float64|{0} is F64"),
+    (number, "{0} is int32|{0} is I32"),
+    (skip_block, "does not fit the model: - .*1.*; and 0 more|does not fit the model: - "),
+    (behead, "does not fit the model: [+] head.(kernel|weight)$"),
+    (flatten, r"not .*: ! {0} \(1152,\), expected 4 positive sizes"),
+    (empty, r"not .*: ! {0} \(\d+, \d+, \d+, \d+\), expected 4 positive sizes"),
+], ids=lambda value: getattr(value, "__name__", ""))  # fmt: skip
+def test_wrong_tensors_are_refused_by_name(tmp_path, suffix, change, message):
+    path = tmp_path / f"weights{suffix}"
+    names = changed_golden(path, change)
+    with pytest.raises(InputError) as error:
+        read_checkpoint(path, (24, 16) if suffix == ".npz" else None)
+    assert re.search(message.format(*map(re.escape, names)), str(error.value)), error.value
+
+
+def test_long_lists_of_faults_are_cut(tmp_path):
+    path = tmp_path / "x.npz"
+    changed_golden(path, skip_block)
+    with pytest.raises(InputError, match=r"^[^;]*- MixerBlock_1/LayerNorm_0/scale;") as error:
+        read_checkpoint(path, (24, 16))
+    assert str(error.value).count("- ") == 12
+
+
+@pytest.mark.parametrize("name", [
+    "x.npz", "x.safetensors", "x.keras", "x.weights.h5",
+    pytest.param("x.pth", marks=pytest.mark.backends),
+])  # fmt: skip
+@pytest.mark.parametrize("content, message", [
+    (b"", "not weights, but empty; download it again"),
+    (b"\n<!DOCTYPE html><title>Sign in</title>", "a web page; download the file itself"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "run `git lfs pull`"),
+    (b"\0" * 5000, "not a"),
+    ("another format", "not a"),
+], ids=["empty", "html", "lfs", "zeros", "another"])  # fmt: skip
+def test_what_is_no_such_file_is_refused(tmp_path, name, content, message):
+    path = tmp_path / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        other = "timm_mixer.safetensors" if name != "x.safetensors" else "official_mixer.npz"
+        shutil.copy(GOLDEN / other, path)
+    with pytest.raises(InputError, match=re.escape(message)):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("name, cuts", [
+    ("official_mixer.npz", (1, 21, 22, 5000, 54000)),
+    ("timm_mixer.safetensors", (7, 8, 3000, 49000)),
+    pytest.param("timm_mixer.pth", (30, 50000), marks=pytest.mark.backends),
+])  # fmt: skip
+def test_truncated_files_are_refused(tmp_path, name, cuts):
+    for cut in cuts:
+        path = tmp_path / name
+        path.write_bytes((GOLDEN / name).read_bytes()[:cut])
+        with pytest.raises(InputError, match=rf"{name}: not a "):
+            read_checkpoint(path, (24, 16))
+
+
+@pytest.mark.parametrize("name, message", [
+    ("official_mixer.npz", "24 patches are no square grid.*take it as image_shape"),
+    ("without_tokens.weights.h5", "without token mixing.*take it as image_shape"),
+])  # fmt: skip
+def test_open_image_shapes_are_asked_for(tmp_path, name, message):
+    randomised(token_mixing=False).save_weights(tmp_path / "without_tokens.weights.h5")
+    folder = tmp_path if name.endswith(".h5") else GOLDEN
+    with pytest.raises(InputError, match=message):
+        read_checkpoint(folder / name)
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (23, 17), (4, 4)])
+def test_image_shapes_that_do_not_fit_are_refused(shape):
+    with pytest.raises(InputError, match="patches are 4×4 pixels, and there are 24 of them"):
+        read_checkpoint(GOLDEN / "official_mixer.npz", shape)
+
+
+def test_whole_models_in_hdf5_are_programs(tmp_path):
+    (tmp_path / "x.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
+    with pytest.raises(InputError, match=r"programs: save it with model\.save_weights"):
+        read_checkpoint(tmp_path / "x.h5")
+
+
+# === convert ===
+
+
+def test_convert_verb(tmp_path, capfd):
+    target = tmp_path / "new" / "folder.safetensors"
+    assert main(["convert", str(GOLDEN / "official_mixer.npz"), str(target)]) == 2
+    assert "take it as image_shape" in capfd.readouterr().err
+    arguments = [str(GOLDEN / "official_mixer.npz"), str(target), "--image_shape=24,16"]
+    assert main(["convert", *arguments]) == 0
+    out, err = capfd.readouterr()
+    assert out == f"{target}\n"
+    assert "3 layers of 24 channels" in err and "gelu" in err
+    assert main(["convert", *arguments]) == 2
+    assert "is there already; give another name" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["x"], "expected SOURCE and TARGET"),
+    ([str(GOLDEN / "timm_mixer.safetensors"), "x.pth"], "expected a name that ends in .npz"),
+    ([str(GOLDEN / "timm_mixer.safetensors"), "x.npz"], "with activation=gelu"),
+    (["nowhere.npz", "y.npz"], "no such checkpoint"),
+])  # fmt: skip
+def test_convert_refuses_in_one_line(tmp_path, monkeypatch, capfd, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["convert", *arguments]) == 2
+    error = capfd.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+@pytest.mark.parametrize("missing", ["token_mixing", "channel_mixing"])
+def test_formats_without_ablations_refuse_them(tmp_path, suffix, missing):
+    model = randomised(**{missing: False})
+    model.save(tmp_path / "x.keras")
+    with pytest.raises(InputError, match=missing):
+        convert_checkpoint(tmp_path / "x.keras", tmp_path / f"x{suffix}")
+    convert_checkpoint(tmp_path / "x.keras", tmp_path / "own")
+    assert_same_bits(read_checkpoint(tmp_path / "own").arrays, model_weights(model))
+
+
+def test_converting_imports_neither_keras_nor_torch(tmp_path):
+    code = (
+        "import sys; from keras_mixer.__main__ import main; status = main(sys.argv[1:]);"
+        "print(status, {'keras', 'tensorflow', 'torch'} & set(sys.modules))"
+    )
+    arguments = ["convert", str(GOLDEN / "timm_mixer.safetensors"), str(tmp_path / "own")]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "0 set()"
+
+
+def test_converted_weights_are_exported_with_numbers_for_names(tmp_path):
+    import tensorflow as tf
+
+    convert_checkpoint(GOLDEN / "timm_mixer.safetensors", tmp_path / "own")
+    assert main(["export", str(tmp_path / "own"), f"--export_dir={tmp_path}", "--name=x"]) == 0
+    serve = tf.saved_model.load(str(tmp_path / "x" / "1")).signatures["serving_default"]
+    names = serve(images=tf.zeros((1, 9, 9, 3), tf.uint8))["class_names"].numpy()
+    assert names.tolist() == [[b"0", b"1", b"2", b"3", b"4"]]
+
+
+# === The other way: timm reads what we write ===
+
+
+@pytest.mark.backends
+@pytest.mark.parametrize("name, activation", [
+    ("timm_mixer.safetensors", "gelu"), ("official_mixer.npz", "gelu_tanh"),
+])  # fmt: skip
+def test_timm_computes_the_same_logits_from_our_file(tmp_path, name, activation):
+    torch, mlp_mixer = (pytest.importorskip(m) for m in ("torch", "timm.models.mlp_mixer"))
+    from timm.layers import get_act_layer
+    from timm.models import load_checkpoint
+
+    source = name.partition("_")[0]
+    expected = np.load(GOLDEN / f"{source}_mixer_expected.npz")
+    shape = expected["images"].shape[1:3]
+    convert_checkpoint(GOLDEN / name, tmp_path / "x.safetensors", shape)
+    model = mlp_mixer.MlpMixer(
+        num_classes=5, img_size=shape, patch_size=4, num_blocks=3, embed_dim=24,
+        mlp_ratio=(0.5, 2.0), act_layer=get_act_layer(activation),
+    ).eval()  # fmt: skip
+    load_checkpoint(model, str(tmp_path / "x.safetensors"), strict=True)
+    with torch.no_grad():
+        logits = model(torch.tensor(expected["images"].transpose(0, 3, 1, 2))).numpy()
+    np.testing.assert_allclose(logits, expected["logits"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.backends
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
+def test_pth_holds_the_same_weights_as_safetensors(tmp_path, wrapper):
+    torch = pytest.importorskip("torch")
+    state = torch.load(GOLDEN / "timm_mixer.pth", weights_only=True)
+    torch.save({wrapper: state, "epoch": 3} if wrapper else state, tmp_path / "x.pth")
+    one, other = map(read_checkpoint, (tmp_path / "x.pth", GOLDEN / "timm_mixer.safetensors"))
+    assert one.description == other.description
+    assert_same_bits(one.arrays, other.arrays)

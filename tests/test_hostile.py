@@ -1,0 +1,636 @@
+"""Tests that checkpoints of strangers are refused before anything in them runs or grows.
+
+Every file here is made to harm a careless reader. One process reads them all; then it is asked what
+it answered, what it imported, how much memory it took, and whether anything was run or written.
+"""
+
+import io
+import json
+import pickle
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import types
+import warnings
+import zipfile
+
+import h5py
+import numpy as np
+import pytest
+from conftest import GOLDEN, ROOT
+
+from keras_mixer import InputError, build_mixer
+from keras_mixer.weights import archives
+from keras_mixer.weights.load import read_checkpoint
+
+HOSTILE = {}  # name of the file: (how it is made, what it is refused with)
+
+
+def hostile(name, message):
+    """Registers a function from (path, material) that writes a file."""
+
+    def register(write):
+        HOSTILE[name] = (write, message)
+        return write
+
+    return register
+
+
+class Material:
+    """What the hostile files are made of: honest ones, and the canary they would let out."""
+
+    def __init__(self, folder):
+        self.canary = folder / "canary"
+        self.secret = folder / "secret.h5"
+        self.keras = folder / "honest.keras"
+        self.weights = folder / "honest.weights.h5"
+        model = build_mixer((8, 8), (4, 4), 3, 2, 6, 5, 7, 3)
+        model.save(self.keras)
+        model.save_weights(self.weights)
+        with h5py.File(self.secret, "w") as file:
+            file["stem"] = np.ones((4, 4, 3, 6), "float32")
+        (folder / "secret.raw").write_bytes(bytes(4 * 4 * 3 * 6 * 4))
+
+    def members(self):
+        with zipfile.ZipFile(self.keras) as archive:
+            return {name: archive.read(name) for name in archive.namelist()}
+
+
+# === X1: .keras ===
+
+
+def keras_with(change, name, message):
+    """Registers a .keras file whose config went through a function."""
+
+    @hostile(name, message)
+    def write(path, material):
+        members = material.members()
+        config = json.loads(members["config.json"])
+        change(config, config["config"]["layers"], material)
+        members["config.json"] = json.dumps(config)
+        write_zip(path, members.items())
+
+
+def write_zip(path, members):
+    with zipfile.ZipFile(path, "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of duplicate names
+        for name, content in members:
+            archive.writestr(name, content)
+
+
+def instead_of_stem(module, class_name, **config):
+    def change(_, layers, material):
+        config_ = {k: v(material) if callable(v) else v for k, v in config.items()}
+        layers[1] |= {
+            "module": module,
+            "class_name": class_name,
+            "config": layers[1]["config"] | config_,
+        }
+
+    return change
+
+
+def setting_of_stem(value):
+    def change(_, layers, material):
+        layers[1]["config"]["activation"] = value(material)
+
+    return change
+
+
+def call(module, function, *arguments):
+    return {"module": module, "class_name": function, "config": list(arguments)}
+
+
+LAMBDA = {"class_name": "__lambda__", "config": {"code": "4wEAAAA=", "defaults": None}}
+touch = lambda material: call("os", "system", f"touch {material.canary}")  # noqa: E731
+keras_with(
+    instead_of_stem("keras.layers", "Lambda", function=LAMBDA), "lambda.keras", "stem is a Lambda"
+)
+keras_with(setting_of_stem(lambda material: LAMBDA), "lambda_setting.keras", "stem has activation=")
+keras_with(setting_of_stem(touch), "system.keras", "stem has activation=")
+keras_with(
+    setting_of_stem(lambda m: call("keras.utils", "get_file", "x", m.canary.as_uri())),
+    "get_file.keras",
+    "stem has activation=",
+)
+keras_with(
+    setting_of_stem(lambda m: call("keras.config", "enable_unsafe_deserialization")),
+    "unsafe.keras",
+    "stem has activation=",
+)
+for class_name in ("TorchModuleWrapper", "TFSMLayer", "StringLookup", "TimeDistributed"):
+    keras_with(
+        instead_of_stem("keras.layers", class_name, filepath=lambda m: str(m.secret)),
+        f"{class_name}.keras",
+        f"stem is a {class_name}",
+    )
+keras_with(instead_of_stem("evil", "Conv2D"), "foreign.keras", "stem is a Conv2D of evil")
+
+
+def swap_blocks(config, layers, material):
+    layers[3]["inbound_nodes"], layers[4]["inbound_nodes"] = (
+        layers[4]["inbound_nodes"],
+        layers[3]["inbound_nodes"],
+    )
+
+
+def add_layer(config, layers, material):
+    layers.append({**layers[-1], "name": "extra"})
+
+
+def deepen(config, layers, material):
+    config["config"] = {"layers": []}
+
+
+def another_epsilon(config, layers, material):
+    layers[5]["config"]["epsilon"] = 1e-3
+
+
+def huge(config, layers, material):
+    layers[1]["config"]["filters"] = 1 << 60
+
+
+keras_with(swap_blocks, "swapped.keras", "mixer_block_0 does not follow tokens")
+keras_with(add_layer, "added.keras", "its layers are others: extra")
+keras_with(deepen, "empty.keras", "its layers are others|IndexError")
+keras_with(another_epsilon, "epsilon.keras", "has epsilon=0.001, expected 1e-06")
+keras_with(huge, "huge.keras", "no Mixer has dim=")
+
+for name, member in (
+    ("climbing", "../x"), ("absolute", "/etc/x"), ("extra", "assets/x"), ("nested", "x.zip"),
+):  # fmt: skip
+
+    @hostile(f"{name}.keras", f"expected .* received .*{re.escape(member)}")
+    def write_extra(path, material, member=member):
+        write_zip(path, [*material.members().items(), (member, b"x")])
+
+
+@hostile("symlink.keras", "expected .* received")
+def write_symlink(path, material):
+    link = zipfile.ZipInfo("assets")
+    link.external_attr = 0o120777 << 16
+    write_zip(path, [*material.members().items(), (link, str(material.secret))])
+
+
+@hostile("duplicates.keras", "members of the same name")
+def write_duplicates(path, material):
+    members = material.members()
+    write_zip(path, [*members.items(), ("config.json", members["config.json"])])
+
+
+@hostile("nesting.keras", "not a Mixer of this program")
+def write_nested_json(path, material):
+    write_zip(path, (material.members() | {"config.json": "[" * 1_000_000}).items())
+
+
+# === X2: HDF5 ===
+
+
+def h5_with(name, message):
+    """Registers an HDF5 file whose stem went through a function of (layer, material)."""
+
+    def register(change):
+        @hostile(name, message)
+        def write(path, material):
+            shutil.copy(material.weights, path)
+            with h5py.File(path, "r+") as file:
+                group = file["layers/conv2d/vars"]
+                del group["0"]
+                change(group, material)
+
+        return change
+
+    return register
+
+
+@h5_with("external_link.weights.h5", "vars/0 is a link")
+def external_link(group, material):
+    group["0"] = h5py.ExternalLink(str(material.secret), "/stem")
+
+
+@h5_with("soft_link.weights.h5", "vars/0 is a link")
+def soft_link(group, material):
+    group["0"] = h5py.SoftLink("/layers/conv2d/vars/1")
+
+
+@h5_with("external_storage.weights.h5", "lie in another file")
+def external_storage(group, material):
+    raw = str(material.secret.with_suffix(".raw"))
+    group.create_dataset("0", (4, 4, 3, 6), "f4", external=[(raw, 0, 4 * 4 * 3 * 6 * 4)])
+
+
+@h5_with("virtual.weights.h5", "lie in another file")
+def virtual(group, material):
+    layout = h5py.VirtualLayout((4, 4, 3, 6), "f4")
+    layout[...] = h5py.VirtualSource(str(material.secret), "stem", (4, 4, 3, 6))
+    group.create_virtual_dataset("0", layout)
+
+
+@h5_with("bomb_4GiB.weights.h5", "declares 4187593113 bytes|declares .* but holds")
+def bomb_below_the_floor_of_keras(group, material):
+    group.create_dataset("0", (4, 4, 3, 21_000_000), "f4")
+
+
+@h5_with("bomb_1TiB.weights.h5", "declares .* bytes, but holds")
+def bomb(group, material):
+    group.create_dataset("0", (4, 4, 3, 6 << 30), "f4")
+
+
+@h5_with("deflated.weights.h5", "compressed or in chunks")
+def deflated(group, material):
+    group.create_dataset("0", data=np.zeros((4, 4, 3, 6), "f4"), compression="gzip")
+
+
+@h5_with("loop.weights.h5", "more objects, or deeper ones")
+def loop(group, material):
+    group["0"] = group.parent
+
+
+@h5_with("objects.weights.h5", "expected one of float16|does not fit")
+def strings(group, material):
+    group.create_dataset("0", data=np.array([b"x"] * 288).reshape(4, 4, 3, 6))
+
+
+@hostile("nested_link.keras", "vars/0 is a link")
+def write_link_within_archive(path, material):
+    content = io.BytesIO(material.weights.read_bytes())
+    with h5py.File(content, "r+") as file:
+        del file["layers/conv2d/vars/0"]
+        file["layers/conv2d/vars/0"] = h5py.ExternalLink(str(material.secret), "/stem")
+    write_zip(path, (material.members() | {"model.weights.h5": content.getvalue()}).items())
+
+
+# === X3: .npz ===
+
+
+class Touch:
+    """Unpickled, it would let the canary out."""
+
+    def __init__(self, canary):
+        self.canary = canary
+
+    def __reduce__(self):
+        import pathlib
+
+        return pathlib.Path.touch, (self.canary,)
+
+
+def npy_header(shape, descr="<f4", version=(1, 0), padding=0):
+    header = repr({"descr": descr, "fortran_order": False, "shape": shape}).encode()
+    header += b" " * padding + b"\n"
+    length = struct.pack("<H" if version == (1, 0) else "<I", len(header))
+    return b"\x93NUMPY" + bytes(version) + length + header
+
+
+def npz_with(name, message, *members, method=zipfile.ZIP_STORED):
+    @hostile(name, message)
+    def write(path, material):
+        with zipfile.ZipFile(path, "w", method) as archive:
+            for member, content in members:
+                archive.writestr(f"{member}.npy", content() if callable(content) else content)
+
+
+@hostile("pickle.npz", "Python objects, which are never unpickled")
+def write_objects(path, material):
+    np.savez(path, **{"stem/kernel": np.array([Touch(material.canary)], dtype=object)})
+
+
+npz_with("bomb_4TiB.npz", "declares .* but holds 0 bytes", ("stem/kernel", npy_header((1 << 40,))))
+npz_with("bomb_3GiB.npz", "declares .* but holds 0 bytes", ("stem/kernel", npy_header((3 << 28,))))
+npz_with("negative.npz", "declares", ("stem/kernel", npy_header((-1, -1)) + bytes(4)))
+npz_with(
+    "deflate_bomb.npz", "grow to more than 20 times",
+    ("stem/kernel", lambda: npy_header((100 << 20,), "|i1") + bytes(100 << 20)),
+    method=zipfile.ZIP_DEFLATED,
+)  # fmt: skip
+npz_with(
+    "header_1MB.npz", "not a readable .npz",
+    ("stem/kernel", npy_header((1,), version=(2, 0), padding=1 << 20) + bytes(4)),
+)  # fmt: skip
+npz_with("not_an_array.npz", "not a readable .npz", ("stem/kernel", b"import os"))
+npz_with(
+    "code.npz", "not a readable .npz",
+    ("stem/kernel", npy_header((1,)).replace(b"(1,)", b"exit()") + bytes(4)),
+)  # fmt: skip
+
+
+npz_with("long_name.npz", "not an official Mixer", ("x" * 60_000, npy_header((1,)) + bytes(4)))
+
+
+npz_with(
+    "lzma.npz", "compressed in an unusual way",
+    ("stem/kernel", npy_header((1,)) + bytes(4)), method=zipfile.ZIP_LZMA,
+)  # fmt: skip
+
+
+@hostile("duplicates.npz", "members of the same name")
+def write_same_names(path, material):
+    content = npy_header((1,)) + bytes(4)
+    write_zip(path, [("stem/kernel.npy", content), ("stem/kernel.npy", content)])
+
+
+@hostile("million.npz", "1000000 members|more than any Mixer|contradict|larger")
+def write_million_members(path, material):
+    entry = struct.pack("<4s6H3L5H2L", b"PK\x01\x02", *[0] * 6, 0, 0, 0, 1, *[0] * 4, 0, 0) + b"x"
+    with open(path, "wb") as file:
+        for _ in range(100):
+            file.write(entry * 10_000)
+        size = file.tell()
+        file.write(
+            struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, 10**6, 10**6, size, 0)
+        )
+        file.write(struct.pack("<4sLQL", b"PK\x06\x07", 0, size, 1))
+        file.write(struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 65535, 65535, size, 0, 0))
+
+
+# === X4: .safetensors ===
+
+
+def safetensors_with(name, message, header, data=b""):
+    @hostile(name, message)
+    def write(path, material):
+        text = header if isinstance(header, bytes) else json.dumps(header).encode()
+        path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def entry(shape=(1,), offsets=(0, 4), dtype="F32"):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
+
+
+UNREADABLE = "not a readable .safetensors"
+safetensors_with("overlapping.safetensors", UNREADABLE, {"a": entry(), "b": entry()}, bytes(8))
+safetensors_with("out_of_range.safetensors", UNREADABLE, {"a": entry((9,), (0, 36))}, bytes(4))
+safetensors_with("hole.safetensors", UNREADABLE, {"a": entry(offsets=(4, 8))}, bytes(8))
+safetensors_with("trailing.safetensors", UNREADABLE, {"a": entry()}, bytes(8))
+safetensors_with("negative.safetensors", UNREADABLE, {"a": entry((-1,))}, bytes(4))
+safetensors_with("backwards.safetensors", UNREADABLE, {"a": entry(offsets=(4, 0))}, bytes(4))
+safetensors_with("type.safetensors", UNREADABLE, {"a": entry(dtype="F16")}, bytes(4))
+safetensors_with("no_type.safetensors", UNREADABLE, {"a": entry(dtype="O")}, bytes(4))
+safetensors_with("overflow.safetensors", UNREADABLE, {"a": entry((1 << 62, 16))}, bytes(4))
+safetensors_with("not_utf8.safetensors", UNREADABLE, b'{"\xff": {}}')
+safetensors_with("not_json.safetensors", UNREADABLE, b"{" * 5000)
+safetensors_with(
+    "duplicates.safetensors", "a name comes twice",
+    b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
+    b'"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', bytes(4),
+)  # fmt: skip
+safetensors_with(
+    "description.safetensors", "no Mixer|an architecture has|describe no Mixer",
+    {"__metadata__": {"keras_mixer": '{"format": 1, "architecture": {"depth": 1e99}}'},
+     "a": entry()}, bytes(4),
+)  # fmt: skip
+
+
+safetensors_with("header_5MB.safetensors", "a header of 5,000,000 bytes", b" " * 5_000_000)
+
+
+@hostile("length.safetensors", "a header of 9,223,372,036,854,775,808 bytes")
+def write_header_length(path, material):
+    path.write_bytes(struct.pack("<Q", 1 << 63) + b"{}")
+
+
+# === X5 without torch, X6: zip files ===
+
+
+def patched_zip(name, message, change):
+    """Registers an official checkpoint whose bytes went through a function."""
+
+    @hostile(name, message)
+    def write(path, material):
+        content = bytearray((GOLDEN / "official_mixer.npz").read_bytes())
+        path.write_bytes(change(content))
+
+
+def patch(offset_from_end, layout, value):
+    def change(content):
+        struct.pack_into(layout, content, len(content) - offset_from_end, value)
+        return content
+
+    return change
+
+
+def rename_locally(content):
+    place = content.index(b"stem/kernel.npy")
+    content[place : place + 4] = b"stum"
+    return content
+
+
+def encrypt(content):
+    place = content.index(b"PK\x01\x02")
+    content[place + 8] |= 1
+    return content
+
+
+def lie_about_size(content):
+    place = content.index(b"PK\x01\x02")
+    struct.pack_into("<L", content, place + 24, 1 << 31)
+    return content
+
+
+def claim_zip64(content):
+    end = content[-22:]
+    record = struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, 1, 1, 46, 0)
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, len(content) - 22, 1)
+    return content[:-22] + record + locator + end
+
+
+def overlap(content):
+    first = content.index(b"PK\x01\x02")
+    second = content.index(b"PK\x01\x02", first + 1)
+    struct.pack_into("<L", content, second + 42, 0)
+    return content
+
+
+def flip(content):
+    content[300] ^= 1
+    return content
+
+
+END = "not a readable .npz checkpoint, or a damaged one"
+patched_zip("count.npz", "does not agree with its directory", patch(14, "<H", 7))
+patched_zip("both_counts.npz", END, lambda c: patch(12, "<H", 7)(patch(14, "<H", 7)(c)))
+patched_zip("directory.npz", "does not agree", patch(6, "<L", 77))
+patched_zip("zip64.npz", "zip64 records contradict", claim_zip64)
+patched_zip("local_name.npz", "File name in directory", rename_locally)
+patched_zip("encrypted.npz", "encrypted", encrypt)
+patched_zip("size.npz", "larger than the file it is in", lie_about_size)
+patched_zip("overlap.npz", "overlaps", overlap)
+patched_zip("bit.npz", "Bad CRC-32", flip)
+patched_zip("prefix.npz", "does not agree", lambda content: b"#!/bin/sh\n" + content)
+patched_zip("comment.npz", "does not end as a zip file does", lambda content: content + b"PK")
+patched_zip("cut.npz", "cut off", lambda content: content[:-1000])
+
+READER = """
+import contextlib, json, pathlib, sys, time
+with contextlib.suppress(ImportError):  # a reader that fails must not take the machine with it
+    import resource
+    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+from keras_mixer import InputError
+from keras_mixer.weights.load import read_checkpoint
+answers = {}
+for path in sys.argv[1:]:
+    begin = time.process_time()
+    try:
+        read_checkpoint(path, (24, 16) if path.endswith(".npz") else None)
+        answer = "was read"
+    except InputError as error:
+        answer = str(error)
+    except Exception as error:
+        answer = f"not caught: {error!r}"
+    answers[path] = [answer, time.process_time() - begin]
+status = pathlib.Path("/proc/self/status")
+peak = status.read_text().partition("VmHWM:")[2] if status.exists() else "0"
+print(json.dumps({
+    "answers": answers,
+    "imported": sorted({"keras", "tensorflow", "torch"} & set(sys.modules)),
+    "megabytes": int((peak or "0").split()[0]) / 1024,
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def verdict(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hostile")
+    material = Material(folder)
+    for name, (write, _) in HOSTILE.items():
+        write(folder / name, material)
+    before = sorted(folder.rglob("*"))
+    done = subprocess.run(
+        [sys.executable, "-c", READER, *(str(folder / name) for name in HOSTILE)],
+        cwd=ROOT, capture_output=True, text=True, check=True, timeout=300,
+    )  # fmt: skip
+    assert sorted(folder.rglob("*")) == before, "nothing was written, the canary least of all"
+    assert not material.canary.exists()
+    return json.loads(done.stdout), folder
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_file_is_refused(verdict, name):
+    answers, folder = verdict[0]["answers"], verdict[1]
+    answer, seconds = answers[str(folder / name)]
+    assert re.search(HOSTILE[name][1], answer), answer
+    assert answer.startswith(str(folder / name))
+    assert "\n" not in answer and len(answer) < 1000
+    assert seconds < 5
+
+
+def test_nothing_was_deserialised_and_no_memory_taken(verdict):
+    assert verdict[0]["imported"] == []
+    assert verdict[0]["megabytes"] < 300
+
+
+def test_honest_files_beside_them_are_read(tmp_path):
+    material = Material(tmp_path)
+    for path in (material.keras, material.weights):
+        assert read_checkpoint(path).description.architecture["depth"] == 2
+
+
+def test_every_flipped_byte_of_an_archive_is_noticed_or_means_nothing(tmp_path):
+    honest = (GOLDEN / "official_mixer.npz").read_bytes()
+    expected = read_checkpoint(GOLDEN / "official_mixer.npz", (24, 16))
+    generator = np.random.default_rng(0)
+    path, refused = tmp_path / "weights.npz", 0
+    for place in generator.choice(len(honest), 150, replace=False):
+        path.write_bytes(honest[:place] + bytes([honest[place] ^ 16]) + honest[place + 1 :])
+        try:
+            received = read_checkpoint(path, (24, 16))
+        except InputError:
+            refused += 1
+        else:
+            for name, array in expected.arrays.items():
+                np.testing.assert_array_equal(received.arrays[name], array)
+    assert refused > 100
+
+
+def test_damaged_safetensors_are_refused_or_read_as_they_are(tmp_path):
+    """Their data carry no sum; all that can be asked is a refusal or a whole Mixer."""
+    honest = (GOLDEN / "timm_mixer.safetensors").read_bytes()
+    header = 8 + int.from_bytes(honest[:8], "little")
+    generator, path, refused = np.random.default_rng(0), tmp_path / "weights.safetensors", 0
+    for _ in range(300):
+        content = bytearray(honest)
+        for place in generator.integers(0, header, generator.integers(1, 4)):
+            content[place] = generator.integers(256)
+        path.write_bytes(content[: generator.choice([len(content), header, header + 99])])
+        try:
+            assert len(read_checkpoint(path, (24, 24)).arrays) == 42
+        except InputError:
+            refused += 1
+    assert refused > 250
+
+
+# === X5: .pth ===
+
+
+def test_pth_without_torch_says_what_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(InputError, match=r"torch, which is not installed: pip install .*\[torch\]"):
+        read_checkpoint(GOLDEN / "timm_mixer.pth")
+
+
+@pytest.mark.parametrize("version", ["1.13.1", "2.6.0", "2.9.1+cpu"])
+def test_pth_with_an_old_torch_is_not_opened(monkeypatch, version):
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(__version__=version))
+    with pytest.raises(InputError, match=f"expected torch >= 2.10, found {re.escape(version)}"):
+        read_checkpoint(GOLDEN / "timm_mixer.pth")
+
+
+@pytest.mark.backends
+class TestWithTorch:
+    """What torch itself is asked to refuse."""
+
+    @pytest.fixture(autouse=True)
+    def torch(self):
+        return pytest.importorskip("torch", minversion="2.10")
+
+    def test_reduce_canary(self, torch, tmp_path):
+        torch.save({"stem.proj.weight": Touch(tmp_path / "canary")}, tmp_path / "x.pth")
+        with pytest.raises(InputError, match=r"holds more than weights.*save its state_dict as"):
+            read_checkpoint(tmp_path / "x.pth")
+        assert not (tmp_path / "canary").exists()
+
+    def test_training_file_with_a_namespace(self, torch, tmp_path):
+        import argparse
+
+        state = torch.load(GOLDEN / "timm_mixer.pth", weights_only=True)
+        content = {"state_dict": state, "args": argparse.Namespace(lr=1)}
+        torch.save(content, tmp_path / "x.pth")
+        with pytest.raises(InputError, match="holds more than weights"):
+            read_checkpoint(tmp_path / "x.pth")
+
+    def test_files_of_old(self, torch, tmp_path):
+        with open(tmp_path / "x.pth", "wb") as file:
+            pickle.dump({"a": Touch(tmp_path / "canary")}, file)
+        torch.save({}, tmp_path / "y.pth", _use_new_zipfile_serialization=False)
+        for name in "xy":
+            with pytest.raises(InputError, match=r"not a .pth file of torch 1.6 or later"):
+                read_checkpoint(tmp_path / f"{name}.pth")
+        assert not (tmp_path / "canary").exists()
+
+    def test_views_that_pretend_to_any_shape(self, torch, tmp_path):
+        state = torch.load(GOLDEN / "timm_mixer.pth", weights_only=True)
+        state["stem.proj.weight"] = torch.zeros(1).expand(1 << 20, 3, 512, 512)
+        torch.save(state, tmp_path / "x.pth")
+        with pytest.raises(InputError, match="declares .* bytes of weights, holds"):
+            read_checkpoint(tmp_path / "x.pth")
+
+    def test_deflated_bomb(self, torch, tmp_path):
+        with zipfile.ZipFile(tmp_path / "x.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("x/data.pkl", bytes(100 << 20))
+        with pytest.raises(InputError, match="grow to more than"):
+            read_checkpoint(tmp_path / "x.pth")
+
+    @pytest.mark.parametrize("content", [[], {"a": 1}, {1: None}, "text"])
+    def test_anything_but_a_state_dict(self, torch, tmp_path, content):
+        torch.save(content, tmp_path / "x.pth")
+        with pytest.raises(InputError, match="expected a dict from names to tensors"):
+            read_checkpoint(tmp_path / "x.pth")
+
+
+def test_archives_take_what_numpy_and_keras_write(tmp_path):
+    for save in (np.savez, np.savez_compressed):
+        save(tmp_path / "x.npz", a=np.zeros(3), b=np.ones((2, 2)))
+        with archives.open_archive(tmp_path / "x.npz", "a zip file") as (_, members):
+            assert members.keys() == {"a.npy", "b.npy"}
