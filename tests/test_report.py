@@ -92,9 +92,15 @@ def test_flags_that_touch_no_result_part_no_runs(runs):
         (["--dim=8", "--lr=0.1"], "--flagfile=b --dataset=digits --lr=0.1"),
         (["--dim=8", "--dataset=folder", "--lr=0.1"], "--flagfile=b --dataset=folder --lr=0.1"),
         (["--dim=9", "--dataset=mnist"], "--dim=9 --dataset=mnist"),
+        (["--a=1", "--b=2", "--c=3", "--d=5"], "--flagfile=c --dataset=digits --d=5"),
+        (["--a=1", "--b=2", "--c=4", "--d=5"], "--a=1 --b=2 --c=4 --d=5"),
+        (["--a=1", "--b=2", "--c=3"], "--a=1 --b=2 --c=3"),
     ],
 )
 def test_runs_are_called_by_their_preset_and_what_differs(runs, flags, name):
     (runs[0] / "flags.txt").write_text("".join(f"{flag}\n" for flag in flags))
-    presets = {"a": {"--dim=4"}, "b": {"--dim=8", "--dataset=mnist"}}
+    presets = {
+        "a": {"--dim=4"}, "b": {"--dim=8", "--dataset=mnist"},
+        "c": {"--a=1", "--b=2", "--c=3", "--d=4", "--dataset=mnist"},
+    }  # fmt: skip
     assert f"| `{name}` |" in tabulate(runs[:1], presets)

@@ -28,8 +28,9 @@ def tabulate(directories, presets=None):
 
     Args:
         directories: Paths of finished run directories.
-        presets: dict from name to set of flags, or None. Where a run has all flags of a preset,
-            but for the data set, the name of the longest such is written in their place.
+        presets: dict from name to set of flags, or None. Where a run has all flags of a preset, a
+            few perhaps with other values, the name of the longest such is written in their place,
+            and what differs after it.
 
     Returns:
         A Markdown table, and below it the machines and versions that the runs were made on. Scores
@@ -72,7 +73,7 @@ def _contents(directory, presets):
 
 def _experiment(flags, presets):
     """The flags that are not at their default, without those that are set aside."""
-    fitting = [name for name, given in presets.items() if _but_data_set(given) <= set(flags)]
+    fitting = [name for name, given in presets.items() if _follows(flags, given)]
     if fitting:
         name = max(fitting, key=lambda name: len(presets[name]))
         given = presets[name]
@@ -88,8 +89,12 @@ def _data_set(flags):
     return next((flag for flag in flags if flag.startswith("--dataset=")), default)
 
 
-def _but_data_set(flags):
-    return flags - {_data_set(flags)}
+def _follows(flags, preset):
+    """Tells whether a run has the flags of a preset, at most a quarter of them of other value."""
+    preset = preset - {_data_set(preset)}
+    names = {flag.split("=")[0] for flag in flags}
+    same = len(preset & set(flags))
+    return {flag.split("=")[0] for flag in preset} <= names and 4 * same >= 3 * len(preset)
 
 
 def _place(environment):
