@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from keras_mixer import console
+from keras_mixer.data.decode import decode_image
+from keras_mixer.data.images import decoding_problem
 from keras_mixer.errors import InputError, path_errors, some_of
 from keras_mixer.files import cache_folder, write_atomically
 
@@ -100,8 +102,6 @@ class Records:
         """
         import tensorflow as tf
 
-        from keras_mixer.data.images import decode_image
-
         problems = []
         for index in console.track(range(len(self)), "looking for broken images"):
             try:
@@ -111,7 +111,7 @@ class Records:
                 raise
             except (tf.errors.OpError, IndexError) as error:
                 place = self.store.place(self.numbers[index])
-                problems.append((place, str(error).splitlines()[0][:120]))
+                problems.append((place, decoding_problem(error)))
         if problems:
             named = some_of([f"{place} ({why})" for place, why in problems])
             raise InputError(

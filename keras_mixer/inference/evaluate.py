@@ -34,7 +34,7 @@ def evaluate_run(run, split_name, batch_size=BATCH_SIZE):
         split,
         f"scoring {split_name}",
         batch_size,
-        native.read_description(run.best).eval_crop,
+        run.config.eval_crop,
     )
     names = run.source.class_names
     return {"split": split_name, **score(logits, labels, names, run.config.loss)}
