@@ -2,7 +2,7 @@
 """Trains an MLP-Mixer: `python train.py --depth 6 --dim 512 --scheduler cosine`.
 
 This file is kept short on purpose. The flags are the fields of keras_mixer/config.py, and the job
-is `train` in keras_mixer/verbs.py: fit, then score the test set once, then export. What comes
+is `train` in keras_mixer/verbs/training.py: fit, score the test set once, export. What comes
 out is a run directory (output/) and a SavedModel (saved_models/).
 
     python train.py --help                            every flag with its default

@@ -15,7 +15,7 @@ import sys
 from keras_mixer.commandline import describe, parse
 from keras_mixer.console import printable, say
 from keras_mixer.errors import InputError, RunError
-from keras_mixer.verbs import VERBS
+from keras_mixer.verbs.table import VERBS
 
 
 def main(arguments=None):

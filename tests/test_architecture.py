@@ -24,7 +24,11 @@ FLOORS = {
     "model": set(),
     "data": {"errors", "console", "files"},
     "weights": {"errors", "files", "console", "model"},
-    "config": {"errors", "commandline", "data.datasets", "model.variants", "weights.resize"},
+    "data_options": {"commandline"},
+    "config": {
+        *{"errors", "commandline", "data_options"},
+        *{"data.datasets", "model.variants", "weights.resize"},
+    },
     "resolve": {
         *{"errors", "commandline", "config"},
         *{"data.datasets", "model.variants", "weights.resize"},

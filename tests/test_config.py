@@ -6,7 +6,8 @@ import pytest
 from conftest import GOLDEN
 
 from keras_mixer.commandline import describe, parse
-from keras_mixer.config import ARCHITECTURE, Config
+from keras_mixer.config import ARCHITECTURE, PREPARATION, SOURCE, Config
+from keras_mixer.data_options import DataOptions
 from keras_mixer.errors import InputError
 from keras_mixer.model.variants import VARIANTS
 from keras_mixer.resolve import resolve
@@ -19,6 +20,12 @@ def parsed(*arguments):
 
 
 # === Flags ===
+
+
+def test_options_of_the_data_are_what_the_data_are_asked_with():
+    names = {field.name for field in dataclasses.fields(DataOptions)}
+    elsewhere = {"num_classes", "batch_size", "seed", "label_smoothing"}
+    assert names == {*SOURCE, *PREPARATION, "class_weights"} - elsewhere
 
 
 @pytest.mark.parametrize(

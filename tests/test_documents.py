@@ -14,7 +14,7 @@ import keras_mixer
 from keras_mixer.commandline import parse
 from keras_mixer.config import Config
 from keras_mixer.resolve import resolve
-from keras_mixer.verbs import VERBS
+from keras_mixer.verbs.table import VERBS
 
 README, BUILD = (ROOT / "README.md").read_text(), (ROOT / "BUILD.md").read_text()
 BLOCK = re.compile(r"(<!-- (\w+) -->\n)?```bash\n(.*?)```", re.DOTALL)

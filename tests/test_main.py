@@ -8,6 +8,7 @@ import pytest
 
 from keras_mixer import __main__ as cli
 from keras_mixer.commandline import describe
+from keras_mixer.verbs import models, shared, studies, training
 
 QUICK = ["--depth=2", "--dim=8", "--batch_size=64", "--num_steps=2", "--jit=false"]
 
@@ -124,6 +125,18 @@ def test_each_verb_has_its_own_flags_and_help(command, verb):
     refused = command("x", foreign, verb=verb)
     assert refused.returncode == 2
     assert "unknown command line flag" in refused.stderr
+
+
+def test_every_verb_is_in_the_table():
+    public = [
+        getattr(module, name)
+        for module in (models, studies, training)
+        for name in vars(module)
+        if name[0].islower()
+    ]
+    written = {f for f in public if getattr(f, "__module__", "").startswith(shared.__package__)}
+    written = {f for f in written if f.__module__ != shared.__name__}
+    assert written == {verb.run for verb in cli.VERBS.values()}
 
 
 def test_overview_and_unknown_verbs(command, without_tensorflow):

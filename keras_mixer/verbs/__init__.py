@@ -1,0 +1,1 @@
+"""The verbs of the command line: what each does, and the flags it takes."""

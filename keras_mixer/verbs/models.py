@@ -1,0 +1,162 @@
+"""The verbs that use a trained model: evaluate, predict, export, convert."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from keras_mixer.commandline import option
+from keras_mixer.console import printable, say, track
+from keras_mixer.data.datasets import SPLITS
+from keras_mixer.errors import InputError, path_errors
+from keras_mixer.verbs.shared import check_writable, only, quiet_tensorflow, write
+
+# === evaluate ===
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+    """Flags of `evaluate`."""
+
+    eval_split: str = option("test", "Split to score.", choices=SPLITS)
+    data_dir: str | None = option(None, "Where the run's data are now, if they moved.")
+    labels: str | None = option(None, "Where its table of labels is now, if it moved.")
+    batch_size: int = option(128, "Images computed at a time; changes no score.", low=1)
+    format: str = option("table", "What is printed.", choices=("table", "json"))
+    output: str | None = option(None, "Write the scores as JSON to this file, too.")
+
+
+def evaluate(options, arguments):
+    """Scores a run: top-1, top-5, loss, and precision, recall and F1 of every class."""
+    from keras_mixer.training.opening import read_run
+
+    run = read_run(only(arguments, "RUN"), options.data_dir, options.labels)
+    run.source.split(options.eval_split)
+    if options.output:
+        check_writable(options.output)
+    with quiet_tensorflow():
+        from keras_mixer.inference.evaluate import as_table, evaluate_run
+
+    scores = evaluate_run(run, options.eval_split, options.batch_size)
+    text = json.dumps(scores, indent=2)
+    if options.output:
+        write(options.output, text + "\n")
+    print(text if options.format == "json" else as_table(scores))
+
+
+# === predict ===
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictOptions:
+    """Flags of `predict`."""
+
+    top_k: int = option(5, "Classes reported for each image; --format=kaggle has all.", low=1)
+    format: str = option(
+        "table",
+        "What is printed. kaggle: a submission, with the probability of every class.",
+        choices=("table", "json", "csv", "kaggle"),
+    )
+    output: str | None = option(None, "Print to this file instead.")
+
+
+def predict(options, arguments):
+    """Classifies images: files, folders and globs. Exit status 1 if any cannot be read."""
+    from keras_mixer.weights.load import read_checkpoint
+
+    if len(arguments) < 2:
+        raise InputError("expected a run and at least one image, folder or glob")
+    run, *images = arguments
+    checkpoint = read_checkpoint(run)
+    if options.output:
+        check_writable(options.output)
+    with quiet_tensorflow():
+        from keras_mixer.inference.predict import expand
+        from keras_mixer.weights.load import model_of
+
+    paths = expand(images)
+    written = _submission if options.format == "kaggle" else _likeliest
+    text, failed = written(options, paths, checkpoint, lambda: model_of(checkpoint, run))
+    write(options.output, text) if options.output else print(text, end="")
+    return 1 if failed else 0
+
+
+def _likeliest(options, paths, checkpoint, load):
+    """Returns the text of the likeliest classes, and whether any image cannot be read."""
+    from keras_mixer.inference.predict import FORMATS, predict_files
+
+    rows = predict_files(load(), checkpoint.description, paths, options.top_k)
+    rows = list(track(rows, "predicting", len(paths)))
+    return FORMATS[options.format](rows), any("error" in row for row in rows)
+
+
+def _submission(options, paths, checkpoint, load):
+    """Returns the text of a submission to Kaggle, and whether images are missing from it."""
+    from keras_mixer.inference.predict import (
+        as_submission,
+        classify,
+        names_of,
+        submission_ids,
+    )
+
+    ids = submission_ids(paths)
+    rows = classify(load(), checkpoint.description, paths)
+    found = list(track(rows, "predicting", len(paths)))
+    problems = [(path, reason) for path, reason in found if isinstance(reason, str)]
+    for path, reason in problems:
+        say(f"{path}: {reason}; it is not in the submission")
+    rows = [(id, p) for id, (_, p) in zip(ids, found, strict=True) if not isinstance(p, str)]
+    return as_submission(rows, names_of(checkpoint.description)), bool(problems)
+
+
+# === export ===
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportOptions:
+    """Flags of `export`."""
+
+    name: str = option("mlp_mixer", "Name of the exported model.", plain_name=True)
+    export_dir: str = option("saved_models", "Where exports land: export_dir/name/version/.")
+
+
+def export(options, arguments):
+    """Exports a run's best weights as a SavedModel with its preprocessing inside."""
+    from keras_mixer.weights import native
+
+    run = Path(only(arguments, "RUN"))
+    with path_errors(run):
+        folder = next((f for f in (run / "best", run) if native.is_native(f)), None)
+    if folder is None:
+        raise InputError(f"{run}: not a run directory (it holds no best/model.json)")
+    with quiet_tensorflow():
+        from keras_mixer.inference.export import export_model
+
+    print(export_model(folder, options.export_dir, options.name))
+
+
+# === convert ===
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertOptions:
+    """Flags of `convert`."""
+
+    image_shape: tuple[int, int] | None = option(
+        None,
+        "height,width of the images, in pixels; only where SOURCE cannot tell it, which is when the"
+        " number of its patches is no square.",
+        low=1,
+        high=65536,
+    )
+
+
+def convert(options, arguments):
+    """Rewrites a checkpoint: official .npz, timm's .safetensors, or, without suffix, our folder."""
+    from keras_mixer.weights.convert import convert_checkpoint
+    from keras_mixer.weights.load import summary
+
+    if len(arguments) != 2:
+        raise InputError(f"expected SOURCE and TARGET, received {len(arguments)} arguments")
+    written = convert_checkpoint(*arguments, options.image_shape)
+    say(f"{arguments[1]}: {summary(written)}")
+    print(printable(arguments[1]))
