@@ -62,16 +62,16 @@ def _check_value(field, value):
     if not kind.holds(value):
         raise _complaint(field, kind.noun, value)
     choices, bounds = field.metadata["choices"], field.metadata["bounds"]
-    if choices and value not in choices:
-        raise _complaint(field, f"one of {', '.join(choices)}", value, _nearest(value, choices))
-    if value == "":
-        raise _complaint(field, "a value", "nothing")
-    if field.metadata.get("plain_name") and ("/" in value or value.startswith(".")):
-        raise _complaint(field, "a plain folder name", value)
-    for number in value if isinstance(value, tuple) else (value,):
-        if isinstance(number, float) and not math.isfinite(number):
+    for item in value if isinstance(value, tuple) else (value,):
+        if choices and item not in choices:
+            raise _complaint(field, f"one of {', '.join(choices)}", item, _nearest(item, choices))
+        if item == "":
+            raise _complaint(field, "a value", "nothing")
+        if field.metadata.get("plain_name") and ("/" in item or item.startswith(".")):
+            raise _complaint(field, "a plain folder name", item)
+        if isinstance(item, float) and not math.isfinite(item):
             raise _complaint(field, "a finite number", value)
-        if not all(_BOUNDS[name][0](number, bound) for name, bound in bounds.items()):
+        if not all(_BOUNDS[name][0](item, bound) for name, bound in bounds.items()):
             wanted = " and ".join(f"{_BOUNDS[name][1]} {bound}" for name, bound in bounds.items())
             raise _complaint(field, f"{kind.noun} {wanted}", value)
 
@@ -120,6 +120,18 @@ class _ShapeParser(flags.ArgumentParser):
         return numbers if len(numbers) == 2 else numbers * 2
 
 
+class _ListParser(flags.ArgumentParser):
+    """Reads values separated by commas, all of one kind."""
+
+    def __init__(self, item):
+        self.item = item
+
+    def parse(self, argument):
+        if isinstance(argument, tuple):
+            return argument
+        return tuple(self.item.parse(part.strip()) for part in str(argument).split(","))
+
+
 def _is_integer(value):
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -148,13 +160,26 @@ _KINDS = {
 
 
 def _kind(field):
-    """The kind of a field, from its annotation: `int`, `float | None`, `tuple[int, int] | None`."""
+    """The kind of a field, from its annotation.
+
+    `int`, `float | None`, `tuple[int, int] | None`, and lists: `tuple[str, ...]`.
+    """
     types = [t for t in typing.get_args(field.type) if t is not type(None)] or [field.type]
     plain = field.type if typing.get_origin(field.type) is tuple else types[0]
+    if typing.get_args(plain)[1:] == (...,):
+        return _list_of(_KINDS[typing.get_args(plain)[0]])
     kind = _KINDS[typing.get_origin(plain) or plain]
     if noun := field.metadata.get("noun"):  # a pair of numbers that is no shape
         return kind._replace(noun=noun, parser=_ShapeParser(square=False))
     return kind
+
+
+def _list_of(kind):
+    def holds(values):
+        return isinstance(values, tuple) and bool(values) and all(map(kind.holds, values))
+
+    noun = f"{kind.noun.split()[-1]} values, separated by commas"
+    return _Kind(f"one or more {noun}", _ListParser(kind.parser), holds)
 
 
 # === Parsing ===

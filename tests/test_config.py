@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from conftest import GOLDEN
 
-from keras_mixer.commandline import describe, parse
+from keras_mixer.commandline import as_flags, describe, option, parse
 from keras_mixer.config import ARCHITECTURE, PREPARATION, SOURCE, Config
 from keras_mixer.data_options import DataOptions
 from keras_mixer.errors import InputError
@@ -20,6 +20,45 @@ def parsed(*arguments):
 
 
 # === Flags ===
+
+
+@dataclasses.dataclass(frozen=True)
+class Lists:
+    """Options that are lists, as verbs have them."""
+
+    shots: tuple[int, ...] = option((1, 5), "Numbers.", low=1)
+    lrs: tuple[float, ...] | None = option(None, "Numbers.", above=0.0)
+    datasets: tuple[str, ...] = option(("a",), "Names.")
+
+
+def test_lists_are_separated_by_commas():
+    options, _, _ = parse(Lists, ["--shots=3", "--lrs=0.1, 1e-2", "--datasets=a,b"])
+    assert options == Lists((3,), (0.1, 0.01), ("a", "b"))
+    assert as_flags(options) == ["--shots=3", "--lrs=0.1,0.01", "--datasets=a,b"]
+    assert parse(Lists, as_flags(options))[0] == options
+    assert parse(Lists, [])[0] == Lists()
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        (
+            "--shots=1,x",
+            "--shots: expected one or more integer values, separated by commas, received 1,x",
+        ),
+        (
+            "--shots=5,0",
+            "--shots: expected one or more integer values, separated by commas "
+            "at least 1, received 5,0",
+        ),
+        ("--lrs=0.1,nan", "--lrs: expected a finite number, received 0.1,nan"),
+        ("--datasets=a,,b", "--datasets: expected a value, received nothing"),
+        ("--shots=", "--shots: expected one or more integer values"),
+    ],
+)
+def test_bad_lists_are_refused(argument, message):
+    with pytest.raises(InputError, match=message):
+        parse(Lists, [argument])
 
 
 def test_options_of_the_data_are_what_the_data_are_asked_with():
