@@ -51,7 +51,7 @@ def _run(name, arguments):
 
 def _overview():
     lines = ["usage: keras-mixer COMMAND [--flag=value ...]", "", "commands:"]
-    lines += [f"  {name:<9} {verb.run.__doc__.strip()}" for name, verb in VERBS.items()]
+    lines += [f"  {name:<10} {verb.run.__doc__.strip()}" for name, verb in VERBS.items()]
     return "\n".join([*lines, "", "keras-mixer COMMAND --help shows a command's flags"])
 
 

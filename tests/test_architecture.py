@@ -37,7 +37,10 @@ FLOORS = {
         *{"errors", "files", "console", "commandline", "config", "resolve"},
         *{"model", "data", "weights"},
     },
-    "studies": {"errors", "config", "training", "data"},
+    "studies": {
+        *{"errors", "files", "console", "config", "commandline"},
+        *{"data", "weights", "training", "inference"},
+    },
     "inference": {"errors", "files", "console", "model", "data", "weights", "training"},
     "verbs": {"*"},
     "__main__": {"*"},

@@ -67,7 +67,7 @@ def _contents(directory, presets):
         "metrics": metrics,
         "epochs": len(rows),
         "seconds": sum(float(row["seconds"]) for row in rows),
-        "place": _place(record["environment"]),
+        "place": place(record["environment"]),
     }
 
 
@@ -97,7 +97,12 @@ def _follows(flags, preset):
     return {flag.split("=")[0] for flag in preset} <= names and 4 * same >= 3 * len(preset)
 
 
-def _place(environment):
+def place(environment):
+    """Returns what a run was made on as text.
+
+    Args:
+        environment: dict, as in config.json.
+    """
     return (
         f"{environment['cpu']}, {environment['cores']} cores, Python {environment['python']}, "
         f"TensorFlow {environment['tensorflow']}, Keras {environment['keras']}"
@@ -106,7 +111,7 @@ def _place(environment):
 
 def _row(experiment, runs):
     scores = [
-        _spread([100 * run["metrics"][split]["top1"] for run in runs if split in run["metrics"]])
+        spread([100 * run["metrics"][split]["top1"] for run in runs if split in run["metrics"]])
         for split in ("validation", "test")
     ]
     seconds = statistics.mean(run["seconds"] for run in runs)
@@ -116,7 +121,12 @@ def _row(experiment, runs):
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def _spread(values):
+def spread(values):
+    """Returns numbers as text: mean ± sample standard deviation, where there are several.
+
+    Args:
+        values: list of floats; for none a dash is returned.
+    """
     if len(values) < 2:
         return f"{values[0]:.2f}" if values else "–"
     return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"

@@ -22,4 +22,5 @@ VERBS = {
     "convert": Verb(models.convert, models.ConvertOptions, "SOURCE TARGET"),
     "preview": Verb(training.preview, training.PreviewOptions, None),
     "report": Verb(studies.report, studies.ReportOptions, "RUN..."),
+    "resizing": Verb(studies.resizing, studies.ResizingOptions, "RUN..."),
 }

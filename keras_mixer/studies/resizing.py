@@ -1,0 +1,206 @@
+"""What resizing costs a trained Mixer, and what it saves: the study behind `weights.resize`.
+
+A trained model is given other images or other patches. Three numbers are taken for each: its
+accuracy as it stands, after as much training as asked for, and that of a model of the same sizes
+trained from scratch for as long, by the same recipe.
+"""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import keras
+
+from keras_mixer import console
+from keras_mixer.errors import InputError
+from keras_mixer.files import write_atomically
+from keras_mixer.inference.evaluate import compute_logits, score
+from keras_mixer.studies.campaign import Campaign
+from keras_mixer.studies.report import place, spread
+from keras_mixer.training.opening import read_run
+from keras_mixer.training.run import read_record
+from keras_mixer.weights.load import load_mixer
+from keras_mixer.weights.resize import resized_architecture
+
+SCRATCH = "scratch"
+SCORES = "untrained.json"
+_HEADER = (
+    "| images / patches | grid | untrained: interpolated | untrained: tiled "
+    "| {0}: interpolated | {0}: tiled | {0}: from scratch |",
+    "|---|---|---|---|---|---|---|",
+)
+
+
+class Shape(NamedTuple):
+    """Images and patches to come, both (height, width) in pixels."""
+
+    image: tuple[int, int]
+    patch: tuple[int, int]
+
+    def __str__(self):
+        sides = ["×".join(map(str, pair)) for pair in self]
+        return f"{sides[0]} / {sides[1]}"
+
+    @property
+    def name(self):
+        """The shape as part of a path: `56x56-8x8`."""
+        return "-".join("x".join(map(str, pair)) for pair in self)
+
+
+def parse_shape(text):
+    """Reads `image/patch`: each one number for a square, or heightxwidth, as in `56x28/4`.
+
+    Args:
+        text: string.
+
+    Returns:
+        A `Shape`.
+
+    Raises:
+        InputError: If the text is none.
+    """
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?/(\d+)(?:x(\d+))?", text)
+    if not match:
+        raise InputError(f"--shapes: expected image/patch such as 56/8 or 56x28/4, received {text}")
+    height, width, rows, columns = match.groups()
+    return Shape(_pair(height, width), _pair(rows, columns))
+
+
+def _pair(first, second):
+    return int(first), int(second or first)
+
+
+def study_resizing(directories, shapes, num_steps, output_dir):
+    """Measures resizing on finished runs, which are its repeats.
+
+    Args:
+        directories: Paths of finished runs of one recipe, which differ in their seeds.
+        shapes: list of `Shape`.
+        num_steps: int. Epochs of training after resizing, and from scratch; the first tenth of
+            their steps is warm-up.
+        output_dir: Where the runs of the study go. What is there already is not computed again.
+
+    Returns:
+        A Markdown table of test top-1 in percent, mean ± sample standard deviation over the runs.
+
+    Raises:
+        InputError: If a directory holds no run, or its data or the shapes forbid it.
+    """
+    output_dir = Path(output_dir)
+    runs = [read_run(directory) for directory in directories]
+    arms = {shape: _methods(runs[0], shape) for shape in shapes}
+    campaign = Campaign(len(runs) * sum(len(methods) + 1 for methods in arms.values()))
+    lines = [line.format(_epochs(num_steps)) for line in _HEADER]
+    for shape, methods in arms.items():
+        untrained = {
+            method: [_untrained(run, shape, method, output_dir) for run in runs]
+            for method in methods
+        }
+        trained = {
+            method: [_trained(campaign, run, shape, method, num_steps, output_dir) for run in runs]
+            for method in (*methods, SCRATCH)
+        }
+        lines.append(_row(runs[0], shape, untrained, trained))
+    return "\n".join([*_before(runs), *lines, "", *_places(runs)]) + "\n"
+
+
+def _methods(run, shape):
+    """How token mixing can be adapted to a shape: in one way or in two; not at all, in none."""
+    architecture = run.architecture()
+    resized_architecture(architecture, *shape)  # refuses patches that do not divide the image
+    same = _grid(architecture["image_shape"], architecture["patch_shape"]) == _grid(*shape)
+    methods = ["interpolate"]
+    try:
+        resized_architecture(architecture, *shape, "tile")
+    except InputError:
+        return methods
+    return methods if same else [*methods, "tile"]
+
+
+def _grid(image, patch):
+    return tuple(side // part for side, part in zip(image, patch, strict=True))
+
+
+# === What is measured ===
+
+
+def _untrained(run, shape, method, output_dir):
+    """The test top-1 of a run's model, resized and not trained since."""
+    path = output_dir / run.directory.name / SCORES
+    scores = json.loads(path.read_text()) if path.exists() else {}
+    key = f"{shape.name}-{method}"
+    if key not in scores:
+        model = load_mixer(run.best, *shape, method)
+        name = f"{run.directory.name}, {shape}, {method}, untrained"
+        logits, labels = compute_logits(
+            model, run.source.test, name, eval_crop=run.config.eval_crop
+        )
+        scores[key] = score(logits, labels, run.source.class_names, run.config.loss)["top1"]
+        console.say(f"{name}: {scores[key]:.2%}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(scores, indent=2).encode() + b"\n")
+        keras.backend.clear_session()
+    return scores[key]
+
+
+def _trained(campaign, run, shape, method, num_steps, output_dir):
+    """The test top-1 after training: of the run's model resized, or of a new one."""
+    total = num_steps * run.steps_per_epoch
+    start = {"checkpoint": None, "resize_tokens": "auto"}
+    if method != SCRATCH:
+        start = {"checkpoint": str(run.directory), "resize_tokens": method, "tokens_mlp_dim": None}
+    config = dataclasses.replace(
+        run.config,
+        **start,
+        image_shape=shape.image,
+        patch_shape=shape.patch,
+        schedule_unit="step",
+        num_steps=total,
+        warmup_step=total // 10,
+        output_dir=str(output_dir / run.directory.name / f"{shape.name}-{method}"),
+        overwrite=False,
+        eval_split="test",
+        export=False,
+    )
+    name = f"{run.directory.name}, {shape}, {method}"
+    return campaign.run(name, config).metrics()["test"]["top1"]
+
+
+# === What is written ===
+
+
+def _before(runs):
+    scores = spread([100 * run.metrics()["test"]["top1"] for run in runs])
+    config = runs[0].config
+    shape = Shape(config.image_shape, config.patch_shape)
+    return [
+        f"Test top-1 in percent, of {len(runs)} run{'s'[: len(runs) != 1]}. As trained, on "
+        f"{shape}: {scores}.",
+        "",
+    ]
+
+
+def _epochs(num_steps):
+    return "after an epoch" if num_steps == 1 else f"after {num_steps} epochs"
+
+
+def _row(run, shape, untrained, trained):
+    def cell(scores):
+        return spread([100 * score for score in scores])
+
+    grid = "×".join(map(str, _grid(*shape)))
+    methods = ("interpolate", "tile")
+    cells = [
+        str(shape),
+        grid,
+        *(cell(untrained.get(method, [])) for method in methods),
+        *(cell(trained.get(method, [])) for method in (*methods, SCRATCH)),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _places(runs):
+    made = (place(read_record(run.directory)["environment"]) for run in runs)
+    return [f"Made on {where}." for where in dict.fromkeys(made)]
