@@ -75,6 +75,9 @@ DATASETS = {
 
 _OTHER = Dataset((256, 256), (16, 16), 3, None, "tfds")
 
+# Avg-5 is the mean accuracy on these (paper, section 3).
+AVG5 = ("imagenet2012", "cifar10", "cifar100", "oxford_iiit_pet", "oxford_flowers102")
+
 
 def dataset_row(name):
     """Returns the row of a data set: its own, or for a name not in the table that of photographs.

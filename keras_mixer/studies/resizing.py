@@ -31,6 +31,7 @@ _HEADER = (
     "| {0}: interpolated | {0}: tiled | {0}: from scratch |",
     "|---|---|---|---|---|---|---|",
 )
+_SAME_GRID = "Where the grid of patches stays, only patch kernels are resampled, in one way."
 
 
 class Shape(NamedTuple):
@@ -89,7 +90,7 @@ def study_resizing(directories, shapes, num_steps, output_dir):
         InputError: If a directory holds no run, or its data or the shapes forbid it.
     """
     output_dir = Path(output_dir)
-    runs = [read_run(directory) for directory in directories]
+    runs = _read(directories)
     arms = {shape: _methods(runs[0], shape) for shape in shapes}
     campaign = Campaign(len(runs) * sum(len(methods) + 1 for methods in arms.values()))
     lines = [line.format(_epochs(num_steps)) for line in _HEADER]
@@ -103,7 +104,15 @@ def study_resizing(directories, shapes, num_steps, output_dir):
             for method in (*methods, SCRATCH)
         }
         lines.append(_row(runs[0], shape, untrained, trained))
-    return "\n".join([*_before(runs), *lines, "", *_places(runs)]) + "\n"
+    return "\n".join([*_before(runs), *lines, "", _SAME_GRID, "", *_places(runs)]) + "\n"
+
+
+def _read(directories):
+    runs = [read_run(directory) for directory in directories]
+    names = [run.directory.name for run in runs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"runs of the same name given twice: {', '.join(twice)}")
+    return runs
 
 
 def _methods(run, shape):

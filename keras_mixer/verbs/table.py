@@ -22,5 +22,6 @@ VERBS = {
     "convert": Verb(models.convert, models.ConvertOptions, "SOURCE TARGET"),
     "preview": Verb(training.preview, training.PreviewOptions, None),
     "report": Verb(studies.report, studies.ReportOptions, "RUN..."),
+    "transfer": Verb(studies.transfer, studies.TransferOptions, "[-- TRAIN_FLAG...]"),
     "resizing": Verb(studies.resizing, studies.ResizingOptions, "RUN..."),
 }

@@ -1,0 +1,213 @@
+"""Fine-tuning one checkpoint on several data sets, by the protocol of the paper (section 3).
+
+For every data set the learning rate is chosen on a held-out part of the training images; then the
+model is trained on all of them, once per seed, and scored on the test images once.
+"""
+
+import dataclasses
+import statistics
+from pathlib import Path
+from typing import NamedTuple
+
+from keras_mixer.commandline import shown
+from keras_mixer.config import Config
+from keras_mixer.data.datasets import AVG5
+from keras_mixer.errors import InputError
+from keras_mixer.studies.campaign import Campaign
+from keras_mixer.studies.report import place, spread
+from keras_mixer.training.opening import plan_run
+from keras_mixer.training.run import Run, read_record
+
+FINE_TUNED, SCRATCH = "fine-tuned", "from scratch"
+
+# What of a config is about its checkpoint alone.
+_START = ("checkpoint", "resize_tokens")
+_SIZES = (
+    *("image_shape", "patch_shape", "depth", "dim", "tokens_mlp_dim", "channels_mlp_dim"),
+    *("activation", "token_mixing", "channel_mixing"),
+)
+
+
+class Result(NamedTuple):
+    """What became of one data set under one start.
+
+    Attributes:
+        name: Of the preset, which is a data set's.
+        start: `FINE_TUNED` or `SCRATCH`.
+        choice: dict from learning rate to validation top-1; {} where there was none to choose.
+        lr: float. The learning rate of the runs.
+        runs: list of `Run`, one per seed, scored on the test split.
+    """
+
+    name: str
+    start: str
+    choice: dict[float, float]
+    lr: float
+    runs: list[Run]
+
+    def scores(self, metric):
+        """Returns `"top1"` or `"top5"` of every run on the test split, in percent."""
+        return [100 * run.metrics()["test"][metric] for run in self.runs]
+
+
+def study_transfer(presets, lrs, seeds, output_dir, scratch=False):
+    """Fine-tunes on one data set after the other; what is finished is not done again.
+
+    Args:
+        presets: dict from name to `Config`, whose checkpoint is the one to start from.
+        lrs: Learning rates to choose from, on the validation split and with the first seed.
+        seeds: Seeds of the runs that are scored on the test split.
+        output_dir: Where the run directories go.
+        scratch: bool. Train models of the same sizes from scratch, too, under the same budget:
+            they have the same schedule, and choose from the same learning rates.
+
+    Returns:
+        list of `Result`.
+
+    Raises:
+        InputError: If the data, the checkpoint or a config forbid it; before anything is trained.
+        RunError, Interrupted: As `training.fit.fit` does.
+    """
+    arms = {
+        (name, start): config
+        for name, preset in presets.items()
+        for start, config in _starts(preset, scratch).items()
+    }
+    for name, config in presets.items():
+        _check(name, config, lrs)
+    choices = len(lrs) if len(lrs) > 1 else 0
+    campaign = Campaign(len(arms) * (choices + len(seeds)))
+    return [
+        _carry_out(campaign, arm, config, lrs, seeds, Path(output_dir))
+        for arm, config in arms.items()
+    ]
+
+
+def _starts(config, scratch):
+    """The configs of a data set: that which is fine-tuned, and the same from scratch."""
+    if not scratch:
+        return {FINE_TUNED: config}
+    resolved = plan_run(config).config
+    plain = {name: getattr(Config, name) for name in _START}
+    sizes = {name: getattr(resolved, name) for name in _SIZES}
+    return {FINE_TUNED: config, SCRATCH: dataclasses.replace(config, **plain, **sizes)}
+
+
+def _check(name, config, lrs):
+    source = plan_run(config).source
+    source.split("test")
+    if len(lrs) > 1 and source.validation is None:
+        raise InputError(
+            f"{name}: no images are held out to choose one of --lrs={shown(tuple(lrs))} with; give "
+            f"one learning rate, or --validation_fraction in the flagfile"
+        )
+
+
+def _carry_out(campaign, arm, config, lrs, seeds, output_dir):
+    """Chooses a learning rate, then trains with every seed."""
+    name, start = arm
+    folder = output_dir / name / start.replace(" ", "-")
+    config = dataclasses.replace(config, eval_split="test", export=False, overwrite=False)
+    choice = {}
+    for lr in lrs if len(lrs) > 1 else ():
+        tried = dataclasses.replace(
+            config,
+            lr=lr,
+            seed=seeds[0],
+            eval_split="validation",
+            output_dir=str(folder / f"lr-{lr:g}"),
+        )
+        run = campaign.run(f"{name}, {start}, lr {lr:g}", tried)
+        choice[lr] = run.metrics()["validation"]["top1"]
+    best = max(choice, key=choice.get) if choice else lrs[0]
+    # The paper's last step: now that nothing is left to choose, all images are trained on.
+    config = dataclasses.replace(config, lr=best, validation_fraction=0.0)
+    runs = []
+    for seed in seeds:
+        seeded = dataclasses.replace(config, seed=seed, output_dir=str(folder / f"seed-{seed}"))
+        runs.append(campaign.run(f"{name}, {start}, lr {best:g}, seed {seed}", seeded))
+    return Result(name, start, choice, best, runs)
+
+
+# === As a table ===
+
+_HEADER = (
+    "| data set | start | images: training, test | lr | top-1 | top-5 | published top-1 |",
+    "|---|---|---|---|---|---|---|",
+)
+
+
+def as_table(results, published):
+    """Returns results as a Markdown table, beside what was published.
+
+    Args:
+        results: list of `Result`.
+        published: dict from the name of a data set, or `"avg5"`, to (top-1 as a fraction, source).
+    """
+    lines = [*_HEADER, *(_row(result, published) for result in results)]
+    for start in dict.fromkeys(result.start for result in results):
+        arm = [result for result in results if result.start == start]
+        if len(arm) > 1:
+            lines.append(_mean_row(arm, published))
+    runs = [run for result in results for run in result.runs]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Test accuracies in percent, {len(results[0].runs)} seeds each, mean ± standard "
+            f"deviation.",
+            "",
+            *_choices(results),
+            *(f"Published {name}: {source}.\n" for name, (_, source) in published.items()),
+            *_places(runs),
+        ]
+    )
+
+
+def _row(result, published):
+    source = result.runs[0].source
+    cells = [
+        result.name,
+        result.start,
+        f"{len(source.train):,}, {len(source.test):,}",
+        f"{result.lr:g}",
+        spread(result.scores("top1")),
+        spread(result.scores("top5")),
+        _published(result.runs[0].config.dataset, result.start, published),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _mean_row(arm, published):
+    """The mean over the data sets, for every seed, and its spread over the seeds."""
+    means = {
+        metric: [
+            statistics.mean(scores)
+            for scores in zip(*(result.scores(metric) for result in arm), strict=True)
+        ]
+        for metric in ("top1", "top5")
+    }
+    five = sorted(result.runs[0].config.dataset for result in arm) == sorted(AVG5)
+    name = "Avg-5" if five else f"mean of {len(arm)}"
+    figure = _published("avg5", arm[0].start, published) if five else "–"
+    cells = [name, arm[0].start, "", "", spread(means["top1"]), spread(means["top5"]), figure]
+    return f"| {' | '.join(cells)} |"
+
+
+def _published(name, start, published):
+    known = start == FINE_TUNED and name in published
+    return f"{100 * published[name][0]:.2f}" if known else "–"
+
+
+def _choices(results):
+    """A line for each choice of a learning rate: what was seen when it was made."""
+    for result in results:
+        if result.choice:
+            seen = ", ".join(f"{lr:g}: {100 * top1:.2f}" for lr, top1 in result.choice.items())
+            held_out = f"validation top-1 by lr, seed {result.runs[0].config.seed}"
+            yield f"{result.name}, {result.start}, {held_out}: {seen}.\n"
+
+
+def _places(runs):
+    made = (place(read_record(run.directory)["environment"]) for run in runs)
+    return [f"Made on {where}.\n" for where in dict.fromkeys(made)]

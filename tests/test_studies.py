@@ -1,0 +1,303 @@
+"""Tests `keras_mixer/studies/campaign.py`, `resizing.py` and `transfer.py` on the digits."""
+
+import json
+import statistics
+from types import SimpleNamespace
+
+import pytest
+
+from keras_mixer import Config, InputError, load_mixer
+from keras_mixer.data.datasets import AVG5
+from keras_mixer.inference.evaluate import compute_logits
+from keras_mixer.studies import campaign as campaign_module
+from keras_mixer.studies.campaign import Campaign
+from keras_mixer.studies.resizing import Shape, parse_shape, study_resizing
+from keras_mixer.studies.transfer import (
+    FINE_TUNED,
+    SCRATCH,
+    Result,
+    as_table,
+    study_transfer,
+)
+from keras_mixer.training.signals import Interrupted
+
+QUICK = {"depth": 1, "dim": 8, "batch_size": 64, "num_steps": 1, "jit": "false", "export": False}
+PRESET = Config(batch_size=64, num_steps=2, optimizer="adamw", jit="false")
+
+
+def config_of(directory):
+    return json.loads((directory / "config.json").read_text())["config"]
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    """From now on, whoever trains fails."""
+
+    def switch():
+        def train(run):
+            raise AssertionError(f"trains {run.directory} again")
+
+        monkeypatch.setattr(campaign_module, "train", train)
+
+    return switch
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The directories of the runs that were trained, in order; the one at `stop_at` is stopped."""
+    trained, real = SimpleNamespace(names=[], stop_at=None), campaign_module.train
+
+    def train(run):
+        trained.names.append(run.directory.name)
+        if len(trained.names) == trained.stop_at:
+            raise Interrupted(15)
+        real(run)
+
+    monkeypatch.setattr(campaign_module, "train", train)
+    return trained
+
+
+# === Many runs ===
+
+
+def test_a_campaign_does_nothing_twice(tmp_path, no_training, capsys):
+    config = Config(**QUICK, output_dir=str(tmp_path / "run"))
+    first = Campaign(1).run("first", config).metrics()
+    assert "[1/1] first\n" in capsys.readouterr().err
+    no_training()
+    assert Campaign(1).run("first", config).metrics() == first
+    assert "[1/1]" not in capsys.readouterr().err
+
+
+def test_a_campaign_says_how_long_the_rest_will_take(tmp_path, monkeypatch, capsys):
+    clock = iter(range(0, 10_000, 600))
+    monkeypatch.setattr(campaign_module.time, "monotonic", lambda: next(clock))
+    campaign = Campaign(3)
+    for index in range(2):
+        config = Config(**QUICK, seed=index, output_dir=str(tmp_path / str(index)))
+        monkeypatch.setattr(campaign_module, "train", lambda run: None)
+        monkeypatch.setattr(campaign_module, "score_run", lambda run: None)
+        campaign.run(str(index), config)
+    assert "[2/3] 1, about 20 min left if all take as long" in capsys.readouterr().err
+
+
+# === Resizing ===
+
+
+@pytest.mark.parametrize(
+    ("text", "shape"),
+    [
+        ("56/4", Shape((56, 56), (4, 4))),
+        ("56x28/4", Shape((56, 28), (4, 4))),
+        ("12x10/3x2", Shape((12, 10), (3, 2))),
+    ],
+)
+def test_shapes_are_read(text, shape):
+    assert parse_shape(text) == shape
+
+
+@pytest.mark.parametrize("text", ["56", "56/", "56x/4", "-8/2", "a/b", "8/2/1"])
+def test_what_is_no_shape_is_refused(text):
+    with pytest.raises(InputError, match="expected image/patch such as 56/8"):
+        parse_shape(text)
+
+
+def test_resizing_measures_before_and_after_training(trained, tmp_path, no_training):
+    shapes = [parse_shape(text) for text in ("8/2", "16/4", "16/2", "12/2")]
+    table = study_resizing([trained.directory], shapes, 1, tmp_path)
+    before = f"{100 * trained.metrics()['test']['top1']:.2f}"
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table.splitlines()[4:8]]
+    assert f"As trained, on 8×8 / 2×2: {before}." in table
+    assert [row[:2] for row in rows] == [
+        ["8×8 / 2×2", "4×4"],
+        ["16×16 / 4×4", "4×4"],
+        ["16×16 / 2×2", "8×8"],
+        ["12×12 / 2×2", "6×6"],
+    ]
+    assert rows[0][2] == before, "the same shape is the same model"
+    assert [row[3] == "–" for row in rows] == [True, True, False, True], "tiled where it can be"
+
+    model = load_mixer(trained.directory, (16, 16), (2, 2), "tile")
+    logits, labels = compute_logits(model, trained.source.test)
+    assert rows[2][3] == f"{100 * (logits.argmax(axis=1) == labels).mean():.2f}"
+
+    folder = tmp_path / trained.directory.name
+    for row, column, name in [(2, 4, "interpolate"), (2, 5, "tile"), (2, 6, "scratch")]:
+        metrics = json.loads((folder / f"16x16-2x2-{name}" / "metrics.json").read_text())
+        assert rows[row][column] == f"{100 * metrics['test']['top1']:.2f}"
+
+    arms = {name: config_of(folder / f"16x16-2x2-{name}") for name in ("interpolate", "scratch")}
+    assert arms["interpolate"]["checkpoint"] == str(trained.directory)
+    assert arms["scratch"]["checkpoint"] is None
+    aside = ("checkpoint", "resize_tokens", "output_dir")
+    one, other = ({k: v for k, v in arm.items() if k not in aside} for arm in arms.values())
+    assert one == other, "the same sizes, recipe and budget"
+
+    no_training()
+    (folder / "untrained.json").rename(tmp_path / "kept")
+    again = study_resizing([trained.directory], shapes, 1, tmp_path)
+    assert again == table
+    assert json.loads((folder / "untrained.json").read_text()) == json.loads(
+        (tmp_path / "kept").read_text()
+    )
+
+
+def test_resizing_refuses_before_it_trains(trained, tmp_path, no_training):
+    no_training()
+    with pytest.raises(InputError, match="must divide"):
+        study_resizing([trained.directory], [parse_shape("8/2"), parse_shape("9/2")], 1, tmp_path)
+    with pytest.raises(InputError, match="not a run directory"):
+        study_resizing([tmp_path], [parse_shape("8/2")], 1, tmp_path)
+    twice = [trained.directory, trained.directory.parent / "." / trained.directory.name]
+    with pytest.raises(InputError, match="given twice"):
+        study_resizing(twice, [parse_shape("8/2")], 1, tmp_path)
+
+
+# === Transfer ===
+
+
+@pytest.fixture
+def preset(trained):
+    return Config(
+        checkpoint=str(trained.directory), batch_size=64, num_steps=2, optimizer="adamw",
+        jit="false",
+    )  # fmt: skip
+
+
+def test_transfer_chooses_on_held_out_images_and_tests_once(preset, tmp_path):
+    [tuned, scratch] = study_transfer(
+        {"digits": preset}, [1e-5, 0.01], [3, 4], tmp_path, scratch=True
+    )
+    assert [tuned.start, scratch.start] == [FINE_TUNED, SCRATCH]
+    for result in (tuned, scratch):
+        folder = tmp_path / "digits" / result.start.replace(" ", "-")
+        for lr, top1 in result.choice.items():
+            metrics = json.loads((folder / f"lr-{lr:g}" / "metrics.json").read_text())
+            assert metrics["validation"]["top1"] == top1
+            assert "test" not in metrics
+        assert result.choice[result.lr] == max(result.choice.values())
+        assert [run.config.seed for run in result.runs] == [3, 4]
+        assert {run.config.lr for run in result.runs} == {result.lr}
+        assert all(run.source.validation is None for run in result.runs)
+        assert all(len(run.source.train) == 1437 for run in result.runs)
+        assert result.scores("top1") == [100 * r.metrics()["test"]["top1"] for r in result.runs]
+    assert tuned.runs[0].config.checkpoint
+    assert scratch.runs[0].config.checkpoint is None
+    sizes = ("depth", "dim", "num_steps", "batch_size", "image_shape", "tokens_mlp_dim")
+    for name in sizes:
+        assert getattr(tuned.runs[0].config, name) == getattr(scratch.runs[0].config, name)
+    assert min(tuned.scores("top1")) > max(scratch.scores("top1")), "it starts from better weights"
+
+
+def test_an_interrupted_transfer_continues_where_it_stopped(preset, tmp_path, counted):
+    arguments = {"p": preset}, [0.001, 0.01], [0, 1]
+    whole = as_table(study_transfer(*arguments, tmp_path / "whole"), {})
+    names = list(counted.names)
+    counted.names.clear()
+    counted.stop_at = 3
+    with pytest.raises(Interrupted):
+        study_transfer(*arguments, tmp_path / "parts")
+    counted.stop_at = None
+    assert as_table(study_transfer(*arguments, tmp_path / "parts"), {}) == whole
+    assert counted.names == [*names[:3], *names[2:]], "what was finished is not trained again"
+
+
+def test_one_learning_rate_leaves_nothing_to_choose(preset, tmp_path, counted):
+    [result] = study_transfer({"p": preset}, [0.01], [0], tmp_path)
+    assert result.choice == {}
+    assert counted.names == ["seed-0"]
+
+
+def test_transfer_refuses_before_it_trains(preset, tmp_path, no_training):
+    no_training()
+    other = {"checkpoint": str(tmp_path / "none"), "batch_size": 64}
+    with pytest.raises(InputError, match="no such checkpoint"):
+        study_transfer({"a": preset, "b": Config(**other)}, [0.1], [0], tmp_path)
+    without = Config(checkpoint=preset.checkpoint, batch_size=64, validation_fraction=0.0)
+    with pytest.raises(InputError, match=r"b: no images are held out.*--lrs=0.1,0.2"):
+        study_transfer({"a": preset, "b": without}, [0.1, 0.2], [0], tmp_path)
+
+
+def result_of(dataset, *scores):
+    """A result with the given top-1 per seed, and 10 points more of top-5."""
+    source = SimpleNamespace(train=range(1000), test=range(100))
+    runs = [
+        SimpleNamespace(
+            config=SimpleNamespace(dataset=dataset, seed=seed),
+            source=source,
+            directory=None,
+            metrics=lambda top1=top1: {"test": {"top1": top1, "top5": top1 + 0.1}},
+        )
+        for seed, top1 in enumerate(scores)
+    ]
+    return Result(dataset, FINE_TUNED, {0.01: 0.5, 0.03: 0.75}, 0.03, runs)
+
+
+def test_avg5_is_the_mean_of_five_sets_within_each_seed(monkeypatch):
+    monkeypatch.setattr("keras_mixer.studies.transfer._places", lambda runs: [])
+    scores = [(0.1 * i, 0.1 * i + 0.02) for i in range(1, 6)]
+    results = [result_of(name, *pair) for name, pair in zip(AVG5, scores, strict=True)]
+    published = {"cifar10": (0.9682, "a paper"), "avg5": (0.925, "its Table 3")}
+    lines = as_table(results, published).splitlines()
+    assert lines[3] == (
+        f"| cifar10 | fine-tuned | 1,000, 100 | 0.03 | 21.00 ± {statistics.stdev([20, 22]):.2f} | "
+        "31.00 ± 1.41 | 96.82 |"
+    )
+    assert lines[7] == "| Avg-5 | fine-tuned |  |  | 31.00 ± 1.41 | 41.00 ± 1.41 | 92.50 |"
+    assert "cifar10, fine-tuned, validation top-1 by lr, seed 0: 0.01: 50.00, 0.03: 75.00." in lines
+    assert "Published avg5: its Table 3." in lines
+    four = as_table(results[1:], published).splitlines()
+    assert four[6].startswith("| mean of 4 | fine-tuned |")
+    assert "92.50" not in four[6]
+
+
+# === As commands ===
+
+
+def test_transfer_from_an_official_file_to_other_images_and_patches(command, trained, tmp_path):
+    assert command(trained.directory, "start.npz", verb="convert").returncode == 0
+    (tmp_path / "mine.flags").write_text(
+        "--image_shape=12\n--patch_shape=3\n--batch_size=64\n--num_steps=9\n--jit=false\n"
+    )
+    words = ["--checkpoint=start.npz", "--datasets=mine.flags", "--seeds=0,1", "--lrs=0.1"]
+    done = command(*words, "--output=t.md", "--", "--num_steps=2", "--flip", verb="transfer")
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "t.md").read_text()
+    assert text.startswith("| data set | start |")
+    assert "| mine | fine-tuned | 1,437, 360 | 0.1 |" in text
+    assert text.endswith(
+        "`keras-mixer transfer --checkpoint=start.npz --datasets=mine.flags --seeds=0,1 --lrs=0.1 "
+        "--output=t.md -- --num_steps=2 --flip`.\n"
+    )
+    config = config_of(tmp_path / "runs" / "transfer" / "mine" / "fine-tuned" / "seed-1")
+    assert (config["num_steps"], config["flip"], config["image_shape"]) == (2, True, [12, 12])
+    assert "patch kernels resampled" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments", "message"),
+    [
+        ("transfer", [], "--checkpoint: expected the weights to start from"),
+        (
+            "transfer",
+            ["--checkpoint=x", "--datasets=digits"],
+            "--datasets=digits: no such flagfile: flags/finetune_digits.flags",
+        ),
+        ("resizing", [], "expected at least one RUN"),
+        ("resizing", ["x", "--shapes=8"], "--shapes: expected image/patch such as 56/8"),
+        ("resizing", ["x", "--output=no/where.md"], "--output=no/where.md: its folder does not"),
+    ],
+)
+def test_studies_report_bad_input_in_one_line(command, verb, arguments, message):
+    done = command(*arguments, verb=verb)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {message}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_resizing_as_a_command(command, trained, tmp_path):
+    done = command(trained.directory, "--shapes=4/1", "--output=r.md", verb="resizing")
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "r.md").read_text()
+    assert "| 4×4 / 1×1 | 4×4 |" in text
+    assert f"Generated by `keras-mixer resizing {trained.directory} --shapes=4/1" in text
