@@ -1,5 +1,6 @@
 """Tests `keras_mixer/inference/verify.py` and its verb: match or no match, and how sure."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -13,6 +14,7 @@ from PIL import Image
 from keras_mixer import InputError, load_mixer
 from keras_mixer.__main__ import main
 from keras_mixer.data.images import to_model_range
+from keras_mixer.data_options import DataOptions
 from keras_mixer.inference.verify import (
     Claim,
     as_text,
@@ -23,6 +25,7 @@ from keras_mixer.inference.verify import (
     matches,
     verify_checkpoint,
 )
+from keras_mixer.verbs.checkpoints import VerifyOptions
 from keras_mixer.weights import native
 from keras_mixer.weights.download import place_of
 from keras_mixer.weights.load import read_checkpoint
@@ -291,6 +294,13 @@ def test_the_claim_about_a_released_file_is_the_published_one():
     claim = claim_of(f"official:{NAME}", "imagenet2012", "test")
     assert claim.published.top1 == 0.7644 and not claim.exact
     assert claim_of(f"official:{NAME}", "imagenet2012", "test", 0.5).published.top1 == 0.5
+
+
+def test_data_flags_mean_what_they_mean_for_train():
+    defaults = {field.name: field.default for field in dataclasses.fields(VerifyOptions)}
+    for field in dataclasses.fields(DataOptions):
+        assert field.name == "dataset" or defaults.get(field.name, field.default) == field.default
+    assert {"validation_fraction", "test_fraction", "split_seed", "labels"} <= set(defaults)
 
 
 def test_names_cannot_break_the_output(labelled):

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import filelock
@@ -18,7 +19,7 @@ import filelock
 from keras_mixer import console
 from keras_mixer.errors import InputError
 from keras_mixer.files import cache_folder, flush_folder, write_atomically
-from keras_mixer.weights.registry import OFFICIAL, SCHEME, SERVER
+from keras_mixer.weights.registry import OFFICIAL, SCHEME, SERVER, Release
 
 MIRROR = "KERAS_MIXER_OFFICIAL"  # environment variable: another server with the same files
 TRIES, PAUSE = 5, 1.0  # without a new byte in between; seconds before the second, then doubled
@@ -32,11 +33,11 @@ _TEMPORARY = (408, 425, 429, 500, 502, 503, 504)
 class _Place(NamedTuple):
     """Where a file is to be, where its parts gather, and which it is."""
 
-    release: object
+    release: Release
     url: str
-    file: object
-    part: object
-    etag: object
+    file: Path
+    part: Path
+    etag: Path
 
     @property
     def held(self):
@@ -159,7 +160,9 @@ def _install(place):
 
 def _refusal(place, what):
     low, high = place.release.sizes
-    kept = f"; {place.held:,} bytes are kept for the next time" if place.held else ""
+    kept = (
+        f"; {place.held:,} bytes are kept for the next time" if place.held and place.noted() else ""
+    )
     return InputError(
         f"{place.url}: {what}{kept}. {MIRROR} names another server; or put the file "
         f"({low:,} to {high:,} bytes) at {place.file} yourself"
@@ -209,8 +212,8 @@ def _reason(error):
 
 def _headers(place):
     headers = {"Accept-Encoding": "identity"}  # so that lengths are those of the file
-    if place.held:
-        headers |= {"Range": f"bytes={place.held}-", "If-Range": place.noted()}
+    if place.held and (etag := place.noted()):
+        headers |= {"Range": f"bytes={place.held}-", "If-Range": etag}
     return headers
 
 
