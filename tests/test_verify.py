@@ -221,7 +221,6 @@ def test_a_run_matches_its_own_score_to_the_image(trained, tmp_path, capsys):
     metrics["test"]["top1"] -= 1 / metrics["test"]["n"]
     (copy / "metrics.json").write_text(json.dumps(metrics))
     assert main(["verify", str(copy)]) == 1, "one image less"
-    assert main(["verify", str(copy), "--expected=0.0"]) == 1
     del metrics["test"]
     (copy / "metrics.json").write_text(json.dumps(metrics))
     capsys.readouterr()
