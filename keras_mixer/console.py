@@ -11,11 +11,13 @@ from collections.abc import Sized
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 
 
@@ -71,6 +73,27 @@ def progress_bar():
         transient=True,
         disable=not _console.is_terminal,
     )
+
+
+@contextlib.contextmanager
+def byte_bar(description):
+    """Shows how many bytes have come, how fast, and the ETA, on terminals only.
+
+    Args:
+        description: What the bar says.
+
+    Yields:
+        Function of the bytes there are and the bytes there will be.
+    """
+    columns = (
+        *(TextColumn("{task.description}"), BarColumn(bar_width=24)),
+        *(DownloadColumn(binary_units=True), TransferSpeedColumn()),
+        *(TextColumn("eta"), TimeRemainingColumn()),
+    )
+    terminal = _console.is_terminal
+    with Progress(*columns, console=_console, transient=True, disable=not terminal) as bar:
+        task = bar.add_task(description, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def track(items, description, total=None):

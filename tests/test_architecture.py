@@ -129,6 +129,7 @@ HEAVY = ("tensorflow", "keras", "jax", "torch", "sklearn", "scipy")
     [
         "keras_mixer", "keras_mixer.__main__", "keras_mixer.config", "keras_mixer.training.opening",
         "keras_mixer.training.checkpoints", "keras_mixer.data.sources", "keras_mixer.weights.load",
+        "keras_mixer.weights.download", "keras_mixer.inference.verify",
     ],
 )  # fmt: skip
 def test_light_modules_import_nothing_heavy(module):

@@ -1,11 +1,14 @@
 """Tests `keras_mixer/console.py`: it prints literally, and never stops a run."""
 
+import io
 import subprocess
 import sys
 
 from conftest import ROOT
+from rich.console import Console
 
-from keras_mixer.console import printable, say
+from keras_mixer import console
+from keras_mixer.console import byte_bar, printable, say
 
 
 def test_names_are_printed_literally(capsys):
@@ -16,6 +19,18 @@ def test_names_are_printed_literally(capsys):
 def test_printable_keeps_what_can_be_read():
     assert printable("Zürich 猫 line\nline") == "Zürich 猫 line\nline"
     assert printable("caf\udce9") == "caf\\udce9"
+
+
+def test_bytes_are_drawn_on_terminals_only(monkeypatch):
+    for terminal in (True, False):
+        screen = io.StringIO()
+        monkeypatch.setattr(
+            console, "_console", Console(file=screen, force_terminal=terminal, width=120)
+        )
+        with byte_bar("downloading") as show:
+            show(1 << 20, 4 << 20)
+        drawn = "downloading" in screen.getvalue() and "1.0/4.0 MiB" in screen.getvalue()
+        assert drawn == terminal
 
 
 def test_nobody_listening_stops_nothing():

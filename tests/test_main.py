@@ -8,7 +8,7 @@ import pytest
 
 from keras_mixer import __main__ as cli
 from keras_mixer.commandline import describe
-from keras_mixer.verbs import models, shared, studies, training
+from keras_mixer.verbs import checkpoints, models, shared, studies, training
 
 QUICK = ["--depth=2", "--dim=8", "--batch_size=64", "--num_steps=2", "--jit=false"]
 

@@ -1,11 +1,11 @@
-"""The verbs that use a trained model: evaluate, predict, export, convert."""
+"""The verbs that use a trained model: evaluate, predict, export."""
 
 import dataclasses
 import json
 from pathlib import Path
 
 from keras_mixer.commandline import option
-from keras_mixer.console import printable, say, track
+from keras_mixer.console import say, track
 from keras_mixer.data.datasets import SPLITS
 from keras_mixer.errors import InputError, path_errors
 from keras_mixer.verbs.shared import check_writable, only, quiet_tensorflow, write
@@ -132,31 +132,3 @@ def export(options, arguments):
         from keras_mixer.inference.export import export_model
 
     print(export_model(folder, options.export_dir, options.name))
-
-
-# === convert ===
-
-
-@dataclasses.dataclass(frozen=True)
-class ConvertOptions:
-    """Flags of `convert`."""
-
-    image_shape: tuple[int, int] | None = option(
-        None,
-        "height,width of the images, in pixels; only where SOURCE cannot tell it, which is when the"
-        " number of its patches is no square.",
-        low=1,
-        high=65536,
-    )
-
-
-def convert(options, arguments):
-    """Rewrites a checkpoint: official .npz, timm's .safetensors, or, without suffix, our folder."""
-    from keras_mixer.weights.convert import convert_checkpoint
-    from keras_mixer.weights.load import summary
-
-    if len(arguments) != 2:
-        raise InputError(f"expected SOURCE and TARGET, received {len(arguments)} arguments")
-    written = convert_checkpoint(*arguments, options.image_shape)
-    say(f"{arguments[1]}: {summary(written)}")
-    print(printable(arguments[1]))

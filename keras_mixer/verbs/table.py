@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from keras_mixer.config import Config
-from keras_mixer.verbs import models, studies, training
+from keras_mixer.verbs import checkpoints, models, studies, training
 
 
 class Verb(NamedTuple):
@@ -19,7 +19,8 @@ VERBS = {
     "evaluate": Verb(models.evaluate, models.EvaluateOptions, "RUN"),
     "predict": Verb(models.predict, models.PredictOptions, "RUN IMAGE..."),
     "export": Verb(models.export, models.ExportOptions, "RUN"),
-    "convert": Verb(models.convert, models.ConvertOptions, "SOURCE TARGET"),
+    "convert": Verb(checkpoints.convert, checkpoints.ConvertOptions, "SOURCE TARGET"),
+    "verify": Verb(checkpoints.verify, checkpoints.VerifyOptions, "CHECKPOINT"),
     "preview": Verb(training.preview, training.PreviewOptions, None),
     "report": Verb(studies.report, studies.ReportOptions, "RUN..."),
     "transfer": Verb(studies.transfer, studies.TransferOptions, "[-- TRAIN_FLAG...]"),

@@ -10,7 +10,9 @@ from keras_mixer import console
 from keras_mixer.errors import InputError, path_errors
 from keras_mixer.model.variants import VARIANTS
 from keras_mixer.weights import keras_files, native, official, timm
+from keras_mixer.weights.download import fetch, release_named
 from keras_mixer.weights.layouts import check_fit, expected_shapes
+from keras_mixer.weights.registry import SCHEME, release_of
 from keras_mixer.weights.resize import resize_checkpoint
 
 HEAD = ("head/kernel", "head/bias")
@@ -25,7 +27,10 @@ READERS = {
     ".keras": keras_files.read_archive,
     ".weights.h5": keras_files.read_weights,
 }
-KNOWN = "a run directory, an official .npz, timm's .safetensors or .pth, our .keras or .weights.h5"
+KNOWN = (
+    "a run directory, an official .npz, timm's .safetensors or .pth, our .keras or .weights.h5, or "
+    "official:NAME for a released file"
+)
 
 # What is saved in place of weights when a download goes wrong, by how it begins.
 _DISGUISES = (
@@ -58,7 +63,8 @@ def read_checkpoint(path, image_shape=None):
 
     Args:
         path: A run directory, its best/, an official .npz of either layout, timm's .safetensors or
-            .pth (which needs torch), or a .keras or .weights.h5 of a model of `build_mixer`.
+            .pth (which needs torch), a .keras or .weights.h5 of a model of `build_mixer`, or
+            `official:NAME`, a key of `registry.OFFICIAL`, which is downloaded once.
         image_shape: (height, width) in pixels, where the file cannot tell it.
 
     Returns:
@@ -67,9 +73,20 @@ def read_checkpoint(path, image_shape=None):
     Raises:
         InputError: If nothing is there, or it is of no known format, or damaged.
     """
+    if str(path).startswith(SCHEME):
+        return _released(release_named(str(path).removeprefix(SCHEME)), image_shape)
     _refuse_remote(path)
     with path_errors(path):
         return _recognise(Path(path), image_shape)
+
+
+def _released(release, image_shape):
+    """The checkpoint of a released file, downloaded if it is not in the cache yet."""
+    file = fetch(release.name)
+    try:
+        return _recognise(file, image_shape)
+    except InputError as error:
+        raise InputError(f"{error}; delete {file} to have it downloaded again") from error
 
 
 def _recognise(path, image_shape):
@@ -82,7 +99,10 @@ def _recognise(path, image_shape):
     if not path.is_file() or read is None:
         raise InputError(f"{path}: not a checkpoint; expected {KNOWN}{_hint(path)}")
     _refuse_disguised(path)
-    return Checkpoint(*read(path, image_shape))
+    checkpoint, release = Checkpoint(*read(path, image_shape)), release_of(path)
+    if release:
+        return checkpoint._replace(source=f"{checkpoint.source} ({release.provenance})")
+    return checkpoint
 
 
 def _read_native(folder):
@@ -116,7 +136,8 @@ def load_mixer(path, image_shape=None, patch_shape=None, resize_tokens="auto", *
 
     Args:
         path: A run directory, its best/, an official .npz of either layout, timm's .safetensors or
-            .pth (which needs torch), or a .keras or .weights.h5 of a model of `build_mixer`.
+            .pth (which needs torch), a .keras or .weights.h5 of a model of `build_mixer`, or
+            `official:NAME`, a key of `registry.OFFICIAL`, which is downloaded once.
         image_shape: (height, width) of the images to come, in pixels. Where it is another than the
             checkpoint's, the weights are adapted, and what was done is printed. Needed where the
             file cannot tell its own, which is when the number of its patches is no square.

@@ -1,0 +1,174 @@
+"""The official Mixers that were released, and where each comes from, as data.
+
+What a file learned from cannot be read off it, three files of each size look alike, and names that
+others gave them are wrong; so it is written down here, with sources. Where the table says nothing,
+nothing was found.
+
+Sources: names and sizes, the listing of the bucket in google-research/vision_transformer,
+`vit_jax/vit_jax.ipynb`; training, its README.md and the papers named below.
+"""
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+SCHEME = "official:"
+SERVER = "https://storage.googleapis.com/mixer_models"
+CLASSES_1K, CLASSES_21K = 1000, 21843
+
+
+class Published(NamedTuple):
+    """An accuracy that somebody published.
+
+    Attributes:
+        top1: float, a fraction.
+        source: Where it is published.
+        preprocessing: How images were fitted, as far as the source says.
+        rounding: float. Half a unit of the last digit published, as a fraction.
+    """
+
+    top1: float
+    source: str
+    preprocessing: str
+    rounding: float = 0.00005
+
+
+class Release(NamedTuple):
+    """A released file.
+
+    Attributes:
+        name: Folder and file, without suffix: `"imagenet21k/Mixer-B_16"`.
+        size: float. MiB, published with two decimals.
+        variant: `"B/16"`.
+        num_classes: int.
+        pretraining: What it was trained on, and how.
+        mislabelled: Which wrong name others gave it, with a source; empty where none was found.
+        published: dict from a data set to the `Published` accuracy of this very file.
+        finetuned: dict from a data set (or `avg5`) to the `Published` accuracy after fine-tuning
+            from it; under `imagenet2012`, of files that learned just that, it is their own.
+    """
+
+    name: str
+    size: float
+    variant: str
+    num_classes: int
+    pretraining: str
+    mislabelled: str = ""
+    published: dict[str, Published] = {}  # noqa: RUF012
+    finetuned: dict[str, Published] = {}  # noqa: RUF012
+
+    @property
+    def url(self):
+        """Where it was released."""
+        return f"{SERVER}/{self.name}.npz"
+
+    @property
+    def sizes(self):
+        """Smallest and largest size in bytes that are published as `size`."""
+        return math.ceil((self.size - 0.005) * 2**20), math.floor((self.size + 0.005) * 2**20)
+
+    @property
+    def provenance(self):
+        """What it was trained on and how, and what it was wrongly called."""
+        return "; ".join(filter(None, [f"trained on {self.pretraining}", self.mislabelled]))
+
+
+# === Accuracies ===
+
+_CROP = "short side to 256 pixels, central 224"
+_PAPER = "Tolstikhin et al., arXiv 2105.01601, Table 3"
+_README = "google-research/vision_transformer, README.md"
+
+
+def _table_3(top1, average):
+    """A row of Table 3; the average is over ImageNet, CIFAR-10, CIFAR-100, Pets and Flowers."""
+    return {
+        "imagenet2012": Published(top1, _PAPER, f"{_CROP} (appendix C)"),
+        "avg5": Published(average, _PAPER, "224 pixels"),
+    }
+
+
+def _cifar10(top1):
+    return {"cifar10": Published(top1, _README, "squashed to 224×224")}
+
+
+_B16_1K, _L16_1K = _table_3(0.7644, 0.8833), _table_3(0.7176, 0.8725)
+_B16_21K, _L16_21K = _table_3(0.8064, 0.9250), _table_3(0.8289, 0.9363)
+
+_SAM_B16 = Published(
+    0.774,
+    "Chen et al., arXiv 2106.01548, as google-research/vision_transformer#134 quotes it, which "
+    "measured 68.9% on this file",
+    f"not said; taken to be {_CROP}",
+    rounding=0.0005,
+)
+_SAM_B32 = Published(
+    0.7247,
+    "leondgarse/keras_cv_attention_models, keras_cv_attention_models/mlp_family/README.md",
+    f"not said; taken to be {_CROP}",
+)
+
+# === The files ===
+
+_1K = "ImageNet-1k alone, with RandAugment, mixup and stochastic depth"
+_21K = "ImageNet-21k, with RandAugment, mixup and stochastic depth, and not fine-tuned since"
+_SAM = "ImageNet-1k alone, by SAM with Inception crops (arXiv 2106.01548)"
+_GSAM = "ImageNet-1k alone, by GSAM (arXiv 2203.08065)"
+
+_NOT_21K = (
+    "timm's mixer_{}16_224.goog_in21k_ft_in1k, whose name says ImageNet-21k, is this file "
+    "(huggingface/pytorch-image-models#651)"
+)
+_NOT_1K = (
+    "keras_cv_attention_models lists it as fine-tuned on ImageNet, with the {} of a model that was "
+    "never released (huggingface/pytorch-image-models#651)"
+)
+
+_RELEASES = (
+    Release(
+        "imagenet1k/Mixer-B_16", 228.47, "B/16", CLASSES_1K, _1K, _NOT_21K.format("b"),
+        {"imagenet2012": _B16_1K["imagenet2012"]}, _B16_1K | _cifar10(0.9672),
+    ),
+    Release(
+        "imagenet1k/Mixer-L_16", 794.29, "L/16", CLASSES_1K, _1K, _NOT_21K.format("l"),
+        {"imagenet2012": _L16_1K["imagenet2012"]}, _L16_1K | _cifar10(0.9659),
+    ),
+    Release(
+        "imagenet21k/Mixer-B_16", 289.61, "B/16", CLASSES_21K, _21K, _NOT_1K.format("80.64%"),
+        {}, _B16_21K | _cifar10(0.9682),
+    ),
+    Release(
+        "imagenet21k/Mixer-L_16", 875.78, "L/16", CLASSES_21K, _21K, "",
+        {}, _L16_21K | _cifar10(0.9834),
+    ),
+    Release(
+        "sam/Mixer-B_16", 228.47, "B/16", CLASSES_1K, _SAM, "", {"imagenet2012": _SAM_B16},
+    ),
+    Release(
+        "sam/Mixer-B_32", 230.04, "B/32", CLASSES_1K, _SAM, "", {"imagenet2012": _SAM_B32},
+    ),
+    Release("gsam/Mixer-B_16", 228.47, "B/16", CLASSES_1K, _GSAM),
+    Release("gsam/Mixer-B_32", 230.04, "B/32", CLASSES_1K, _GSAM),
+    Release("gsam/Mixer-S_16", 70.71, "S/16", CLASSES_1K, _GSAM),
+    Release("gsam/Mixer-S_32", 72.91, "S/32", CLASSES_1K, _GSAM),
+    Release("gsam/Mixer-S_8", 78.79, "S/8", CLASSES_1K, _GSAM),
+)  # fmt: skip
+
+OFFICIAL = {release.name: release for release in _RELEASES}
+
+
+def release_of(path):
+    """Returns the `Release` that a checkpoint is, or None.
+
+    Args:
+        path: `official:NAME`, or a path whose last two parts are such a name with .npz; a file
+            that is there must also have the size of the released one.
+    """
+    if str(path).startswith(SCHEME):
+        return OFFICIAL.get(str(path).removeprefix(SCHEME))
+    path = Path(path)
+    release = OFFICIAL.get("/".join(path.parts[-2:]).removesuffix(".npz"))
+    if release is None or path.suffix != ".npz" or not path.is_file():
+        return release if path.suffix == ".npz" else None
+    low, high = release.sizes
+    return release if low <= path.stat().st_size <= high else None
