@@ -82,6 +82,7 @@ COMBINED = {"clip_norm": 0.1, "ema": 0.9}
         *((name, {}) for name in OPTIMIZERS),
         *((name, COMBINED) for name in OPTIMIZERS),
         ("adamw", {**COMBINED, "jit": True}),
+        ("sgd", {"scale_loss": True, "size": 2.0**15}),  # by which it divides at first
     ],
 )
 def test_every_optimizer_moves_each_weight_by_its_share(name, options):
@@ -147,16 +148,16 @@ def arrays_of(path):
     return native.read_weights(path)[0]
 
 
-SCALED = {"precision": "float16", "ema": 0.9, "clip_norm": 1.0, "decay": 0.1}
+COMMON = {"ema": 0.9, "clip_norm": 1.0, "decay": 0.1, "accumulation": 4}
 
 
 def test_in_a_run_each_layer_moves_by_its_share_and_that_is_said(tune, start, capsys):
     before = arrays_of(start)
     total = sum(array.size for array in before.values())
-    whole = arrays_of(tune("whole", **SCALED).best)
+    whole = arrays_of(tune("whole", **COMMON).best)
     assert f"training all 30 weights, {total:,} parameters\n" in capsys.readouterr().err
 
-    shares = arrays_of(tune("shares", layer_decay=0.5, **SCALED).best)
+    shares = arrays_of(tune("shares", layer_decay=0.5, **COMMON).best)
     for name, rate in zip(before, rates_of_beit(before, depth=2, decay=0.5), strict=True):
         full, part = whole[name] - before[name], shares[name] - before[name]
         assert abs(full).max() > 0, name
@@ -172,7 +173,8 @@ def test_in_a_run_each_layer_moves_by_its_share_and_that_is_said(tune, start, ca
 
 
 def test_a_frozen_backbone_keeps_every_bit_and_that_is_said(tune, start, capsys):
-    run = tune(freeze="backbone", num_steps=5, optimizer="adamw", accumulation=4, **SCALED)
+    fields = {"optimizer": "adamw", "precision": "float16", "num_steps": 5}
+    run = tune(freeze="backbone", **fields, **COMMON)
     before, after = arrays_of(start), arrays_of(run.best)
     for name, array in before.items():
         same = array.tobytes() == after[name].tobytes()
@@ -277,14 +279,13 @@ def test_presets_choose_on_a_share_of_what_the_last_run_learns_from(prepared, na
     assert (len(last.train), len(last.test)) == (train + validation, test)
 
 
-DATA = [  # the others differ in names and numbers only
-    *(pytest.param(name, marks=pytest.mark.slow) for name in ("cifar10", "cifar100")),
-    *(pytest.param("oxford_iiit_pet", marks=pytest.mark.slow), "oxford_flowers102"),
+TRAINED = [  # the others differ in names, numbers and splits only
+    *(pytest.param(name, marks=pytest.mark.slow) for name in list(PROTOCOL)[:-1]),
     "imagenet2012",
 ]
 
 
-@pytest.mark.parametrize("name", DATA)
+@pytest.mark.parametrize("name", TRAINED)
 def test_presets_train(prepared, tmp_path, monkeypatch, name):
     """For three steps, from official weights."""
     heads = []
