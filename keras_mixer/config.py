@@ -24,6 +24,7 @@ OPTIMIZERS = (
 )
 SCHEDULERS = ("cosine", "linear")
 LOSSES = ("softmax", "sigmoid")
+FREEZES = ("none", "backbone")
 UNITS = ("epoch", "step")
 PRECISIONS = ("float32", "bfloat16", "float16")
 JIT_MODES = ("auto", "true", "false")
@@ -120,6 +121,19 @@ class Config(DataOptions):
         high=1048576,
     )
     lr: float = option(1e-3, "Peak learning rate.", above=0.0, high=1000.0)
+    layer_decay: float = option(
+        1.0,
+        "Learning rate of every mixer layer as a share of that of the layer above; the head and "
+        "the LayerNorm before it have the whole of --lr, the stem the least. 1: all the same.",
+        above=0.0,
+        high=1.0,
+    )
+    freeze: str = option(
+        "none",
+        "backbone: train the head alone, on features of --checkpoint that stay as they are (a "
+        "linear probe).",
+        choices=FREEZES,
+    )
     momentum: float = option(0.9, "Momentum of sgd.", low=0.0, below=1.0)
     decay: float = option(
         0.0,

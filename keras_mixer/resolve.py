@@ -152,12 +152,30 @@ def _consistent(config):
             f"--momentum={config.momentum} is for --optimizer=sgd and would change nothing "
             f"with --optimizer={config.optimizer}; leave it out"
         )
+    _check_freezing(config)
     if not (config.token_mixing or config.channel_mixing):
         raise InputError(
             "--token_mixing=false and --channel_mixing=false together leave nothing to train in "
             "the mixer layers; leave one of them out"
         )
     return config
+
+
+def _check_freezing(config):
+    """A frozen backbone has to know something, and what acts on its training would do nothing."""
+    if config.freeze == "none":
+        return
+    if config.checkpoint is None:
+        raise InputError(
+            f"--freeze={config.freeze} without --checkpoint would train a head on the features of "
+            f"random weights; give a checkpoint, or leave --freeze out"
+        )
+    for name in ("layer_decay", "dropout", "stochastic_depth"):
+        if getattr(config, name) != getattr(Config, name):
+            raise InputError(
+                f"--{name}={getattr(config, name)} is for training the backbone, which "
+                f"--freeze={config.freeze} does not; leave one of them out"
+            )
 
 
 def _check_division(image_shape, patch_shape):

@@ -130,12 +130,20 @@ def test_interrupted_anywhere_it_continues_bit_for_bit(config, interrupted):
         {"precision": "bfloat16"},
         {"precision": "float16"},
         {"jit": "true"},
-        {"optimizer": "sgd", "clip_norm": 1.0, "label_smoothing": 0.1},
+        {"optimizer": "sgd", "clip_norm": 1.0, "label_smoothing": 0.1, "layer_decay": 0.5},
         {"num_steps": 47, "warmup_step": 5, "schedule_unit": "step"},
     ],
     ids=str,
 )
 def test_other_settings_continue_bit_for_bit(config, interrupted, fields):
+    expected = state(fit(config("undisturbed", **fields)))
+    interrupted(config(**fields), 27)
+    assert state(fit(config(**fields))) == expected
+
+
+def test_a_frozen_backbone_continues_bit_for_bit(config, interrupted, trained):
+    fields = {"dim": 16, "dropout": 0.0, "stochastic_depth": 0.0, "freeze": "backbone",
+              "checkpoint": str(trained.directory)}  # fmt: skip
     expected = state(fit(config("undisturbed", **fields)))
     interrupted(config(**fields), 27)
     assert state(fit(config(**fields))) == expected

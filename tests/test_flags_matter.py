@@ -27,7 +27,7 @@ OTHER = {
     "momentum": 0.5, "decay": 0.5, "num_steps": 3, "warmup_step": 0, "schedule_unit": "step",
     "scheduler": "linear", "clip_norm": 0.0, "label_smoothing": 0.2, "ema": 0.9,
     "precision": "bfloat16", "seed": 1, "head_bias": 1.0, "loss": "sigmoid", "test_fraction": 0.3,
-    "split_seed": 1,
+    "split_seed": 1, "layer_decay": 0.5,
 }  # fmt: skip
 
 # Likewise, seen in the batches that a run is given: that is quicker, and these do nothing else.
@@ -37,11 +37,11 @@ OTHER_BATCHES = {
 }  # fmt: skip
 
 # Where the data come from (test_sources.py), what can only be left out or right (test_config.py),
-# what the weights start from (test_fit.py) and how they are adapted (test_resize.py), what has
-# tests of its own below or in test_recipes.py.
+# what the weights start from (test_fit.py) and how they are adapted (test_resize.py) or frozen
+# (test_finetune.py), what has tests of its own below or in test_recipes.py.
 ELSEWHERE = {
     "dataset", "num_classes", "checkpoint", "resize_tokens", "variant", "jit", "accumulation",
-    "early_stopping",
+    "early_stopping", "freeze",
 }  # fmt: skip
 
 RESULT = {f.name for f in dataclasses.fields(Config) if f.metadata.get("result", True)}

@@ -130,7 +130,7 @@ def test_each_verb_has_its_own_flags_and_help(command, verb):
 def test_every_verb_is_in_the_table():
     public = [
         getattr(module, name)
-        for module in (models, studies, training)
+        for module in (checkpoints, models, studies, training)
         for name in vars(module)
         if name[0].islower()
     ]

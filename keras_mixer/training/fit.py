@@ -30,6 +30,7 @@ from keras_mixer.training.opening import open_run
 from keras_mixer.training.optimizers import build_optimizer
 from keras_mixer.training.schedules import WarmupDecay
 from keras_mixer.training.signals import Interrupted, StopRequest
+from keras_mixer.training.trained import described, freeze_backbone, layer_rates
 from keras_mixer.weights import native
 from keras_mixer.weights.load import adapt_checkpoint, assign_weights, introduced, read_checkpoint
 
@@ -130,6 +131,8 @@ def _initial_model(run, resumed):
                 f"{config.checkpoint} was made with --eval_crop={start.description.eval_crop}, "
                 f"this run has {config.eval_crop}"
             )
+    if config.freeze == "backbone":
+        freeze_backbone(model)
     return accumulating(model, config.accumulation) if config.accumulation > 1 else model
 
 
@@ -149,16 +152,21 @@ def _description(run):
 def _compile(model, config, schedule):
     """Compiles the model, builds its optimizer, and returns the variables of its metrics."""
     accuracy = keras.metrics.CategoricalAccuracy("accuracy")
+    weights, rates = model.trainable_variables, None
+    if config.layer_decay < 1:
+        rates = layer_rates(weights, config.depth, config.layer_decay)
+    console.say(described(model, rates))
     model.compile(
         build_optimizer(
             config.optimizer,
             schedule,
-            model.trainable_variables,
+            weights,
             momentum=config.momentum,
             decay=config.decay,
             clip_norm=config.clip_norm,
             ema=config.ema,
             scale_loss=config.precision == "float16",
+            rates=rates,
         ),
         LOSSES[config.loss](),
         metrics=[accuracy],

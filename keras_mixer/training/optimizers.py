@@ -30,6 +30,7 @@ def build_optimizer(
     clip_norm=0.0,
     ema=0.0,
     scale_loss=False,
+    rates=None,
 ):
     """Builds an optimizer for a model's weights.
 
@@ -43,6 +44,9 @@ def build_optimizer(
         ema: float. Decay per step of the moving average of the weights; 0 keeps none.
         scale_loss: bool. Scale the loss so that the gradients of float16 neither vanish nor
             overflow. A step whose gradients do overflow is left out, and counts for nothing.
+        rates: list of floats, the share of the learning rate for each of the weights; None for all
+            of it. Applied after clipping, and to the decay, too. (Adafactor caps what remains at
+            1/sqrt(step), as it does any learning rate.)
 
     Returns:
         A built `keras.optimizers.Optimizer`.
@@ -50,7 +54,8 @@ def build_optimizer(
     arguments = {"momentum": momentum} if name == "sgd" else {}
     if name == "muon":  # it hands whatever is no matrix, such as the stem, to an Adam of its own
         arguments["adam_weight_decay"] = decay
-    optimizer = OPTIMIZERS[name](
+    kind = OPTIMIZERS[name] if rates is None else _rated(OPTIMIZERS[name], rates)
+    optimizer = kind(
         learning_rate,
         weight_decay=decay,
         global_clipnorm=clip_norm or None,
@@ -67,6 +72,32 @@ def build_optimizer(
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     optimizer.build(weights)
     return optimizer
+
+
+class _Rated:
+    """An optimizer that trains every weight at its own share of the learning rate.
+
+    It is the rate that is multiplied, not the gradient: most optimizers divide by the size of the
+    gradients, so a factor of theirs would change nothing.
+    """
+
+    rates = ()
+
+    def update_step(self, gradient, variable, learning_rate):
+        super().update_step(gradient, variable, learning_rate * self._rate(variable))
+
+    def _apply_weight_decay(self, variables):
+        for variable in filter(self._use_weight_decay, variables):
+            share = self.learning_rate * self._rate(variable) * self.weight_decay
+            variable.assign(variable - variable * share)
+
+    def _rate(self, variable):
+        return self.rates[self._get_variable_index(variable)]
+
+
+def _rated(kind, rates):
+    """Returns an optimizer class of the same name, which is in the names of its variables."""
+    return type(kind.__name__, (_Rated, kind), {"rates": tuple(rates)})
 
 
 def averaged_weights(optimizer):
