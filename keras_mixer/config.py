@@ -246,10 +246,6 @@ class Config(DataOptions):
 
     # === Data ===
 
-    def source(self):
-        """Returns the keyword arguments for `load_source`."""
-        return self._only(SOURCE)
-
     def preparation(self):
         """Returns what the pipeline's keyword arguments for training images have from here."""
         return self._only(PREPARATION)
@@ -279,11 +275,6 @@ class Config(DataOptions):
 ARCHITECTURE = (
     "image_shape", "patch_shape", "depth", "dim", "tokens_mlp_dim", "channels_mlp_dim",
     "num_classes", "activation", "token_mixing", "channel_mixing",
-)  # fmt: skip
-
-SOURCE = (
-    "dataset", "data_dir", "labels", "train_split", "validation_split", "test_split",
-    "validation_fraction", "test_fraction", "split_seed",
 )  # fmt: skip
 
 PREPARATION = (

@@ -1,4 +1,4 @@
-"""The options of a run that say which images it sees, and what becomes of them."""
+"""The options that say which images a command sees, and what becomes of them in training."""
 
 import dataclasses
 
@@ -8,8 +8,8 @@ CLASS_WEIGHTS = ("none", "balanced")
 
 
 @dataclasses.dataclass(frozen=True)
-class DataOptions:
-    """The first fields of `config.Config`: the data, their splits, augmentation."""
+class SourceOptions:
+    """Which data, in which splits: the arguments of `data.sources.load_source`."""
 
     # Data
     dataset: str = option(
@@ -44,21 +44,6 @@ class DataOptions:
     test_split: str | None = option(
         None, "What to score once at the end, likewise (default: the set's own).", result=False
     )
-    image_shape: tuple[int, int] | None = option(
-        None,
-        "height,width of the images fed to the model, in pixels; one number for a square "
-        "(default: the data set's, as 8,8 for digits; 256,256 for photos; 224,224 with --variant).",
-        low=1,
-        high=65536,
-    )
-    eval_crop: float = option(
-        0.0,
-        "How images are fitted to image_shape when nothing is random. 0: squashed whole. Above "
-        "0: scaled with their aspect ratio kept, and this share of the height and width cut out "
-        "of the middle; the paper's evaluation is 0.875.",
-        low=0.0,
-        high=1.0,
-    )
     validation_fraction: float = option(
         0.1,
         "Share of the training images set aside to choose with, stratified, where the data "
@@ -75,10 +60,35 @@ class DataOptions:
     )
     split_seed: int = option(
         0,
-        "Which images are set aside. It is apart from --seed, so that runs of several seeds are "
-        "scored on the same images.",
+        "Which images are set aside, whatever the seed of the run, so that runs of several seeds "
+        "are scored on the same images.",
         low=0,
         high=2**31 - 1,
+    )
+
+    def source(self):
+        """Returns the keyword arguments for `load_source`."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(SourceOptions)}
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions(SourceOptions):
+    """The first fields of `config.Config`: the data, their splits, augmentation."""
+
+    image_shape: tuple[int, int] | None = option(
+        None,
+        "height,width of the images fed to the model, in pixels; one number for a square "
+        "(default: the data set's, as 8,8 for digits; 256,256 for photos; 224,224 with --variant).",
+        low=1,
+        high=65536,
+    )
+    eval_crop: float = option(
+        0.0,
+        "How images are fitted to image_shape when nothing is random. 0: squashed whole. Above "
+        "0: scaled with their aspect ratio kept, and this share of the height and width cut out "
+        "of the middle; the paper's evaluation is 0.875.",
+        low=0.0,
+        high=1.0,
     )
     class_weights: str = option(
         "none", "balanced: every class weighs the same in the loss.", choices=CLASS_WEIGHTS

@@ -137,11 +137,7 @@ def _consistent(config):
             f"--randaugment needs images of at least 3 pixels a side, "
             f"--image_shape={shown(config.image_shape)}"
         )
-    if 0 < config.eval_crop < SMALLEST_CROP:
-        raise InputError(
-            f"--eval_crop={config.eval_crop}: expected 0, or at least {SMALLEST_CROP}; every image "
-            f"is enlarged by its inverse"
-        )
+    check_eval_crop(config.eval_crop)
     if config.batch_size % config.accumulation:
         raise InputError(
             f"--accumulation={config.accumulation} must divide --batch_size={config.batch_size}, "
@@ -176,6 +172,19 @@ def _check_freezing(config):
                 f"--{name}={getattr(config, name)} is for training the backbone, which "
                 f"--freeze={config.freeze} does not; leave one of them out"
             )
+
+
+def check_eval_crop(eval_crop):
+    """Refuses a share of the image so small that scaling it would fill the memory.
+
+    Raises:
+        InputError: If it is above 0 and below `SMALLEST_CROP`.
+    """
+    if 0 < eval_crop < SMALLEST_CROP:
+        raise InputError(
+            f"--eval_crop={eval_crop}: expected 0, or at least {SMALLEST_CROP}; every image "
+            f"is enlarged by its inverse"
+        )
 
 
 def _check_division(image_shape, patch_shape):

@@ -1,13 +1,15 @@
 """Tests `keras_mixer/config.py`, `keras_mixer/resolve.py` and `keras_mixer/commandline.py`."""
 
 import dataclasses
+import inspect
 
 import pytest
 from conftest import GOLDEN
 
 from keras_mixer.commandline import as_flags, describe, option, parse
-from keras_mixer.config import ARCHITECTURE, PREPARATION, SOURCE, Config
-from keras_mixer.data_options import DataOptions
+from keras_mixer.config import ARCHITECTURE, PREPARATION, Config
+from keras_mixer.data.sources import load_source
+from keras_mixer.data_options import DataOptions, SourceOptions
 from keras_mixer.errors import InputError
 from keras_mixer.model.variants import VARIANTS
 from keras_mixer.resolve import resolve
@@ -62,9 +64,13 @@ def test_bad_lists_are_refused(argument, message):
 
 
 def test_options_of_the_data_are_what_the_data_are_asked_with():
-    names = {field.name for field in dataclasses.fields(DataOptions)}
+    source, names = (
+        {field.name for field in dataclasses.fields(options)}
+        for options in (SourceOptions, DataOptions)
+    )
     elsewhere = {"num_classes", "batch_size", "seed", "label_smoothing"}
-    assert names == {*SOURCE, *PREPARATION, "class_weights"} - elsewhere
+    assert source == set(inspect.signature(load_source).parameters)
+    assert names == {*source, *PREPARATION, "class_weights"} - elsewhere
 
 
 @pytest.mark.parametrize(

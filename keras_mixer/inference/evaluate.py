@@ -40,26 +40,34 @@ def evaluate_run(run, split_name, batch_size=BATCH_SIZE):
     return {"split": split_name, **score(logits, labels, names, run.config.loss)}
 
 
-def compute_logits(model, split, description="scoring", batch_size=BATCH_SIZE, eval_crop=0.0):
+def compute_logits(
+    model,
+    split,
+    description="scoring",
+    batch_size=BATCH_SIZE,
+    eval_crop=0.0,
+    num_classes=None,
+):
     """Runs a model over a split.
 
     Args:
-        model: `keras.Model` from `build_mixer`.
+        model: `keras.Model` from `build_mixer`, with its head or without.
         split: `data.splits.Split`.
         description: What the progress bar says.
         batch_size: int.
         eval_crop: float in [0, 1]. See `data.images.resize_images`.
+        num_classes: int. Number of classes in the data, where it is not that of the outputs.
 
     Returns:
-        (logits, labels): float array `(n, num_classes)` and int array `(n,)`, in the order of the
-        split.
+        (logits, labels): float array `(n, num_classes)`, of a model without a head `(n, dim)`, and
+        int array `(n,)`, in the order of the split.
     """
     _, height, width, channels = model.input_shape
     batches = evaluation_batches(
         split,
         image_shape=(height, width),
         channels=channels,
-        num_classes=model.output_shape[-1],
+        num_classes=num_classes or model.output_shape[-1],
         batch_size=batch_size,
         eval_crop=eval_crop,
     )

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from keras_mixer.config import Config
-from keras_mixer.verbs import checkpoints, models, studies, training
+from keras_mixer.verbs import checkpoints, fewshot, models, studies, training
 
 
 class Verb(NamedTuple):
@@ -17,6 +17,7 @@ class Verb(NamedTuple):
 VERBS = {
     "train": Verb(training.train, Config, None),
     "evaluate": Verb(models.evaluate, models.EvaluateOptions, "RUN"),
+    "fewshot": Verb(fewshot.fewshot, fewshot.FewshotOptions, "CHECKPOINT"),
     "predict": Verb(models.predict, models.PredictOptions, "RUN IMAGE..."),
     "export": Verb(models.export, models.ExportOptions, "RUN"),
     "convert": Verb(checkpoints.convert, checkpoints.ConvertOptions, "SOURCE TARGET"),
