@@ -20,6 +20,7 @@ from keras_mixer.studies.transfer import (
     study_transfer,
 )
 from keras_mixer.training.signals import Interrupted
+from keras_mixer.weights.registry import Published
 
 QUICK = {"depth": 1, "dim": 8, "batch_size": 64, "num_steps": 1, "jit": "false", "export": False}
 PRESET = Config(batch_size=64, num_steps=2, optimizer="adamw", jit="false")
@@ -237,7 +238,9 @@ def test_avg5_is_the_mean_of_five_sets_within_each_seed(monkeypatch):
     monkeypatch.setattr("keras_mixer.studies.transfer._places", lambda runs: [])
     scores = [(0.1 * i, 0.1 * i + 0.02) for i in range(1, 6)]
     results = [result_of(name, *pair) for name, pair in zip(AVG5, scores, strict=True)]
-    published = {"cifar10": (0.9682, "a paper"), "avg5": (0.925, "its Table 3")}
+    published = {
+        "cifar10": Published(0.9682, "a paper", ""), "avg5": Published(0.925, "its Table 3", ""),
+    }  # fmt: skip
     lines = as_table(results, published).splitlines()
     assert lines[3] == (
         f"| cifar10 | fine-tuned | 1,000, 100 | 0.03 | 21.00 ± {statistics.stdev([20, 22]):.2f} | "

@@ -21,7 +21,7 @@ from keras_mixer.training.run import Run, read_record
 FINE_TUNED, SCRATCH = "fine-tuned", "from scratch"
 
 # What of a config is about its checkpoint alone.
-_START = ("checkpoint", "resize_tokens")
+_START = ("checkpoint", "resize_tokens", "freeze", "layer_decay")
 _SIZES = (
     *("image_shape", "patch_shape", "depth", "dim", "tokens_mlp_dim", "channels_mlp_dim"),
     *("activation", "token_mixing", "channel_mixing"),
@@ -142,7 +142,7 @@ def as_table(results, published):
 
     Args:
         results: list of `Result`.
-        published: dict from the name of a data set, or `"avg5"`, to (top-1 as a fraction, source).
+        published: dict from the name of a data set, or `"avg5"`, to `registry.Published`.
     """
     lines = [*_HEADER, *(_row(result, published) for result in results)]
     for start in dict.fromkeys(result.start for result in results):
@@ -158,7 +158,7 @@ def as_table(results, published):
             f"deviation.",
             "",
             *_choices(results),
-            *(f"Published {name}: {source}.\n" for name, (_, source) in published.items()),
+            *(f"Published {name}: {figure.source}.\n" for name, figure in published.items()),
             *_places(runs),
         ]
     )
@@ -196,7 +196,7 @@ def _mean_row(arm, published):
 
 def _published(name, start, published):
     known = start == FINE_TUNED and name in published
-    return f"{100 * published[name][0]:.2f}" if known else "–"
+    return f"{100 * published[name].top1:.2f}" if known else "–"
 
 
 def _choices(results):

@@ -6,6 +6,7 @@ import json
 from keras_mixer.commandline import option
 from keras_mixer.console import printable, say
 from keras_mixer.data.datasets import SPLITS
+from keras_mixer.data_options import SourceOptions
 from keras_mixer.errors import InputError
 from keras_mixer.verbs.shared import only, quiet_tensorflow
 
@@ -46,28 +47,15 @@ def convert(options, arguments):
 
 
 @dataclasses.dataclass(frozen=True)
-class VerifyOptions:
-    """Flags of `verify`."""
+class VerifyOptions(SourceOptions):
+    """Flags of `verify`: those of the data, and these."""
 
     dataset: str | None = option(
         None,
         "Data to score it on, as for train; imagenet2012 for what was released. Left out: the data "
         "of the run that CHECKPOINT is, and the score in its metrics.json.",
     )
-    data_dir: str | None = option(None, "Folder that holds the data, as for train.")
-    labels: str | None = option(None, "With --dataset=csv: the table of labels, as for train.")
     eval_split: str = option("test", "Split to score, all of it.", choices=SPLITS)
-    validation_fraction: float = option(
-        0.1, "Share set aside where the data of --dataset have no validation split, as for train.",
-        low=0.0, below=1.0,
-    )  # fmt: skip
-    test_fraction: float = option(
-        0.2, "Share set aside where the data of --dataset have no splits at all, as for train.",
-        low=0.0, below=1.0,
-    )  # fmt: skip
-    split_seed: int = option(
-        0, "Which images are set aside of --dataset, as for train.", low=0, high=2**32 - 1
-    )
     expected: float | None = option(
         None,
         "Top-1 accuracy to compare with, as a fraction, meant to 0.005 points (default: what was "
@@ -116,9 +104,7 @@ def _claim_and_data(path, options):
 
     if options.dataset is not None:
         claim = claim_of(path, options.dataset, options.eval_split, options.expected)
-        names = ("dataset", "data_dir", "validation_fraction", "test_fraction", "split_seed")
-        settings = {name: getattr(options, name) for name in (*names, "labels")}
-        return claim, load_source(**settings)
+        return claim, load_source(**options.source())
     run = _own_run(path, options)
     if options.expected is not None:
         return claim_of(path, None, options.eval_split, options.expected), run.source

@@ -80,10 +80,12 @@ def transfer(options, arguments):
     presets = {_preset_name(name): _finetuning(name, extra) for name in options.datasets}
     with quiet_tensorflow():
         from keras_mixer.studies.transfer import as_table, study_transfer
+        from keras_mixer.weights.registry import release_of
 
     seeds, lrs = (list(dict.fromkeys(values)) for values in (options.seeds, options.lrs))
     results = study_transfer(presets, lrs, seeds, options.output_dir, options.scratch)
-    table = as_table(results, {})
+    release = release_of(options.checkpoint)
+    table = as_table(results, release.finetuned if release else {})
     _publish("transfer", options, [], table, last=["--", *arguments] if arguments else [])
 
 
