@@ -1,5 +1,6 @@
 """Tests `keras_mixer/data/records.py` and `tfds.py`: tensorflow-datasets, without a network."""
 
+import dataclasses
 import itertools
 import os
 import shutil
@@ -19,8 +20,10 @@ from keras_mixer.data import records, sources
 from keras_mixer.data.datasets import DATASETS, dataset_row
 from keras_mixer.data.pipeline import broken_images_named, evaluation_batches, training_batches
 from keras_mixer.data.records import Records, TFRecords, overlap
+from keras_mixer.data.splits import Split
 from keras_mixer.data.tfds import flag_of, read_tfds
 from keras_mixer.errors import InputError
+from keras_mixer.inference.fewshot import score_fewshot
 
 pytest.importorskip("importlib_resources", reason="tensorflow-datasets needs it to prepare data")
 
@@ -475,3 +478,20 @@ def test_any_name_has_a_row():
     names = tfds.list_builders(with_community_datasets=False)
     assert {name for name, row in DATASETS.items() if row.origin == "tfds"} <= set(names)
     assert sources.READERS["tfds"] is read_tfds
+
+
+def test_few_shots_are_those_of_the_same_images_in_memory(shapes):
+    """Labels lie with the records, so drawing them reads the records first."""
+    source = load(shapes)
+    in_memory = {
+        name: Split(images_of(split, channels=3), split.read_labels())
+        for name, split in (("train", source.train), ("test", source.test))
+    }
+    sizes = {"image_shape": (6, 5), "patch_shape": (3, 5), "depth": 1, "dim": 8}
+    model = keras_mixer.build_mixer(**sizes, num_classes=0)
+    scores, expected = (
+        score_fewshot(model, data, (2, 4), (0, 1), (1.0, 16.0))
+        for data in (source, dataclasses.replace(source, **in_memory))
+    )
+    assert scores == expected
+    assert [row["images"] for row in scores["shots"]] == [6, 12]

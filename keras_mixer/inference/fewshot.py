@@ -74,7 +74,11 @@ def score_fewshot(model, source, shots, seeds, l2, eval_crop=0.0, batch_size=BAT
     places = [draw(labels, seed) for seed in seeds]
     drawn = np.flatnonzero(np.min(places, axis=0) < shots[-1])
     by_validation = source.validation is not None and len(l2) > 1
-
+    if shots[0] == 1 and len(l2) > 1 and not by_validation:
+        raise InputError(
+            "--shots=1: without validation images, L2 is chosen by cross-validation, which a "
+            "single image of a class does not allow; give --validation_fraction, or one --l2"
+        )
     body = pre_logits_of(model)
 
     def examples(split, description):

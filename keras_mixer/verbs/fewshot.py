@@ -120,25 +120,18 @@ def _check(options, source, path, channels):
             f"--dataset={options.dataset}: there are no test images to score; give "
             f"--test_fraction, or --test_split of a set of tensorflow-datasets"
         )
-    if source.validation is None and len(set(options.l2)) > 1 and min(options.shots) == 1:
-        raise InputError(
-            "--shots=1: without validation images, L2 is chosen by cross-validation, which a "
-            "single image of a class does not allow; give --validation_fraction, or one --l2"
-        )
 
 
-_SPLITTING = (
-    "train_split", "validation_split", "test_split", "validation_fraction", "test_fraction",
-    "split_seed",
-)  # fmt: skip
+# What decides which images are trained on and which are test images.
+_SPLITTING = ("train_split", "test_split", "test_fraction", "split_seed")
 
 
 def _note_other_splits(options, source, path):
     """Says so when a run may have been trained on images that are test images here."""
-    from keras_mixer.training.run import read_record
+    from keras_mixer.training.run import BEST, read_record
 
     with path_errors(path):
-        record = read_record(path) if Path(path).is_dir() else None
+        record = read_record(path) if (Path(path) / BEST).is_dir() else None
     if record is None or record["data"]["identity"] == source.identity:
         return
     before = record["config"]
