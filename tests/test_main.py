@@ -8,7 +8,7 @@ import pytest
 
 from keras_mixer import __main__ as cli
 from keras_mixer.commandline import describe
-from keras_mixer.verbs import models, shared, studies, training
+from keras_mixer.verbs import checkpoints, models, shared, studies, training
 
 QUICK = ["--depth=2", "--dim=8", "--batch_size=64", "--num_steps=2", "--jit=false"]
 
@@ -130,7 +130,7 @@ def test_each_verb_has_its_own_flags_and_help(command, verb):
 def test_every_verb_is_in_the_table():
     public = [
         getattr(module, name)
-        for module in (models, studies, training)
+        for module in (checkpoints, models, studies, training)
         for name in vars(module)
         if name[0].islower()
     ]
