@@ -270,11 +270,10 @@ def _continues(place, response):
 
 
 def _begin(place, response):
-    """Empties the part; only then notes the ETag of what is to come, if that names exact bytes."""
+    """Empties the part; only then notes the ETag of what is to come."""
     place.discard()
     place.part.touch()
-    etag = response.headers.get("ETag", "")
-    if _ETAG.fullmatch(etag):
+    if etag := response.headers.get("ETag"):
         write_atomically(place.etag, etag.encode())
 
 
