@@ -35,7 +35,8 @@ class SourceOptions:
     train_split: str | None = option(
         None,
         'What to train on, in the split syntax of tensorflow-datasets, such as "train[:90%]"; '
-        "only for its sets (default: train).",
+        "only for its sets (default: train). A validation split of the set's own stands back where "
+        "it shares images with this.",
         result=False,
     )
     validation_split: str | None = option(

@@ -41,7 +41,7 @@ def test_blocks_parse_and_every_flag_in_them_exists(mark, block):
             verb = VERBS[words[1]]
             parse(verb.options, words[2:], verb.arguments)
         elif words[1] == "train.py" and "--help" not in words:
-            known = [w.replace("$seed", "1") for w in words[2:] if "=smoke/" not in w]
+            known = [re.sub(r"\$\w+", "1", w) for w in words[2:] if "=smoke/" not in w]
             config, _, _ = parse(Config, known)
             resolve(config, 10)
 
