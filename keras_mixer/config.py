@@ -99,7 +99,7 @@ class Config(DataOptions):
         None,
         "Weights to start from: a run directory, official .npz, timm's .safetensors or .pth, our "
         ".keras or .weights.h5, or official:NAME, a released file that is downloaded once and "
-        "listed in BUILD.md. Its architecture is taken over, its weights are adapted to image_shape "
+        "in BUILD.md. Its architecture is taken over, its weights are adapted to image_shape "
         "and patch_shape where given; a head for other classes starts anew.",
     )
     resize_tokens: str = option(
