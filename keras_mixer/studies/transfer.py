@@ -205,7 +205,12 @@ def _choices(results):
         if result.choice:
             seen = ", ".join(f"{lr:g}: {100 * top1:.2f}" for lr, top1 in result.choice.items())
             held_out = f"validation top-1 by lr, seed {result.runs[0].config.seed}"
-            yield f"{result.name}, {result.start}, {held_out}: {seen}.\n"
+            end = ", at the end of what was tried" * (result.lr in _ends(result.choice))
+            yield f"{result.name}, {result.start}, {held_out}: {seen}; {result.lr:g} it is{end}.\n"
+
+
+def _ends(choice):
+    return min(choice), max(choice)
 
 
 def _places(runs):
