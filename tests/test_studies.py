@@ -169,7 +169,7 @@ def test_transfer_chooses_on_held_out_images_and_tests_once(preset, tmp_path, co
         study_transfer(*arguments)
     counted.stop_at = None
     [tuned, scratch] = study_transfer(*arguments)
-    whole = ["lr-1e-05", "lr-0.01", "seed-3", "seed-4"] * 2
+    whole = ["lr-1e-05", "lr-0.01", "lr-0.01-seed-3", "lr-0.01-seed-4"] * 2
     assert counted.names == [*whole[:2], *whole[1:]], "what was finished is not trained again"
     assert [tuned.start, scratch.start] == [FINE_TUNED, SCRATCH]
     for result in (tuned, scratch):
@@ -197,7 +197,10 @@ def test_transfer_chooses_on_held_out_images_and_tests_once(preset, tmp_path, co
 def test_one_learning_rate_leaves_nothing_to_choose(preset, tmp_path, counted):
     [result] = study_transfer({"p": preset}, [0.01], [0], tmp_path)
     assert result.choice == {}
-    assert counted.names == ["seed-0"]
+    assert counted.names == ["lr-0.01-seed-0"]
+    more = study_transfer({"p": preset}, [0.01, 1e-5], [0], tmp_path)[0]
+    assert counted.names[1:] == ["lr-0.01", "lr-1e-05"], "a larger grid keeps what was trained"
+    assert more.scores("top1") == result.scores("top1")
 
 
 def test_transfer_refuses_before_it_trains(preset, tmp_path, no_training):
@@ -267,7 +270,7 @@ def test_transfer_from_an_official_file_to_other_images_and_patches(command, tra
         "`keras-mixer transfer --checkpoint=start.npz --datasets=mine.flags --seeds=0,1 --lrs=0.1 "
         "--output=t.md -- --num_steps=2 --flip`.\n"
     )
-    config = config_of(tmp_path / "runs" / "transfer" / "mine" / "fine-tuned" / "seed-1")
+    config = config_of(tmp_path / "runs" / "transfer" / "mine" / "fine-tuned" / "lr-0.1-seed-1")
     assert (config["num_steps"], config["flip"], config["image_shape"]) == (2, True, [12, 12])
     assert "patch kernels resampled" in done.stderr
 

@@ -123,8 +123,9 @@ def _carry_out(campaign, arm, config, lrs, seeds, output_dir):
     # The paper's last step: now that nothing is left to choose, all images are trained on.
     config = dataclasses.replace(config, lr=best, validation_fraction=0.0)
     runs = []
-    for seed in seeds:
-        seeded = dataclasses.replace(config, seed=seed, output_dir=str(folder / f"seed-{seed}"))
+    for seed in seeds:  # named by their rate, too, so that a later call may try more of them
+        directory = folder / f"lr-{best:g}-seed-{seed}"
+        seeded = dataclasses.replace(config, seed=seed, output_dir=str(directory))
         runs.append(campaign.run(f"{name}, {start}, lr {best:g}, seed {seed}", seeded))
     return Result(name, start, choice, best, runs)
 
