@@ -229,7 +229,7 @@ def result_of(dataset, *scores):
 
 
 def test_avg5_is_the_mean_of_five_sets_within_each_seed(monkeypatch):
-    monkeypatch.setattr("keras_mixer.studies.transfer._places", lambda runs: [])
+    monkeypatch.setattr("keras_mixer.studies.transfer.made_on", lambda directories: [])
     scores = [(0.1 * i, 0.1 * i + 0.02) for i in range(1, 6)]
     results = [result_of(name, *pair) for name, pair in zip(AVG5, scores, strict=True)]
     published = {

@@ -45,8 +45,8 @@ def tabulate(directories, presets=None):
         run = _read(directory, presets or {})
         experiments.setdefault((run["experiment"], run["data"]), []).append(run)
     rows = [_row(experiment, runs) for (experiment, _), runs in experiments.items()]
-    places = dict.fromkeys(run["place"] for runs in experiments.values() for run in runs)
-    return "\n".join([*_HEADER, *rows, "", *(f"Made on {place}." for place in places)]) + "\n"
+    places = made_on(run["directory"] for runs in experiments.values() for run in runs)
+    return "\n".join([*_HEADER, *rows, "", *places]) + "\n"
 
 
 def _read(directory, presets):
@@ -67,7 +67,7 @@ def _contents(directory, presets):
         "metrics": metrics,
         "epochs": len(rows),
         "seconds": sum(float(row["seconds"]) for row in rows),
-        "place": place(record["environment"]),
+        "directory": directory,
     }
 
 
@@ -97,12 +97,17 @@ def _follows(flags, preset):
     return {flag.split("=")[0] for flag in preset} <= names and 4 * same >= 3 * len(preset)
 
 
-def place(environment):
-    """Returns what a run was made on as text.
+def made_on(directories):
+    """Returns a sentence for every machine, with its versions, that runs were made on.
 
     Args:
-        environment: dict, as in config.json.
+        directories: Paths of run directories.
     """
+    places = (_place(read_record(directory)["environment"]) for directory in directories)
+    return [f"Made on {place}." for place in dict.fromkeys(places)]
+
+
+def _place(environment):
     return (
         f"{environment['cpu']}, {environment['cores']} cores, Python {environment['python']}, "
         f"TensorFlow {environment['tensorflow']}, Keras {environment['keras']}"

@@ -18,9 +18,8 @@ from keras_mixer.errors import InputError
 from keras_mixer.files import write_atomically
 from keras_mixer.inference.evaluate import compute_logits, score
 from keras_mixer.studies.campaign import Campaign
-from keras_mixer.studies.report import place, spread
+from keras_mixer.studies.report import made_on, spread
 from keras_mixer.training.opening import read_run
-from keras_mixer.training.run import read_record
 from keras_mixer.weights.load import load_mixer
 from keras_mixer.weights.resize import resized_architecture
 
@@ -104,7 +103,8 @@ def study_resizing(directories, shapes, num_steps, output_dir):
             for method in (*methods, SCRATCH)
         }
         lines.append(_row(runs[0], shape, untrained, trained))
-    return "\n".join([*_before(runs), *lines, "", _SAME_GRID, "", *_places(runs)]) + "\n"
+    places = made_on(run.directory for run in runs)
+    return "\n".join([*_before(runs), *lines, "", _SAME_GRID, "", *places]) + "\n"
 
 
 def _read(directories):
@@ -116,7 +116,7 @@ def _read(directories):
 
 
 def _methods(run, shape):
-    """How token mixing can be adapted to a shape: in one way or in two; not at all, in none."""
+    """Always interpolated; tiled, too, where the grid grows by whole factors."""
     architecture = run.architecture()
     resized_architecture(architecture, *shape)  # refuses patches that do not divide the image
     same = _grid(architecture["image_shape"], architecture["patch_shape"]) == _grid(*shape)
@@ -208,8 +208,3 @@ def _row(run, shape, untrained, trained):
         *(cell(trained.get(method, [])) for method in (*methods, SCRATCH)),
     ]
     return f"| {' | '.join(cells)} |"
-
-
-def _places(runs):
-    made = (place(read_record(run.directory)["environment"]) for run in runs)
-    return [f"Made on {where}." for where in dict.fromkeys(made)]

@@ -14,9 +14,9 @@ from keras_mixer.config import Config
 from keras_mixer.data.datasets import AVG5
 from keras_mixer.errors import InputError
 from keras_mixer.studies.campaign import Campaign
-from keras_mixer.studies.report import place, spread
+from keras_mixer.studies.report import made_on, spread
 from keras_mixer.training.opening import plan_run
-from keras_mixer.training.run import Run, read_record
+from keras_mixer.training.run import Run
 
 FINE_TUNED, SCRATCH = "fine-tuned", "from scratch"
 
@@ -68,13 +68,14 @@ def study_transfer(presets, lrs, seeds, output_dir, scratch=False):
         InputError: If the data, the checkpoint or a config forbid it; before anything is trained.
         RunError, Interrupted: As `training.fit.fit` does.
     """
+    plans = {name: plan_run(config) for name, config in presets.items()}
+    for name, plan in plans.items():
+        _check(name, plan.source, lrs)
     arms = {
         (name, start): config
         for name, preset in presets.items()
-        for start, config in _starts(preset, scratch).items()
+        for start, config in _starts(preset, plans[name].config, scratch).items()
     }
-    for name, config in presets.items():
-        _check(name, config, lrs)
     choices = len(lrs) if len(lrs) > 1 else 0
     campaign = Campaign(len(arms) * (choices + len(seeds)))
     return [
@@ -83,18 +84,16 @@ def study_transfer(presets, lrs, seeds, output_dir, scratch=False):
     ]
 
 
-def _starts(config, scratch):
+def _starts(config, resolved, scratch):
     """The configs of a data set: that which is fine-tuned, and the same from scratch."""
     if not scratch:
         return {FINE_TUNED: config}
-    resolved = plan_run(config).config
     plain = {name: getattr(Config, name) for name in _START}
     sizes = {name: getattr(resolved, name) for name in _SIZES}
     return {FINE_TUNED: config, SCRATCH: dataclasses.replace(config, **plain, **sizes)}
 
 
-def _check(name, config, lrs):
-    source = plan_run(config).source
+def _check(name, source, lrs):
     source.split("test")
     if len(lrs) > 1 and source.validation is None:
         raise InputError(
@@ -160,7 +159,7 @@ def as_table(results, published):
             "",
             *_choices(results),
             *(f"Published {name}: {figure.source}.\n" for name, figure in published.items()),
-            *_places(runs),
+            *(f"{sentence}\n" for sentence in made_on(run.directory for run in runs)),
         ]
     )
 
@@ -212,8 +211,3 @@ def _choices(results):
 
 def _ends(choice):
     return min(choice), max(choice)
-
-
-def _places(runs):
-    made = (place(read_record(run.directory)["environment"]) for run in runs)
-    return [f"Made on {where}.\n" for where in dict.fromkeys(made)]
