@@ -1,18 +1,19 @@
-"""MLP-Mixer in Keras 3: from one command to a served model, in runs that cannot be lost.
+"""MLP-Mixer for image classification, in Keras 3 on TensorFlow.
 
-The public names are loaded when they are first used (PEP 562): importing the package is instant,
-and does not import TensorFlow.
+The public names are loaded when they are first used (PEP 562), so importing the package does not
+import TensorFlow.
 """
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Config": "keras_mixer.config",
+    "Config": "keras_mixer.config.training",
     "InputError": "keras_mixer.errors",
     "RunError": "keras_mixer.errors",
     "build_mixer": "keras_mixer.model.mixer",
     "fit": "keras_mixer.training.fit",
     "load_mixer": "keras_mixer.weights.load",
+    "run_job": "keras_mixer.jobs",
 }
 
 __all__ = sorted(_HOMES)

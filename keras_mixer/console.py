@@ -1,10 +1,11 @@
-"""What the terminal shows: notices and progress bars, all on standard error.
+"""Terminal output: notices and progress bars, all on standard error.
 
 Standard output belongs to results (tables, JSON, CSV), so that they can be piped. Names that come
 from files are printed literally: control characters are escaped, and nothing is read as markup.
 """
 
 import contextlib
+import os
 import sys
 from collections.abc import Sized
 
@@ -20,12 +21,14 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from keras_mixer.errors import InputError
+
 
 class _StandardError:
-    """Standard error as long as somebody listens.
+    """Standard error, or nothing once it is closed.
 
-    When the terminal closes, or `tee` has died of the same Ctrl-C, writing fails; a run that is
-    about to save its state must not die of that.
+    When the terminal closes, or the same Ctrl-C has ended `tee`, writing fails; that must not end
+    a run that is about to save its state.
     """
 
     def write(self, text):
@@ -111,3 +114,30 @@ def track(items, description, total=None):
         for item in items:
             yield item
             bar.advance(task)
+
+
+@contextlib.contextmanager
+def quiet_tensorflow():
+    """Keeps TensorFlow's start-up messages off the terminal, which no flag silences altogether.
+
+    TensorFlow 2.21 prints about oneDNN and missing CUDA libraries before its own log level is read
+    (https://github.com/tensorflow/tensorflow/issues/100442). Errors are exceptions, and pass.
+    """
+    if os.environ.setdefault("KERAS_BACKEND", "tensorflow") != "tensorflow":
+        raise InputError(f"KERAS_BACKEND={os.environ['KERAS_BACKEND']}: expected tensorflow")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if "tensorflow" in sys.modules or os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0":
+        yield
+        return
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        import tensorflow
+
+        tensorflow.config.list_physical_devices()
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -1,4 +1,4 @@
-"""What a user can mend: errors that reach the command line as one line, without a traceback."""
+"""Errors that a user can fix: on the command line they are one line, without a traceback."""
 
 import contextlib
 
@@ -6,7 +6,7 @@ import contextlib
 class InputError(ValueError):
     """Something given is wrong: a flag, a file, a folder. The command line exits with status 2.
 
-    The message says what happened, what was expected, what was received, and which flag mends it.
+    The message says what happened, what was expected, what was received, and which flag fixes it.
     """
 
 
@@ -16,15 +16,25 @@ class RunError(RuntimeError):
 
 @contextlib.contextmanager
 def path_errors(given):
-    """Turns trouble with a path that was given (too long, no permission) into an InputError.
+    """Turns an OSError about a path (too long, no permission) into an InputError.
 
     Args:
-        given: The flag or argument with its value, as the message is to begin.
+        given: The flag or argument with its value, as the message begins.
     """
     try:
         yield
     except OSError as error:
         raise InputError(f"{given}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def named(what):
+    """Puts what a message is about, such as a path, before the text of an InputError."""
+    try:
+        yield
+    except InputError as error:
+        text = str(error)
+        raise InputError(text if text.startswith(f"{what}") else f"{what}: {text}") from error
 
 
 MOST_NAMED = 20

@@ -127,8 +127,8 @@ HEAVY = ("tensorflow", "keras", "jax", "torch", "sklearn", "scipy")
 @pytest.mark.parametrize(
     "module",
     [
-        "keras_mixer", "keras_mixer.__main__", "keras_mixer.config", "keras_mixer.training.opening",
-        "keras_mixer.training.checkpoints", "keras_mixer.data.sources", "keras_mixer.weights.load",
+        "keras_mixer", "keras_mixer.__main__", "keras_mixer.config.training", "keras_mixer.training.open_run",
+        "keras_mixer.training.checkpoints", "keras_mixer.data.sources", "keras_mixer.weights.pretrained",
         "keras_mixer.weights.download", "keras_mixer.inference.verify",
     ],
 )  # fmt: skip

@@ -12,7 +12,7 @@ import tensorflow as tf
 from conftest import ROOT
 from PIL import Image, ImageEnhance, ImageOps
 
-from keras_mixer.data.augment import (
+from keras_mixer.preprocessing.augment import (
     ERASED_AREA,
     ERASED_ASPECT,
     augment,
@@ -23,7 +23,7 @@ from keras_mixer.data.augment import (
     random_flip,
     random_padded_crop,
 )
-from keras_mixer.data.randaugment import FILL, OPERATIONS, jitter_color, rand_augment
+from keras_mixer.preprocessing.randaugment import FILL, OPERATIONS, jitter_color, rand_augment
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (64, 6, 5, 3), np.uint8)
 
@@ -334,7 +334,7 @@ def test_keras_cv_is_imported_when_asked_for_and_makes_no_state():
 import sys
 import numpy as np
 import tensorflow as tf, keras
-from keras_mixer.data.augment import augment, inception_crop, mix
+from keras_mixer.preprocessing.augment import augment, inception_crop, mix
 tf.config.experimental.enable_op_determinism()
 keras.mixed_precision.set_global_policy("mixed_bfloat16")
 images = tf.constant(np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), np.uint8))

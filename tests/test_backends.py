@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from conftest import GOLDEN, ROOT
 
-from keras_mixer.weights.load import read_checkpoint
-from keras_mixer.weights.native import digest
+from keras_mixer.weights.pretrained import read_pretrained
+from keras_mixer.weights.model_folder import digest
 
 pytestmark = pytest.mark.backends
 
@@ -75,7 +75,7 @@ def test_official_checkpoint_gives_the_official_logits(ask, backend):
 
 
 def test_run_trained_on_tensorflow_is_loaded(ask, backend, trained, tmp_path):
-    checkpoint = read_checkpoint(trained.directory)
+    checkpoint = read_pretrained(trained.directory)
     architecture, arrays = checkpoint.description.architecture, checkpoint.arrays
     shape = (5, *architecture["image_shape"], architecture["channels"])
     images = np.random.default_rng(0).uniform(-1, 1, shape).astype("float32")

@@ -6,13 +6,13 @@ import inspect
 import pytest
 from conftest import GOLDEN
 
-from keras_mixer.commandline import as_flags, describe, option, parse
-from keras_mixer.config import ARCHITECTURE, PREPARATION, Config
-from keras_mixer.data.sources import load_source
-from keras_mixer.data_options import DataOptions, SourceOptions
+from keras_mixer.config.options import as_flags, describe, option, parse
+from keras_mixer.config.training import ARCHITECTURE, PREPARATION, Config
+from keras_mixer.data.sources import open_dataset
+from keras_mixer.config.data import DataOptions, DatasetOptions
 from keras_mixer.errors import InputError
 from keras_mixer.model.variants import VARIANTS
-from keras_mixer.resolve import resolve
+from keras_mixer.config.resolve import resolve
 
 FIELDS = dataclasses.fields(Config)
 
@@ -66,10 +66,10 @@ def test_bad_lists_are_refused(argument, message):
 def test_options_of_the_data_are_what_the_data_are_asked_with():
     source, names = (
         {field.name for field in dataclasses.fields(options)}
-        for options in (SourceOptions, DataOptions)
+        for options in (DatasetOptions, DataOptions)
     )
     elsewhere = {"num_classes", "batch_size", "seed", "label_smoothing"}
-    assert source == set(inspect.signature(load_source).parameters)
+    assert source == set(inspect.signature(open_dataset).parameters)
     assert names == {*source, *PREPARATION, "class_weights"} - elsewhere
 
 

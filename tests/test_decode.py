@@ -9,10 +9,10 @@ import pytest
 import tensorflow as tf
 from PIL import Image, ImageOps
 
-from keras_mixer.data.decode import decode_image
-from keras_mixer.data.images import check_image_file, resize_images, to_model_range
-from keras_mixer.data.pipeline import evaluation_batches, training_batches
-from keras_mixer.data.sources import load_source
+from keras_mixer.preprocessing.decode import decode_image
+from keras_mixer.preprocessing.resize import check_image_file, resize_images, to_model_range
+from keras_mixer.preprocessing.input_pipeline import evaluation_batches, training_batches
+from keras_mixer.data.sources import open_dataset
 from keras_mixer.inference.predict import _read
 
 RANDOM = np.random.default_rng(0)
@@ -299,7 +299,7 @@ def test_training_evaluation_and_prediction_see_the_same_pixels(tmp_path, channe
             folder.mkdir(parents=True)
             for index, content in enumerate(contents):
                 (folder / f"{index}.jpg").write_bytes(content)
-    source = load_source("folder", tmp_path)
+    source = open_dataset("folder", tmp_path)
     given = {"image_shape": (8, 12), "channels": channels, "num_classes": 2, "batch_size": 20}
     (evaluated, _), *_ = evaluation_batches(source.validation, **given)
     predicted = [_read(path, (8, 12), channels, 0.0) for path in source.validation.images]

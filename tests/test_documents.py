@@ -11,10 +11,10 @@ import pytest
 from conftest import ROOT
 
 import keras_mixer
-from keras_mixer.commandline import parse
-from keras_mixer.config import Config
-from keras_mixer.resolve import resolve
-from keras_mixer.verbs.table import VERBS
+from keras_mixer.config.options import parse
+from keras_mixer.config.training import Config
+from keras_mixer.config.resolve import resolve
+from keras_mixer.commands.table import COMMANDS
 
 README, BUILD = (ROOT / "README.md").read_text(), (ROOT / "BUILD.md").read_text()
 BLOCK = re.compile(r"(<!-- (\w+) -->\n)?```bash\n(.*?)```", re.DOTALL)
@@ -38,7 +38,7 @@ def test_blocks_parse_and_every_flag_in_them_exists(mark, block):
         return
     for words in commands(block):
         if words[0].endswith("keras-mixer"):
-            verb = VERBS[words[1]]
+            verb = COMMANDS[words[1]]
             parse(verb.options, words[2:], verb.arguments)
         elif words[1] == "train.py" and "--help" not in words:
             known = [re.sub(r"\$\w+", "1", w) for w in words[2:] if "=smoke/" not in w]
@@ -101,7 +101,7 @@ def test_map_shows_what_is_there():
             or list((ROOT / "keras_mixer").rglob(name))
             or (ROOT / "tests" / name).exists()
         ), f"the map shows {name}, which is not there"
-    for verb in VERBS:
+    for verb in COMMANDS:
         assert verb in drawn
 
 

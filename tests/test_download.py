@@ -24,7 +24,7 @@ from keras_mixer import Config, InputError, fit, load_mixer
 from keras_mixer.__main__ import main
 from keras_mixer.weights import download
 from keras_mixer.weights.download import fetch, place_of, release_named
-from keras_mixer.weights.load import read_checkpoint, summary
+from keras_mixer.weights.pretrained import read_pretrained, summary
 from keras_mixer.weights.registry import OFFICIAL
 
 NAME = "imagenet1k/Mixer-B_16"
@@ -373,9 +373,9 @@ def test_damage_shows_when_the_file_is_read_and_is_mended_by_deleting_it(server)
     damaged[30_000] ^= 1
     server.behaviours += [sends(body=bytes(damaged))]
     with pytest.raises(InputError, match="damaged.*; delete .*Mixer-B_16.npz to have it downl"):
-        read_checkpoint(f"official:{NAME}", (24, 16))
+        read_pretrained(f"official:{NAME}", (24, 16))
     place_of(NAME).unlink()
-    assert read_checkpoint(f"official:{NAME}", (24, 16)).arrays
+    assert read_pretrained(f"official:{NAME}", (24, 16)).arrays
 
 
 def test_a_file_put_there_by_hand_is_used_if_its_size_is_right(server):
@@ -531,8 +531,8 @@ def test_logits_of_a_downloaded_file_are_those_of_the_source(server, capsys):
 def test_a_local_copy_has_the_same_provenance_and_others_have_none(server, tmp_path):
     (tmp_path / "imagenet1k").mkdir()
     copy = shutil.copy(GOLDEN / "official_mixer.npz", tmp_path / "imagenet1k" / "Mixer-B_16.npz")
-    assert "trained on ImageNet-1k alone" in summary(read_checkpoint(copy, (24, 16)))
-    assert "trained on" not in summary(read_checkpoint(GOLDEN / "official_mixer.npz", (24, 16)))
+    assert "trained on ImageNet-1k alone" in summary(read_pretrained(copy, (24, 16)))
+    assert "trained on" not in summary(read_pretrained(GOLDEN / "official_mixer.npz", (24, 16)))
 
 
 def test_convert_takes_released_names(server, tmp_path, monkeypatch):

@@ -16,12 +16,12 @@ from conftest import TINY
 
 import keras_mixer.training.fit as fit_module
 from keras_mixer import Config, InputError, RunError, fit
-from keras_mixer.data.sources import load_source
+from keras_mixer.data.sources import open_dataset
 from keras_mixer.training.callbacks import averaged
 from keras_mixer.training.checkpoints import newest_checkpoint
-from keras_mixer.training.optimizers import averaged_weights
+from keras_mixer.training.optimizers import ema_variables
 from keras_mixer.training.signals import Interrupted
-from keras_mixer.weights import native
+from keras_mixer.weights import model_folder
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def rows(run):
 def state(run):
     """Everything that must not depend on interruptions, as comparable values."""
     checkpoint = newest_checkpoint(run.checkpoints)
-    best, facts = native.read_weights(run.best)
+    best, facts = model_folder.read_weights(run.best)
     history = rows(run)
     for row in history:
         del row["seconds"], row["images_per_second"]
@@ -86,7 +86,7 @@ def test_history_has_a_row_per_epoch(config):
 
 def test_best_weights_are_those_of_the_best_validation_epoch(config):
     run = fit(config(num_steps=4))
-    _, facts = native.read_weights(run.best)
+    _, facts = model_folder.read_weights(run.best)
     ranks = [(float(r["val_accuracy"]), -float(r["val_loss"])) for r in rows(run)]
     assert facts["epoch"] == 1 + ranks.index(max(ranks))
 
@@ -99,11 +99,11 @@ def test_same_seed_same_bits_other_seed_other_bits(config):
 
 def test_without_validation_the_last_weights_are_kept(config):
     run = fit(config(validation_fraction=0.0, ema=0.0))
-    assert native.read_weights(run.best)[1]["epoch"] == 3
+    assert model_folder.read_weights(run.best)[1]["epoch"] == 3
     assert rows(run)[-1]["val_accuracy"] == ""
     last = newest_checkpoint(run.checkpoints).arrays
     kernel = next(v for k, v in last.items() if k.endswith("/stem/kernel") and "model" in k)
-    np.testing.assert_array_equal(native.read_weights(run.best)[0]["stem/kernel"], kernel)
+    np.testing.assert_array_equal(model_folder.read_weights(run.best)[0]["stem/kernel"], kernel)
 
 
 def test_a_length_in_steps_may_end_within_an_epoch(config):
@@ -222,7 +222,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_is_never_saved(config):
 def test_an_image_that_goes_bad_during_the_run_is_named(config, folder, monkeypatch, damage):
     fields = {"dataset": "folder", "data_dir": str(folder), "image_shape": (8, 8),
               "patch_shape": (4, 4), "batch_size": 25}  # fmt: skip
-    path = Path(os.fsdecode(load_source("folder", folder).train.images[3]))
+    path = Path(os.fsdecode(open_dataset("folder", folder).train.images[3]))
 
     def spoil(*arguments, drive=fit_module._drive):
         path.unlink() if damage == "removed" else path.write_bytes(path.read_bytes()[:60])
@@ -248,9 +248,9 @@ def test_best_weights_of_an_epoch_that_is_repeated_are_not_trusted(config, inter
     interrupted(config(num_steps=4), 42)
     run = fit_module.open_run(config(num_steps=4))
     with run as opened:
-        arrays, facts = native.read_weights(opened.best)
+        arrays, facts = model_folder.read_weights(opened.best)
         strange = {name: array + 1 for name, array in arrays.items()}
-        native.write_weights(opened.best, strange, **{**facts, "step": 60, "val_accuracy": 0.9})
+        model_folder.write_weights(opened.best, strange, **{**facts, "step": 60, "val_accuracy": 0.9})
     found = state(fit(config(num_steps=4)))
     if found["facts"]["step"] > 40:  # an epoch after the interruption is the best one
         assert found == expected
@@ -263,7 +263,7 @@ def test_damaged_best_weights_are_said_aloud_and_replaced(config, interrupted, c
     path.write_bytes(path.read_bytes()[:-3] + b"abc")
     run = fit(config(num_steps=4))
     assert "takes its place" in capsys.readouterr().err
-    assert native.read_weights(run.best)[1]["step"] > 42
+    assert model_folder.read_weights(run.best)[1]["step"] > 42
 
 
 # === Signals at awkward moments ===
@@ -298,7 +298,7 @@ def test_validation_uses_the_average_and_training_goes_on_from_the_weights():
     optimizer.build(model.trainable_variables)
     model.compile(optimizer, "mse")
     own = [v.numpy() for v in model.trainable_variables]
-    for index, average in enumerate(averaged_weights(optimizer)):
+    for index, average in enumerate(ema_variables(optimizer)):
         average.assign(tf.fill(average.shape, float(index) + 7))
     with averaged(model):
         assert float(model.trainable_variables[0][0, 0]) == 7
@@ -311,7 +311,7 @@ def test_best_weights_are_the_average(config):
     arrays = newest_checkpoint(run.checkpoints).arrays
     averages = [v for k, v in arrays.items() if "average" in k and "stem" in k and "kernel" in k]
     assert len(averages) == 1
-    np.testing.assert_array_equal(native.read_weights(run.best)[0]["stem/kernel"], averages[0])
+    np.testing.assert_array_equal(model_folder.read_weights(run.best)[0]["stem/kernel"], averages[0])
 
 
 # === Starting from a checkpoint ===
@@ -328,7 +328,7 @@ def test_a_run_can_start_from_anothers_weights(config, trained):
             batch_size=64,
         )
     )
-    before, after = (native.read_weights(r.best)[0] for r in (trained, run))
+    before, after = (model_folder.read_weights(r.best)[0] for r in (trained, run))
     for name, array in before.items():
         np.testing.assert_allclose(after[name], array, atol=1e-6)
     assert float(rows(run)[0]["val_accuracy"]) > 0.5

@@ -10,8 +10,8 @@ from conftest import GOLDEN
 import keras_mixer.training.fit as fit_module
 from keras_mixer import Config, fit
 from keras_mixer.model.variants import VARIANTS, Variant
-from keras_mixer.training.opening import plan_run
-from keras_mixer.weights import native
+from keras_mixer.training.open_run import plan_run
+from keras_mixer.weights import model_folder
 
 BASE = {
     "depth": 2, "dim": 8, "batch_size": 128, "num_steps": 2, "warmup_step": 1, "lr": 0.1,
@@ -50,7 +50,7 @@ RESULT = {f.name for f in dataclasses.fields(Config) if f.metadata.get("result",
 def weights(tmp_path_factory, **fields):
     directory = tmp_path_factory.mktemp("run")
     run = fit(Config(**{**BASE, **fields, "output_dir": str(directory)}))
-    return native.read_weights(run.best)[0]
+    return model_folder.read_weights(run.best)[0]
 
 
 def same(one, other):
@@ -142,7 +142,7 @@ def test_golden_checkpoint_can_be_trained_on(tmp_path_factory, folder):
         **{"lr": 1e-9, "warmup_step": 0, "jit": "false", "output_dir": str(directory)},
     )
     run = fit(config)
-    found = native.read_weights(run.best)[0]
+    found = model_folder.read_weights(run.best)[0]
     with np.load(GOLDEN / "official_mixer.npz") as expected:
         np.testing.assert_allclose(found["stem/kernel"], expected["stem/kernel"], atol=1e-6)
     assert found["head/kernel"].shape == (24, 3)

@@ -19,9 +19,11 @@ from safetensors.numpy import load_file, save_file
 from keras_mixer import InputError, build_mixer, load_mixer
 from keras_mixer.__main__ import main
 from keras_mixer.model.variants import VARIANTS
-from keras_mixer.weights import keras_files, layouts, native, official, timm
-from keras_mixer.weights.convert import convert_checkpoint
-from keras_mixer.weights.load import Checkpoint, model_weights, read_checkpoint, summary
+from keras_mixer.weights import keras_files, official, timm
+from keras_mixer.weights import tensor_layouts
+from keras_mixer.weights import model_folder
+from keras_mixer.weights.convert import convert_weights
+from keras_mixer.weights.pretrained import Checkpoint, model_weights, read_pretrained, summary
 
 SMALL = {
     "image_shape": (8, 12), "patch_shape": (4, 2), "channels": 1, "depth": 11, "dim": 6,
@@ -39,7 +41,7 @@ def randomised(**changed):
 
 
 def assert_same_bits(arrays, others):
-    assert native.digest(arrays) == native.digest(others)
+    assert model_folder.digest(arrays) == model_folder.digest(others)
 
 
 # === Golden numbers ===
@@ -66,7 +68,7 @@ def difference(path, expected, **overrides):
 @pytest.mark.parametrize("name, expected, activation", GOLDEN_FILES)
 def test_logits_and_pre_logits_are_those_of_the_source(name, expected, activation):
     assert difference(GOLDEN / name, expected) < 1e-5
-    checkpoint = read_checkpoint(GOLDEN / name, (24, 16) if expected == "official" else None)
+    checkpoint = read_pretrained(GOLDEN / name, (24, 16) if expected == "official" else None)
     assert checkpoint.description.architecture["activation"] == activation
 
 
@@ -74,15 +76,15 @@ def test_tolerance_tells_the_two_gelus_apart(tmp_path):
     """The logits above would fail with the other activation."""
     read = timm.read_safetensors(GOLDEN / "timm_mixer.safetensors")
     wrong = {**read[0].architecture, "activation": "gelu"}
-    native.write_description(tmp_path, read[0]._replace(architecture=wrong))
-    native.write_weights(tmp_path, read[1])
+    model_folder.write_spec(tmp_path, read[0]._replace(architecture=wrong))
+    model_folder.write_weights(tmp_path, read[1])
     assert difference(tmp_path, "timm") > 1e-5
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors", ""])
 def test_logits_survive_conversion(tmp_path, suffix):
     target = tmp_path / f"converted{suffix}"
-    convert_checkpoint(GOLDEN / "official_mixer_prelinen.npz", target, (24, 16))
+    convert_weights(GOLDEN / "official_mixer_prelinen.npz", target, (24, 16))
     assert difference(target, "official") < 1e-5
 
 
@@ -110,7 +112,7 @@ def test_stem_takes_over_the_scale_of_a_config_beside(tmp_path, mean, std):
     pixels = np.array(std) * expected["images"] + mean  # what timm scales to these images
     logits = keras.ops.convert_to_numpy(model((2 * pixels - 1).astype("float32")))
     np.testing.assert_allclose(logits, expected["logits"], rtol=0, atol=1e-5)
-    description = read_checkpoint(tmp_path / "timm_mixer.safetensors").description
+    description = read_pretrained(tmp_path / "timm_mixer.safetensors").description
     assert description.eval_crop == 0.9
 
 
@@ -122,7 +124,7 @@ def test_unusable_configs_beside_are_refused(tmp_path, text):
     shutil.copy(GOLDEN / "timm_mixer.safetensors", tmp_path)
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(InputError, match=r"config\.json: not a config of timm .*; move it away"):
-        read_checkpoint(tmp_path / "timm_mixer.safetensors")
+        read_pretrained(tmp_path / "timm_mixer.safetensors")
 
 
 # === Exact bits ===
@@ -130,7 +132,7 @@ def test_unusable_configs_beside_are_refused(tmp_path, text):
 
 def test_older_layout_holds_the_same_weights():
     one, other = (
-        read_checkpoint(GOLDEN / f"official_mixer{end}.npz", (24, 16)) for end in ("", "_prelinen")
+        read_pretrained(GOLDEN / f"official_mixer{end}.npz", (24, 16)) for end in ("", "_prelinen")
     )
     assert one.description == other.description
     assert_same_bits(one.arrays, other.arrays)
@@ -140,8 +142,8 @@ def test_converting_there_and_back_gives_the_same_file_contents(tmp_path):
     for name, suffix in (("official_mixer.npz", ".npz"), ("timm_mixer.safetensors", "")):
         source, between = GOLDEN / name, tmp_path / f"{name}.between{suffix}"
         between = between.with_name(f"between_{suffix[1:]}") if not suffix else between
-        convert_checkpoint(source, between, (24, 16) if suffix else None)
-        convert_checkpoint(between, tmp_path / name, (24, 16) if suffix else None)
+        convert_weights(source, between, (24, 16) if suffix else None)
+        convert_weights(between, tmp_path / name, (24, 16) if suffix else None)
         load = load_file if name.endswith("safetensors") else lambda path: dict(np.load(path))
         before, after = load(source), load(tmp_path / name)
         assert before.keys() == after.keys()
@@ -157,19 +159,19 @@ def test_converting_there_and_back_gives_the_same_file_contents(tmp_path):
 def test_round_trips_are_exact(tmp_path, suffix, changed):
     architecture, arrays = SMALL | changed, model_weights(randomised(**changed))
     names = ("a", "b", "ü") if architecture["num_classes"] else None
-    description = native.Description(architecture, names, 0.9, "sigmoid")
+    description = model_folder.Description(architecture, names, 0.9, "sigmoid")
     source = tmp_path / "source"
-    native.write_description(source, description)
-    native.write_weights(source, arrays)
+    model_folder.write_spec(source, description)
+    model_folder.write_weights(source, arrays)
     target = tmp_path / f"target{suffix}"
     if suffix == ".npz" and "activation" in changed:
         with pytest.raises(
             InputError, match="are of Mixers with activation=gelu, this one has silu"
         ):
-            convert_checkpoint(source, target)
+            convert_weights(source, target)
         assert not target.exists()
         return
-    written = convert_checkpoint(source, target)
+    written = convert_weights(source, target)
     assert_same_bits(written.arrays, arrays)
     assert written.description.architecture == architecture
     if suffix != ".npz":  # which has room for weights only
@@ -186,10 +188,10 @@ def test_keras_files_of_any_of_our_models_are_read(tmp_path, changed):
     model.optimizer.build(model.trainable_variables)
     model.save(tmp_path / "x.keras")
     model.save_weights(tmp_path / "x.weights.h5")
-    archive = read_checkpoint(tmp_path / "x.keras")
+    archive = read_pretrained(tmp_path / "x.keras")
     assert archive.description.architecture == SMALL | changed
     assert_same_bits(archive.arrays, model_weights(model))
-    weights = read_checkpoint(tmp_path / "x.weights.h5", (8, 12))
+    weights = read_pretrained(tmp_path / "x.weights.h5", (8, 12))
     assert_same_bits(weights.arrays, model_weights(model))
     inferred = weights.description.architecture
     unknown = {"activation", *(["tokens_mlp_dim"] if "token_mixing" in changed else [])}
@@ -204,7 +206,7 @@ def test_half_precision_is_read_value_by_value(tmp_path, dtype):
     dtype = np.dtype(getattr(ml_dtypes, dtype, dtype))
     halves = {n: a.astype(dtype) for n, a in load_file(GOLDEN / "timm_mixer.safetensors").items()}
     save_file(halves, tmp_path / "half.safetensors")
-    arrays = read_checkpoint(tmp_path / "half.safetensors").arrays
+    arrays = read_pretrained(tmp_path / "half.safetensors").arrays
     assert arrays["head/kernel"].dtype == np.float32
     np.testing.assert_array_equal(arrays["head/kernel"], halves["head.weight"].T.astype("float32"))
 
@@ -213,8 +215,8 @@ def test_fortran_order_and_big_endian_are_read_value_by_value(tmp_path):
     arrays = dict(np.load(GOLDEN / "official_mixer.npz"))
     turned = {n: np.asfortranarray(a).astype(">f4", order="K") for n, a in arrays.items()}
     np.savez_compressed(tmp_path / "x.npz", **turned)
-    expected = read_checkpoint(GOLDEN / "official_mixer.npz", (24, 16)).arrays
-    assert_same_bits(read_checkpoint(tmp_path / "x.npz", (24, 16)).arrays, expected)
+    expected = read_pretrained(GOLDEN / "official_mixer.npz", (24, 16)).arrays
+    assert_same_bits(read_pretrained(tmp_path / "x.npz", (24, 16)).arrays, expected)
 
 
 # === What is inferred ===
@@ -247,7 +249,7 @@ def test_every_variant_is_inferred_from_its_shapes(variant, layout):
     }
     assert len(tensors) == 12 * row.depth + 6, "names are unique"
     assert layouts.infer_architecture("x", layout, tensors, None, "gelu") == architecture
-    description = native.Description(architecture, None, 0.875)
+    description = model_folder.Description(architecture, None, 0.875)
     assert f": {variant}, images of 224×224" in summary(Checkpoint(description, {}, "x"))
 
 
@@ -255,8 +257,8 @@ def test_every_variant_is_inferred_from_its_shapes(variant, layout):
 def test_released_official_files_are_evaluated_as_released(tmp_path, classes, crop):
     changed = {"depth": 1, "image_shape": (8, 8), "patch_shape": (4, 4), "num_classes": classes}
     arrays = model_weights(build_mixer(**SMALL | changed))
-    official.write(tmp_path / "x.npz", native.Description(SMALL | changed, None), arrays)
-    description = read_checkpoint(tmp_path / "x.npz").description
+    official.write(tmp_path / "x.npz", model_folder.Description(SMALL | changed, None), arrays)
+    description = read_pretrained(tmp_path / "x.npz").description
     assert description.eval_crop == crop
     assert description.architecture == SMALL | changed
 
@@ -271,7 +273,7 @@ def test_loading_says_what_was_understood_in_one_line(capfd):
 
 
 def test_our_own_weights_speak_for_themselves(tmp_path, capfd):
-    convert_checkpoint(GOLDEN / "timm_mixer.safetensors", tmp_path / "own")
+    convert_weights(GOLDEN / "timm_mixer.safetensors", tmp_path / "own")
     load_mixer(tmp_path / "own")
     assert capfd.readouterr().err == ""
 
@@ -353,7 +355,7 @@ def test_wrong_tensors_are_refused_by_name(tmp_path, suffix, change, message):
     path = tmp_path / f"weights{suffix}"
     names = changed_golden(path, change)
     with pytest.raises(InputError) as error:
-        read_checkpoint(path, (24, 16) if suffix == ".npz" else None)
+        read_pretrained(path, (24, 16) if suffix == ".npz" else None)
     assert re.search(message.format(*map(re.escape, names)), str(error.value)), error.value
 
 
@@ -361,7 +363,7 @@ def test_long_lists_of_faults_are_cut(tmp_path):
     path = tmp_path / "x.npz"
     changed_golden(path, skip_block)
     with pytest.raises(InputError, match=r"^[^;]*- MixerBlock_1/LayerNorm_0/scale;") as error:
-        read_checkpoint(path, (24, 16))
+        read_pretrained(path, (24, 16))
     assert str(error.value).count("- ") == 12
 
 
@@ -384,7 +386,7 @@ def test_what_is_no_such_file_is_refused(tmp_path, name, content, message):
         other = "timm_mixer.safetensors" if name != "x.safetensors" else "official_mixer.npz"
         shutil.copy(GOLDEN / other, path)
     with pytest.raises(InputError, match=re.escape(message)):
-        read_checkpoint(path)
+        read_pretrained(path)
 
 
 @pytest.mark.parametrize("name, cuts", [
@@ -397,7 +399,7 @@ def test_truncated_files_are_refused(tmp_path, name, cuts):
         path = tmp_path / name
         path.write_bytes((GOLDEN / name).read_bytes()[:cut])
         with pytest.raises(InputError, match=rf"{name}: not a "):
-            read_checkpoint(path, (24, 16))
+            read_pretrained(path, (24, 16))
 
 
 @pytest.mark.parametrize("name, message", [
@@ -408,19 +410,19 @@ def test_open_image_shapes_are_asked_for(tmp_path, name, message):
     randomised(token_mixing=False).save_weights(tmp_path / "without_tokens.weights.h5")
     folder = tmp_path if name.endswith(".h5") else GOLDEN
     with pytest.raises(InputError, match=message):
-        read_checkpoint(folder / name)
+        read_pretrained(folder / name)
 
 
 @pytest.mark.parametrize("shape", [(24, 24), (23, 17), (4, 4)])
 def test_image_shapes_that_do_not_fit_are_refused(shape):
     with pytest.raises(InputError, match="patches are 4×4 pixels, and there are 24 of them"):
-        read_checkpoint(GOLDEN / "official_mixer.npz", shape)
+        read_pretrained(GOLDEN / "official_mixer.npz", shape)
 
 
 def test_whole_models_in_hdf5_are_programs(tmp_path):
     (tmp_path / "x.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
     with pytest.raises(InputError, match=r"programs: save it with model\.save_weights"):
-        read_checkpoint(tmp_path / "x.h5")
+        read_pretrained(tmp_path / "x.h5")
 
 
 # === convert ===
@@ -459,9 +461,9 @@ def test_formats_without_ablations_refuse_them(tmp_path, suffix, missing):
     model = randomised(**{missing: False})
     model.save(tmp_path / "x.keras")
     with pytest.raises(InputError, match=missing):
-        convert_checkpoint(tmp_path / "x.keras", tmp_path / f"x{suffix}")
-    convert_checkpoint(tmp_path / "x.keras", tmp_path / "own")
-    assert_same_bits(read_checkpoint(tmp_path / "own").arrays, model_weights(model))
+        convert_weights(tmp_path / "x.keras", tmp_path / f"x{suffix}")
+    convert_weights(tmp_path / "x.keras", tmp_path / "own")
+    assert_same_bits(read_pretrained(tmp_path / "own").arrays, model_weights(model))
 
 
 def test_converting_imports_neither_keras_nor_torch(tmp_path):
@@ -483,7 +485,7 @@ def test_converting_imports_neither_keras_nor_torch(tmp_path):
 def test_converted_weights_are_exported_with_numbers_for_names(tmp_path):
     import tensorflow as tf
 
-    convert_checkpoint(GOLDEN / "timm_mixer.safetensors", tmp_path / "own")
+    convert_weights(GOLDEN / "timm_mixer.safetensors", tmp_path / "own")
     assert main(["export", str(tmp_path / "own"), f"--export_dir={tmp_path}", "--name=x"]) == 0
     serve = tf.saved_model.load(str(tmp_path / "x" / "1")).signatures["serving_default"]
     names = serve(images=tf.zeros((1, 9, 9, 3), tf.uint8))["class_names"].numpy()
@@ -505,7 +507,7 @@ def test_timm_computes_the_same_logits_from_our_file(tmp_path, name, activation)
     source = name.partition("_")[0]
     expected = np.load(GOLDEN / f"{source}_mixer_expected.npz")
     shape = expected["images"].shape[1:3]
-    convert_checkpoint(GOLDEN / name, tmp_path / "x.safetensors", shape)
+    convert_weights(GOLDEN / name, tmp_path / "x.safetensors", shape)
     model = mlp_mixer.MlpMixer(
         num_classes=5, img_size=shape, patch_size=4, num_blocks=3, embed_dim=24,
         mlp_ratio=(0.5, 2.0), act_layer=get_act_layer(activation),
@@ -522,6 +524,6 @@ def test_pth_holds_the_same_weights_as_safetensors(tmp_path, wrapper):
     torch = pytest.importorskip("torch")
     state = torch.load(GOLDEN / "timm_mixer.pth", weights_only=True)
     torch.save({wrapper: state, "epoch": 3} if wrapper else state, tmp_path / "x.pth")
-    one, other = map(read_checkpoint, (tmp_path / "x.pth", GOLDEN / "timm_mixer.safetensors"))
+    one, other = map(read_pretrained, (tmp_path / "x.pth", GOLDEN / "timm_mixer.safetensors"))
     assert one.description == other.description
     assert_same_bits(one.arrays, other.arrays)

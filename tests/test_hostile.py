@@ -23,7 +23,7 @@ from conftest import GOLDEN, ROOT
 
 from keras_mixer import InputError, build_mixer
 from keras_mixer.weights import archives
-from keras_mixer.weights.load import read_checkpoint
+from keras_mixer.weights.pretrained import read_pretrained
 
 HOSTILE = {}  # name of the file: (how it is made, what it is refused with)
 
@@ -468,12 +468,12 @@ with contextlib.suppress(ImportError):  # a reader that fails must not take the 
     import resource
     resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
 from keras_mixer import InputError
-from keras_mixer.weights.load import read_checkpoint
+from keras_mixer.weights.pretrained import read_pretrained
 answers = {}
 for path in sys.argv[1:]:
     begin = time.process_time()
     try:
-        read_checkpoint(path, (24, 16) if path.endswith(".npz") else None)
+        read_pretrained(path, (24, 16) if path.endswith(".npz") else None)
         answer = "was read"
     except InputError as error:
         answer = str(error)
@@ -524,18 +524,18 @@ def test_nothing_was_deserialised_and_no_memory_taken(verdict):
 def test_honest_files_beside_them_are_read(tmp_path):
     material = Material(tmp_path)
     for path in (material.keras, material.weights):
-        assert read_checkpoint(path).description.architecture["depth"] == 2
+        assert read_pretrained(path).description.architecture["depth"] == 2
 
 
 def test_every_flipped_byte_of_an_archive_is_noticed_or_means_nothing(tmp_path):
     honest = (GOLDEN / "official_mixer.npz").read_bytes()
-    expected = read_checkpoint(GOLDEN / "official_mixer.npz", (24, 16))
+    expected = read_pretrained(GOLDEN / "official_mixer.npz", (24, 16))
     generator = np.random.default_rng(0)
     path, refused = tmp_path / "weights.npz", 0
     for place in generator.choice(len(honest), 150, replace=False):
         path.write_bytes(honest[:place] + bytes([honest[place] ^ 16]) + honest[place + 1 :])
         try:
-            received = read_checkpoint(path, (24, 16))
+            received = read_pretrained(path, (24, 16))
         except InputError:
             refused += 1
         else:
@@ -555,7 +555,7 @@ def test_damaged_safetensors_are_refused_or_read_as_they_are(tmp_path):
             content[place] = generator.integers(256)
         path.write_bytes(content[: generator.choice([len(content), header, header + 99])])
         try:
-            assert len(read_checkpoint(path, (24, 24)).arrays) == 42
+            assert len(read_pretrained(path, (24, 24)).arrays) == 42
         except InputError:
             refused += 1
     assert refused > 250
@@ -567,14 +567,14 @@ def test_damaged_safetensors_are_refused_or_read_as_they_are(tmp_path):
 def test_pth_without_torch_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(InputError, match=r"torch, which is not installed: pip install .*\[torch\]"):
-        read_checkpoint(GOLDEN / "timm_mixer.pth")
+        read_pretrained(GOLDEN / "timm_mixer.pth")
 
 
 @pytest.mark.parametrize("version", ["1.13.1", "2.6.0", "2.9.1+cpu"])
 def test_pth_with_an_old_torch_is_not_opened(monkeypatch, version):
     monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(__version__=version))
     with pytest.raises(InputError, match=f"expected torch >= 2.10, found {re.escape(version)}"):
-        read_checkpoint(GOLDEN / "timm_mixer.pth")
+        read_pretrained(GOLDEN / "timm_mixer.pth")
 
 
 @pytest.mark.backends
@@ -588,7 +588,7 @@ class TestWithTorch:
     def test_reduce_canary(self, torch, tmp_path):
         torch.save({"stem.proj.weight": Touch(tmp_path / "canary")}, tmp_path / "x.pth")
         with pytest.raises(InputError, match=r"holds more than weights.*save its state_dict as"):
-            read_checkpoint(tmp_path / "x.pth")
+            read_pretrained(tmp_path / "x.pth")
         assert not (tmp_path / "canary").exists()
 
     def test_training_file_with_a_namespace(self, torch, tmp_path):
@@ -598,7 +598,7 @@ class TestWithTorch:
         content = {"state_dict": state, "args": argparse.Namespace(lr=1)}
         torch.save(content, tmp_path / "x.pth")
         with pytest.raises(InputError, match="holds more than weights"):
-            read_checkpoint(tmp_path / "x.pth")
+            read_pretrained(tmp_path / "x.pth")
 
     def test_files_of_old(self, torch, tmp_path):
         with open(tmp_path / "x.pth", "wb") as file:
@@ -606,7 +606,7 @@ class TestWithTorch:
         torch.save({}, tmp_path / "y.pth", _use_new_zipfile_serialization=False)
         for name in "xy":
             with pytest.raises(InputError, match=r"not a .pth file of torch 1.6 or later"):
-                read_checkpoint(tmp_path / f"{name}.pth")
+                read_pretrained(tmp_path / f"{name}.pth")
         assert not (tmp_path / "canary").exists()
 
     def test_views_that_pretend_to_any_shape(self, torch, tmp_path):
@@ -614,19 +614,19 @@ class TestWithTorch:
         state["stem.proj.weight"] = torch.zeros(1).expand(1 << 20, 3, 512, 512)
         torch.save(state, tmp_path / "x.pth")
         with pytest.raises(InputError, match="declares .* bytes of weights, holds"):
-            read_checkpoint(tmp_path / "x.pth")
+            read_pretrained(tmp_path / "x.pth")
 
     def test_deflated_bomb(self, torch, tmp_path):
         with zipfile.ZipFile(tmp_path / "x.pth", "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("x/data.pkl", bytes(100 << 20))
         with pytest.raises(InputError, match="grow to more than"):
-            read_checkpoint(tmp_path / "x.pth")
+            read_pretrained(tmp_path / "x.pth")
 
     @pytest.mark.parametrize("content", [[], {"a": 1}, {1: None}, "text"])
     def test_anything_but_a_state_dict(self, torch, tmp_path, content):
         torch.save(content, tmp_path / "x.pth")
         with pytest.raises(InputError, match="expected a dict from names to tensors"):
-            read_checkpoint(tmp_path / "x.pth")
+            read_pretrained(tmp_path / "x.pth")
 
 
 def test_archives_take_what_numpy_and_keras_write(tmp_path):

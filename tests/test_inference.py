@@ -16,7 +16,7 @@ from conftest import TINY
 from PIL import Image
 
 from keras_mixer import Config, InputError, fit, load_mixer
-from keras_mixer.data.images import resize_images, to_model_range
+from keras_mixer.preprocessing.resize import resize_images, to_model_range
 from keras_mixer.inference import export as export_module
 from keras_mixer.inference.evaluate import as_table, compute_logits, evaluate_run, score, score_run
 from keras_mixer.inference.export import export_model
@@ -28,7 +28,7 @@ from keras_mixer.inference.predict import (
     predict_files,
     submission_ids,
 )
-from keras_mixer.weights import native
+from keras_mixer.weights import model_folder
 
 # === Evaluation ===
 
@@ -66,7 +66,7 @@ def test_a_class_without_images_does_not_stop_the_scores():
 
 @pytest.mark.parametrize("batch_size", [1, 7, 128, 1000])
 def test_every_image_counts_once_whatever_the_batch(trained, batch_size):
-    split = trained.source.test.take(np.arange(50))
+    split = trained.dataset.test.take(np.arange(50))
     logits, labels = compute_logits(load_mixer(trained.best), split, batch_size=batch_size)
     np.testing.assert_array_equal(labels, split.labels)
     alone = load_mixer(trained.best)(to_model_range(split.images))
@@ -117,7 +117,7 @@ def test_a_split_that_is_not_there_is_named(trained):
 
 def _without_test(run):
 
-    return dataclasses.replace(run.source, test=None)
+    return dataclasses.replace(run.dataset, test=None)
 
 
 # === Prediction ===
@@ -128,9 +128,9 @@ def images(tmp_path, trained, write_image):
     """The first test digits as files of several kinds and sizes, and three broken ones."""
     folder = tmp_path / "images"
     for index in range(6):
-        pixels = trained.source.test.images[index]
+        pixels = trained.dataset.test.images[index]
         write_image(folder / f"{index}.png", pixels)
-    big = Image.fromarray(trained.source.test.images[0].squeeze()).resize((64, 48))
+    big = Image.fromarray(trained.dataset.test.images[0].squeeze()).resize((64, 48))
     (folder / "deep").mkdir()
     big.convert("RGB").save(folder / "deep" / "big.jpg")
     (folder / "truncated.png").write_bytes((folder / "0.png").read_bytes()[:-20])
@@ -146,15 +146,15 @@ def test_files_folders_and_globs_are_found(images):
 
 
 def test_predictions_are_the_models_own_and_broken_files_do_not_stop_them(trained, images):
-    model, description = load_mixer(trained.best), native.read_description(trained.best)
-    names = trained.source.class_names
+    model, description = load_mixer(trained.best), model_folder.read_spec(trained.best)
+    names = trained.dataset.class_names
     paths = [*expand([str(images)]), "nowhere.png"]
     rows = {
         Path(row["file"]).name: row for row in predict_files(model, description, paths, top_k=3)
     }
     assert len(rows) == 10
     for index in range(6):
-        pixels = trained.source.test.images[index : index + 1]
+        pixels = trained.dataset.test.images[index : index + 1]
         probabilities = tf.nn.softmax(model(to_model_range(pixels)))[0].numpy()
         best = np.argsort(-probabilities)[:3]
         found = rows[f"{index}.png"]["predictions"]
@@ -175,7 +175,7 @@ def test_dangling_links_are_reported(images):
 
 
 def test_predictions_in_every_format(trained, images):
-    model, description = load_mixer(trained.best), native.read_description(trained.best)
+    model, description = load_mixer(trained.best), model_folder.read_spec(trained.best)
     rows = list(predict_files(model, description, expand([str(images)]), top_k=2))
     assert json.loads(FORMATS["json"](rows)) == rows
     lines = list(csv.DictReader(io.StringIO(FORMATS["csv"](rows))))
@@ -197,7 +197,7 @@ def test_more_images_than_a_batch(trained, images, monkeypatch):
     import keras_mixer.inference.predict as module
 
     paths = expand([str(images)])
-    model, description = load_mixer(trained.best), native.read_description(trained.best)
+    model, description = load_mixer(trained.best), model_folder.read_spec(trained.best)
     whole = list(predict_files(model, description, paths))
     monkeypatch.setattr(module, "BATCH_SIZE", 4)
     for one, other in zip(whole, predict_files(model, description, paths), strict=True):
@@ -211,15 +211,15 @@ def test_more_images_than_a_batch(trained, images, monkeypatch):
 
 
 def test_a_submission_holds_every_class_in_the_models_order(trained, images):
-    model, names = load_mixer(trained.best), trained.source.class_names
+    model, names = load_mixer(trained.best), trained.dataset.class_names
     paths = [p for p in expand([str(images)]) if Path(p).stem in "012345"]
-    found = list(classify(model, native.read_description(trained.best), paths))
+    found = list(classify(model, model_folder.read_spec(trained.best), paths))
     ids = submission_ids(paths)
     assert ids == ["0", "1", "2", "3", "4", "5"]
     text = as_submission([(id, p) for id, (_, p) in zip(ids, found, strict=True)], names)
     header, *lines = csv.reader(io.StringIO(text))
     assert header == ["id", *names]
-    expected = tf.nn.softmax(model(to_model_range(trained.source.test.images[:6]))).numpy()
+    expected = tf.nn.softmax(model(to_model_range(trained.dataset.test.images[:6]))).numpy()
     for line, row in zip(lines, expected, strict=True):
         probabilities = np.array(line[1:], float)
         np.testing.assert_allclose(probabilities, row, atol=1e-6)
@@ -231,7 +231,7 @@ def test_probabilities_of_a_thousand_classes_sum_to_one(images):
     """As text, too, and closer than float32 or six digits come."""
     logits = np.random.default_rng(0).normal(0, 3, (1, 1000)).astype(np.float32)
     model = SimpleNamespace(input_shape=(None, 8, 8, 1), predict_on_batch=lambda images: logits)
-    description = native.Description({"num_classes": 1000}, None)
+    description = model_folder.Description({"num_classes": 1000}, None)
     ((_, probabilities),) = classify(model, description, [str(images / "0.png")])
     text = as_submission([("0", probabilities)], [str(i) for i in range(1000)])
     _, line = csv.reader(io.StringIO(text))

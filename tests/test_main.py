@@ -7,8 +7,13 @@ import shutil
 import pytest
 
 from keras_mixer import __main__ as cli
-from keras_mixer.commandline import describe
-from keras_mixer.verbs import checkpoints, fewshot, models, shared, studies, training
+from keras_mixer.config.options import describe
+from keras_mixer.commands import weights
+from keras_mixer.commands import few_shot
+from keras_mixer.commands import models
+from keras_mixer.commands import shared
+from keras_mixer.commands import studies
+from keras_mixer.commands import training
 
 QUICK = ["--depth=2", "--dim=8", "--batch_size=64", "--num_steps=2", "--jit=false"]
 
@@ -116,7 +121,7 @@ def test_help_shows_every_flag_and_exits_0(command, without_tensorflow):
     assert "(default: 0.001)" in done.stdout
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
+@pytest.mark.parametrize("verb", cli.COMMANDS)
 def test_each_verb_has_its_own_flags_and_help(command, verb):
     done = command("--help", verb=verb)
     assert done.returncode == 0
@@ -136,13 +141,13 @@ def test_every_verb_is_in_the_table():
     ]
     written = {f for f in public if getattr(f, "__module__", "").startswith(shared.__package__)}
     written = {f for f in written if f.__module__ != shared.__name__}
-    assert written == {verb.run for verb in cli.VERBS.values()}
+    assert written == {verb.run for verb in cli.COMMANDS.values()}
 
 
 def test_overview_and_unknown_verbs(command, without_tensorflow):
     done = command(verb="--help", path=without_tensorflow)
     assert done.returncode == 0
-    for verb in cli.VERBS:
+    for verb in cli.COMMANDS:
         assert f"  {verb}" in done.stdout
     refused = command(verb="evaluat")
     assert refused.returncode == 2
@@ -158,7 +163,7 @@ def test_evaluate_predict_and_export_a_run(command, trained, tmp_path, write_ima
     assert scores["top1"] == trained.metrics()["test"]["top1"]
     assert "precision" in command(run, "--eval_split=validation", verb="evaluate").stdout
 
-    write_image(tmp_path / "in" / "a.png", trained.source.test.images[0])
+    write_image(tmp_path / "in" / "a.png", trained.dataset.test.images[0])
     (tmp_path / "in" / "b.png").write_text("broken")
     done = command(run, "in", "--top_k=2", "--format=csv", verb="predict")
     assert done.returncode == 1, "one image could not be read"
@@ -221,5 +226,5 @@ def test_a_damaged_best_is_named_and_not_scored(command, trained, tmp_path):
 
 
 def test_help_text_is_wrapped():
-    for verb in cli.VERBS.values():
+    for verb in cli.COMMANDS.values():
         assert max(map(len, describe(verb.options, "").splitlines())) <= 100

@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 from keras_mixer import Config
-from keras_mixer.data.pipeline import evaluation_batches
+from keras_mixer.preprocessing.input_pipeline import evaluation_batches
 from keras_mixer.studies.preview import CAPTION, contact_sheet
-from keras_mixer.training.opening import plan_run
+from keras_mixer.training.open_run import plan_run
 
 FACTOR, CELL = 12, 100  # digits of 8 pixels are enlarged to 96; 4 of margin
 
@@ -29,11 +29,11 @@ def test_rows_are_images_and_columns_their_draws(sheet_of):
     """Without augmentation every column is the first, whatever the order of the epochs."""
     sheet = sheet_of()
     run = plan_run(Config())
-    indices = np.linspace(0, len(run.source.train) - 1, 4).astype(int)
+    indices = np.linspace(0, len(run.dataset.train) - 1, 4).astype(int)
     assert sheet.size == (4 * CELL, 4 * (CELL + CAPTION))
     for row, index in enumerate(indices):
         for column in range(4):
-            expected = run.source.train.images[index].repeat(3, axis=-1)
+            expected = run.dataset.train.images[index].repeat(3, axis=-1)
             np.testing.assert_array_equal(tile(sheet, row, column), expected)
 
 
@@ -64,7 +64,7 @@ def test_the_first_column_is_what_evaluation_sees(tmp_path, write_image):
     run = plan_run(Config(**fields))
     sheet = np.asarray(contact_sheet(run, 8, 0))
     batches = evaluation_batches(
-        run.source.train,
+        run.dataset.train,
         image_shape=(96, 96),
         channels=3,
         num_classes=2,

@@ -16,15 +16,15 @@ from scipy.special import log_expit
 
 import keras_mixer.training.fit as fit_module
 from keras_mixer import Config, InputError, fit
-from keras_mixer.config import LOSSES as LOSS_NAMES
+from keras_mixer.config.training import LOSSES as LOSS_NAMES
 from keras_mixer.inference.evaluate import LOSSES as MEAN_LOSSES
 from keras_mixer.model.mixer import build_mixer
-from keras_mixer.training.accumulation import accumulating
+from keras_mixer.training.accumulation import accumulate_gradients
 from keras_mixer.training.callbacks import Progress, is_over
 from keras_mixer.training.checkpoints import newest_checkpoint
 from keras_mixer.training.losses import LOSSES, PROBABILITIES, SigmoidCrossentropy
-from keras_mixer.training.opening import plan_run
-from keras_mixer.training.optimizers import OPTIMIZERS, averaged_weights, build_optimizer
+from keras_mixer.training.open_run import plan_run
+from keras_mixer.training.optimizers import OPTIMIZERS, ema_variables, build_optimizer
 from keras_mixer.training.tensorboard import COLUMNS
 
 STILL = {"dropout": 0.0, "stochastic_depth": 0.0, "flip": False, "crop_padding": 0}
@@ -71,7 +71,7 @@ def test_every_part_of_a_batch_is_computed_with_its_own_images():
     """The gradient is the mean over the parts, each with as many images as a part has."""
     shapes = []
     model = build_mixer((4, 4), (2, 2), 1, depth=1, dim=4, num_classes=3)
-    in_parts = accumulating(model, 3)
+    in_parts = accumulate_gradients(model, 3)
     assert [v.path for v in in_parts.weights] == [v.path for v in model.weights]
     loss = LOSSES["softmax"]()
     in_parts.compile("sgd", lambda y, z: shapes.append(z.shape[0]) or loss(y, z), jit_compile=False)
@@ -109,10 +109,10 @@ def test_sigmoid_loss_takes_soft_labels_and_round_trips():
 
 def test_sigmoid_runs_start_at_the_share_of_a_class_and_are_scored_as_trained(train):
     from keras_mixer.inference.evaluate import evaluate_run
-    from keras_mixer.weights.load import read_checkpoint
+    from keras_mixer.weights.pretrained import read_pretrained
 
     run = train(loss="sigmoid", num_steps=1, lr=1e-9, decay=0.0, ema=0.0)
-    description, arrays, _ = read_checkpoint(run.directory)
+    description, arrays, _ = read_pretrained(run.directory)
     np.testing.assert_allclose(arrays["head/bias"], -math.log(10), rtol=1e-6)
     assert description.probabilities == "sigmoid"
     # Ten classes at p = 1/11 (the sigmoid of -log 10), one of them the label.
@@ -138,9 +138,9 @@ def test_a_step_that_overflows_is_left_out_and_counts_for_nothing():
     variables = [keras.Variable([1.0, 2.0], name="kernel")]
     optimizer = build_optimizer("adam", 0.1, variables, decay=0.5, ema=0.9, scale_loss=True)
     step(optimizer, variables, 2.0**15)
-    before = [v.numpy() for v in (*variables, *averaged_weights(optimizer))]
+    before = [v.numpy() for v in (*variables, *ema_variables(optimizer))]
     step(optimizer, variables, np.inf)
-    after = [v.numpy() for v in (*variables, *averaged_weights(optimizer))]
+    after = [v.numpy() for v in (*variables, *ema_variables(optimizer))]
     np.testing.assert_array_equal(before, after)
     assert int(optimizer.iterations) == 1
     assert float(optimizer.dynamic_scale) == 2.0**14
@@ -155,7 +155,7 @@ def test_scaling_the_loss_changes_no_step_that_is_taken():
         step(one, plain, 0.3)
         step(other, scaled, 0.3 * 2.0**15)
     np.testing.assert_allclose(plain[0], scaled[0], rtol=1e-6)
-    np.testing.assert_allclose(averaged_weights(one)[0], averaged_weights(other)[0], rtol=1e-6)
+    np.testing.assert_allclose(ema_variables(one)[0], ema_variables(other)[0], rtol=1e-6)
 
 
 def test_float16_learns_what_float32_learns(train):
@@ -188,9 +188,9 @@ def test_balanced_weights_make_every_class_count_the_same(tmp_path, write_image)
 
 def test_classes_without_training_images_weigh_nothing():
     run = plan_run(Config(class_weights="balanced"))
-    few = run.source.train.take(np.flatnonzero(run.source.train.labels < 2)[:20])
+    few = run.dataset.train.take(np.flatnonzero(run.dataset.train.labels < 2)[:20])
     weights = fit_module._class_weights(dataclasses.replace(
-        run, source=dataclasses.replace(run.source, train=few)
+        run, source=dataclasses.replace(run.dataset, train=few)
     ))  # fmt: skip
     counts = np.bincount(few.labels)
     np.testing.assert_allclose(weights, [*(20 / (2 * counts)), *[0] * 8])

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from keras_mixer.model.variants import IMAGE_SHAPE, VARIANTS
-from keras_mixer.weights.layouts import expected_shapes
+from keras_mixer.weights.tensor_layouts import expected_shapes
 from keras_mixer.weights.official import LINEN
 from keras_mixer.weights.registry import OFFICIAL, SERVER, release_of
 

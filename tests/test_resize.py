@@ -12,22 +12,22 @@ import tensorflow as tf
 from conftest import GOLDEN
 
 from keras_mixer import Config, InputError, build_mixer, fit, load_mixer
-from keras_mixer.data.images import resize_images
-from keras_mixer.resolve import resolve
+from keras_mixer.preprocessing.resize import resize_images
+from keras_mixer.config.resolve import resolve
 from keras_mixer.training.callbacks import Saver
 from keras_mixer.training.checkpoints import newest_checkpoint
 from keras_mixer.training.fit import _initial_model
-from keras_mixer.training.opening import plan_run
+from keras_mixer.training.open_run import plan_run
 from keras_mixer.training.signals import Interrupted
-from keras_mixer.weights import native
-from keras_mixer.weights.load import (
+from keras_mixer.weights import model_folder
+from keras_mixer.weights.pretrained import (
     Checkpoint,
-    adapt_checkpoint,
+    adapt_pretrained,
     assign_weights,
     model_weights,
-    read_checkpoint,
+    read_pretrained,
 )
-from keras_mixer.weights.resize import resize_checkpoint, resize_matrix, resize_patches
+from keras_mixer.weights.resize import resize_weights, resize_matrix, resize_patches
 
 BASE = {
     "image_shape": (8, 12), "patch_shape": (4, 2), "channels": 2, "depth": 3, "dim": 6,
@@ -47,7 +47,7 @@ def some_model(**fields):
 
 def resized(architecture, model, *arguments):
     """(architecture, model) with the weights of `model`, adapted."""
-    architecture, arrays, _ = resize_checkpoint(architecture, model_weights(model), *arguments)
+    architecture, arrays, _ = resize_weights(architecture, model_weights(model), *arguments)
     other = build_mixer(**architecture)
     assign_weights(other, arrays, "here")
     return architecture, other
@@ -70,7 +70,7 @@ def activations(model, images):
 @pytest.mark.parametrize("method", ["auto", "tile", "interpolate"])
 def test_equal_shapes_leave_every_bit(method):
     arrays = model_weights(some_model())
-    architecture, again, done = resize_checkpoint(BASE, arrays, (8, 12), (4, 2), method)
+    architecture, again, done = resize_weights(BASE, arrays, (8, 12), (4, 2), method)
     assert (architecture, done) == (BASE, [])
     assert again.keys() == arrays.keys()
     assert all(again[name] is arrays[name] for name in arrays)
@@ -130,7 +130,7 @@ def test_tiled_kernels_are_the_papers_up_to_the_order_of_patches():
     arrays = model_weights(some_model())
     name = "mixer_block_1/token_mixing/dense_0/kernel"
     arrays[name] = kernel
-    new = resize_checkpoint(BASE, arrays, (16, 24))[1][name]
+    new = resize_weights(BASE, arrays, (16, 24))[1][name]
     tile_by_tile = [
         (2 * i + u) * 12 + 6 * j + v
         for i in range(2) for j in range(2) for u in range(2) for v in range(6)
@@ -150,7 +150,7 @@ def interpolated(arrays, old, new):
     """Token weights of the first block, from one grid to another."""
     fields = {**BASE, "patch_shape": (1, 1), "image_shape": old, "depth": 1}
     arrays = {f"mixer_block_0/token_mixing/{name}": array for name, array in arrays.items()}
-    _, arrays, _ = resize_checkpoint(fields, arrays, new, method="interpolate")
+    _, arrays, _ = resize_weights(fields, arrays, new, method="interpolate")
     return {name.removeprefix("mixer_block_0/token_mixing/"): a for name, a in arrays.items()}
 
 
@@ -271,7 +271,7 @@ def test_without_token_mixing_only_patches_change():
 
 def test_half_precision_stays_half():
     arrays = {name: a.astype(np.float16) for name, a in model_weights(some_model()).items()}
-    _, arrays, _ = resize_checkpoint(BASE, arrays, (12, 10), (3, 5))
+    _, arrays, _ = resize_weights(BASE, arrays, (12, 10), (3, 5))
     assert {array.dtype for array in arrays.values()} == {np.dtype(np.float16)}
 
 
@@ -315,10 +315,10 @@ def test_shrunken_kernels_are_the_least_squares_solution(old, new):
 
 
 def test_what_was_done_is_printed(capsys):
-    checkpoint = Checkpoint(native.Description(BASE, ("a", "b", "c")), model_weights(some_model()))
-    adapt_checkpoint(checkpoint, (16, 24), (8, 4))
-    adapt_checkpoint(checkpoint, (16, 24))
-    adapt_checkpoint(checkpoint, (12, 12))
+    checkpoint = Checkpoint(model_folder.Description(BASE, ("a", "b", "c")), model_weights(some_model()))
+    adapt_pretrained(checkpoint, (16, 24), (8, 4))
+    adapt_pretrained(checkpoint, (16, 24))
+    adapt_pretrained(checkpoint, (12, 12))
     assert capsys.readouterr().err.splitlines() == [
         "patches of 4×2 become 8×4: patch kernels resampled so that a resized patch keeps its "
         "embedding",
@@ -343,7 +343,7 @@ def test_what_was_done_is_printed(capsys):
 )
 def test_what_cannot_be_is_refused(arguments, message):
     with pytest.raises(InputError) as error:
-        resize_checkpoint(BASE, model_weights(some_model(depth=1)), *arguments)
+        resize_weights(BASE, model_weights(some_model(depth=1)), *arguments)
     assert message in str(error.value)
 
 
@@ -354,7 +354,7 @@ def test_weights_that_do_not_fit_their_description_are_not_resized(name):
     arrays = model_weights(some_model())
     arrays[name] = arrays[name][:1]
     with pytest.raises(InputError, match=f"do not fit their description: {name} "):
-        resize_checkpoint(BASE, arrays, (16, 24), (2, 2))
+        resize_weights(BASE, arrays, (16, 24), (2, 2))
 
 
 def test_flags_that_contradict_the_resized_checkpoint_are_named():
@@ -447,7 +447,7 @@ def test_a_tiled_run_learns_and_goes_on_without_its_start(trained, start, interr
     for name, array in expected.items():
         np.testing.assert_array_equal(found[name], array, err_msg=name)
     record = json.loads((again.directory / "config.json").read_text())["start"]
-    assert record["sha256"] == native.digest(native.read_weights(trained.best)[0])
+    assert record["sha256"] == model_folder.digest(model_folder.read_weights(trained.best)[0])
     assert record["architecture"]["image_shape"] == [8, 8]
     with pytest.raises(InputError, match="--resize_tokens was auto, now interp.*Give another"):
         fit(dataclasses.replace(config, resize_tokens="interpolate"))
@@ -469,8 +469,8 @@ def test_the_flag_decides_what_a_run_starts_from(trained, tmp_path, method):
         **{"image_shape": (16, 8), "resize_tokens": method},
     )
     model = _initial_model(plan_run(config), resumed=False)
-    before, arrays, _ = read_checkpoint(trained.directory)
-    _, expected, _ = resize_checkpoint(before.architecture, arrays, (16, 8), (2, 2), method)
+    before, arrays, _ = read_pretrained(trained.directory)
+    _, expected, _ = resize_weights(before.architecture, arrays, (16, 8), (2, 2), method)
     for name, array in model_weights(model).items():
         np.testing.assert_array_equal(array, expected[name], err_msg=name)
     units = expected["mixer_block_0/token_mixing/dense_0/kernel"].shape[1]

@@ -9,10 +9,10 @@ import pytest
 from conftest import GOLDEN, ROOT
 
 from keras_mixer import Config, InputError, fit
-from keras_mixer.commandline import parse
-from keras_mixer.training.opening import open_run, read_run
+from keras_mixer.config.options import parse
+from keras_mixer.training.open_run import open_run, read_run
 from keras_mixer.training.run import HISTORY
-from keras_mixer.weights import native
+from keras_mixer.weights import model_folder
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_a_file_in_the_way_is_named(config, tmp_path):
 def test_two_processes_cannot_train_in_one_directory(config):
     with open_run(config()) as run:
         code = (
-            "from keras_mixer import Config\nfrom keras_mixer.training.opening import open_run\n"
+            "from keras_mixer import Config\nfrom keras_mixer.training.open_run import open_run\n"
             f"with open_run(Config(output_dir={str(run.directory)!r}, depth=2, dim=8)): pass"
         )
         second = subprocess.run(
@@ -187,8 +187,8 @@ def test_a_changed_starting_point_is_noticed_until_there_are_checkpoints(trained
     shutil.copytree(trained.directory, start)
     config = Config(checkpoint=str(start), output_dir=str(tmp_path / "run"), batch_size=64)
     run = opened(config)
-    arrays, facts = native.read_weights(start / "best")
-    native.write_weights(start / "best", {n: a + 1 for n, a in arrays.items()}, **facts)
+    arrays, facts = model_folder.read_weights(start / "best")
+    model_folder.write_weights(start / "best", {n: a + 1 for n, a in arrays.items()}, **facts)
     with pytest.raises(InputError, match="has changed since"):
         opened(config)
     (run.checkpoints / "step-0000000001").mkdir(parents=True)

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from keras_mixer.data.arrays import read_digits, read_idx
+from keras_mixer.data.idx import read_digits, read_idx
 from keras_mixer.data.datasets import DATASETS
-from keras_mixer.data.folders import read_folder
-from keras_mixer.data.listing import list_images
-from keras_mixer.data.sources import READERS, load_source
+from keras_mixer.data.class_folders import read_folder
+from keras_mixer.data.image_listing import list_images
+from keras_mixer.data.sources import READERS, open_dataset
 from keras_mixer.data.splits import Split, stratified
-from keras_mixer.data.tables import read_csv
+from keras_mixer.data.csv_labels import read_csv
 from keras_mixer.data.tfds import read_tfds
 from keras_mixer.errors import InputError
 
@@ -46,7 +46,7 @@ def idx_folder(tmp_path):
 
 
 def test_digits_are_split_once_and_for_all():
-    source = load_source("digits")
+    source = open_dataset("digits")
     assert [len(source.train), len(source.validation), len(source.test)] == [1293, 144, 360]
     assert source.train.images.shape[1:] == (8, 8, 1)
     assert source.train.images.dtype == np.uint8
@@ -56,7 +56,7 @@ def test_digits_are_split_once_and_for_all():
 
 
 def test_splits_share_no_image_and_keep_the_shares_of_the_classes():
-    source = load_source("digits")
+    source = open_dataset("digits")
     keys = [{i.tobytes() for i in s.images} for s in (source.train, source.validation, source.test)]
     assert not (keys[0] & keys[1] or keys[0] & keys[2] or keys[1] & keys[2])
     for split in (source.train, source.validation, source.test):
@@ -65,7 +65,7 @@ def test_splits_share_no_image_and_keep_the_shares_of_the_classes():
 
 
 def test_no_validation_fraction_means_no_validation():
-    source = load_source("digits", None, 0.0)
+    source = open_dataset("digits", None, 0.0)
     assert source.validation is None
     assert len(source.train) == 1437
     with pytest.raises(InputError, match="no validation split; give one of train, test"):
@@ -76,19 +76,19 @@ def test_classes_too_small_to_split_are_named(folder):
     for index in range(11):
         (folder / "bee" / f"{index}.{'jpg' if index % 2 else 'png'}").unlink()
     with pytest.raises(InputError, match="--test_fraction=0.2: fewer than 2 images.*: bee$"):
-        load_source("folder", folder)
+        open_dataset("folder", folder)
 
 
 def test_impossible_fraction_is_named():
     with pytest.raises(InputError, match=r"--validation_fraction=0.999"):
-        load_source("digits", None, 0.999)
+        open_dataset("digits", None, 0.999)
 
 
 # === IDX ===
 
 
 def test_idx_files_are_read_exactly(idx_folder):
-    source = load_source("mnist", idx_folder, 0.0)
+    source = open_dataset("mnist", idx_folder, 0.0)
     expected = np.random.default_rng(0).integers(0, 256, (60, 28, 28))
     np.testing.assert_array_equal(source.train.images[..., 0], expected)
     np.testing.assert_array_equal(source.train.labels, np.arange(60) % 10)
@@ -100,7 +100,7 @@ def test_unpacked_idx_files_are_the_same_data(idx_folder, tmp_path_factory):
     for path in idx_folder.glob("*.gz"):
         (plain / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
     assert (
-        load_source("mnist", plain, 0.2).identity == load_source("mnist", idx_folder, 0.2).identity
+        open_dataset("mnist", plain, 0.2).identity == open_dataset("mnist", idx_folder, 0.2).identity
     )
 
 
@@ -124,23 +124,23 @@ def test_unpacked_idx_files_are_the_same_data(idx_folder, tmp_path_factory):
 def test_damaged_idx_files_are_named(idx_folder, damage, message):
     damage(idx_folder / "train-images-idx3-ubyte.gz")
     with pytest.raises(InputError, match=message):
-        load_source("mnist", idx_folder)
+        open_dataset("mnist", idx_folder)
 
 
 def test_idx_labels_must_fit(idx_folder):
     write_idx(idx_folder, "train", np.zeros((3, 28, 28)), [0, 1, 10])
     with pytest.raises(InputError, match="holds the label 10"):
-        load_source("mnist", idx_folder)
+        open_dataset("mnist", idx_folder)
     write_idx(idx_folder, "train", np.zeros((3, 28, 28)), [0, 1])
     with pytest.raises(InputError, match="holds 3 images, but .* holds 2 labels"):
-        load_source("mnist", idx_folder)
+        open_dataset("mnist", idx_folder)
 
 
 # === Folders ===
 
 
 def test_class_folders_are_split_stratified(folder):
-    source = load_source("folder", folder, 0.1)
+    source = open_dataset("folder", folder, 0.1)
     assert source.class_names == ("ant", "bee", "cat")
     assert [len(source.train), len(source.validation), len(source.test)] == [25, 3, 8]
     everything = [*source.train.images, *source.validation.images, *source.test.images]
@@ -155,35 +155,35 @@ def test_folders_for_train_val_and_test_are_used(folder, tmp_path):
     for split in ("train", "val", "test"):
         shutil.copytree(folder, root / split)
     (root / "test" / "cat" / "0.png").unlink()
-    source = load_source("folder", root)
+    source = open_dataset("folder", root)
     assert [len(source.train), len(source.validation), len(source.test)] == [36, 36, 35]
 
 
 def test_train_folder_alone_has_no_test_split(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "split" / "train")
-    source = load_source("folder", tmp_path / "split")
+    source = open_dataset("folder", tmp_path / "split")
     assert source.test is None
     assert len(source.train) + len(source.validation) == 36
 
 
 def test_hidden_and_other_files_are_left_alone(folder):
-    before = load_source("folder", folder).identity
+    before = open_dataset("folder", folder).identity
     (folder / "ant" / ".DS_Store").write_bytes(b"x")
     (folder / "ant" / "._0.png").write_bytes(b"x")
     (folder / "ant" / "notes.txt").write_text("x")
     (folder / ".cache").mkdir()
-    assert load_source("folder", folder).identity == before
+    assert open_dataset("folder", folder).identity == before
 
 
 def test_identity_follows_content_and_not_the_place(folder, tmp_path, write_image):
-    before = load_source("folder", folder).identity
+    before = open_dataset("folder", folder).identity
     moved = tmp_path / "moved"
     shutil.copytree(folder, moved)
-    assert load_source("folder", moved).identity == before
+    assert open_dataset("folder", moved).identity == before
     write_image(moved / "ant" / "0.png", (30, 31, 3))
-    assert load_source("folder", moved).identity != before
+    assert open_dataset("folder", moved).identity != before
     (folder / "cat").rename(folder / "dog")
-    assert load_source("folder", folder).identity != before
+    assert open_dataset("folder", folder).identity != before
 
 
 @pytest.mark.parametrize(
@@ -200,14 +200,14 @@ def test_identity_follows_content_and_not_the_place(folder, tmp_path, write_imag
 def test_faulty_folders_are_named(folder, arrange, message):
     arrange(folder)
     with pytest.raises(InputError, match=message):
-        load_source("folder", folder)
+        open_dataset("folder", folder)
 
 
 def test_many_unreadable_images_are_counted(folder):
     for index in range(30):
         (folder / "bee" / f"broken{index:02}.jpg").write_bytes(b"x")
     with pytest.raises(InputError, match="30 unreadable images.*broken19.* and 10 more") as error:
-        load_source("folder", folder)
+        open_dataset("folder", folder)
     assert "broken20" not in str(error.value)
 
 
@@ -216,14 +216,14 @@ def test_splits_must_have_the_same_classes(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "split" / "val")
     shutil.rmtree(tmp_path / "split" / "val" / "bee")
     with pytest.raises(InputError, match="differ in their class folders: bee"):
-        load_source("folder", tmp_path / "split")
+        open_dataset("folder", tmp_path / "split")
 
 
 @pytest.mark.parametrize("place", ["Training", "TRAIN", "train"])
 def test_split_folders_may_be_written_in_capitals(folder, tmp_path, place):
     shutil.copytree(folder, tmp_path / "split" / place)
     shutil.copytree(folder, tmp_path / "split" / "Testing")
-    source = load_source("folder", tmp_path / "split")
+    source = open_dataset("folder", tmp_path / "split")
     assert source.class_names == ("ant", "bee", "cat")
     assert len(source.test) == 36
 
@@ -231,7 +231,7 @@ def test_split_folders_may_be_written_in_capitals(folder, tmp_path, place):
 def test_a_test_folder_without_a_train_folder_is_no_class(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "split" / "test")
     with pytest.raises(InputError, match="holds test but no train folder"):
-        load_source("folder", tmp_path / "split")
+        open_dataset("folder", tmp_path / "split")
 
 
 # === The table ===
@@ -250,10 +250,10 @@ def test_origins_have_their_readers():
 
 
 def test_another_split_seed_sets_other_images_aside():
-    one, same, other = (load_source("digits", split_seed=seed) for seed in (1, 1, 2))
+    one, same, other = (open_dataset("digits", split_seed=seed) for seed in (1, 1, 2))
     assert one.identity == same.identity != other.identity
     assert [len(other.train), len(other.validation), len(other.test)] == [1293, 144, 360]
-    assert load_source("digits", test_fraction=0.0).test is None
+    assert open_dataset("digits", test_fraction=0.0).test is None
 
 
 # === Directories ===
@@ -270,13 +270,13 @@ def test_another_split_seed_sets_other_images_aside():
 )
 def test_data_dir_is_checked(dataset, data_dir, message):
     with pytest.raises(InputError, match=message):
-        load_source(dataset, data_dir)
+        open_dataset(dataset, data_dir)
 
 
 def test_reading_data_needs_no_tensorflow(folder):
     code = (
-        "import sys; from keras_mixer.data.sources import load_source; load_source('digits'); "
-        f"load_source('folder', {str(folder)!r}); assert 'tensorflow' not in sys.modules"
+        "import sys; from keras_mixer.data.sources import open_dataset; open_dataset('digits'); "
+        f"open_dataset('folder', {str(folder)!r}); assert 'tensorflow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
@@ -286,7 +286,7 @@ def test_real_idx_files_where_they_are_present(name):
     directory = ROOT.parent / "shared" / "data" / name
     if not directory.is_dir():
         pytest.skip(f"no {name} here")
-    source = load_source(name, directory)
+    source = open_dataset(name, directory)
     assert [len(source.train), len(source.validation), len(source.test)] == [54000, 6000, 10000]
 
 
@@ -295,7 +295,7 @@ def test_rare_classes_are_on_both_sides_of_every_split():
     labels = np.repeat([0, 1, 2], [100, 2, 3])
     split = Split(np.arange(105, dtype=np.uint8).reshape(105, 1, 1, 1), labels)
     for fraction in (0.05, 0.1, 0.5, 0.9, 0.95):
-        sides = stratified(split, fraction, 0, "--test_fraction", ("a", "b", "c"))
+        sides = split_stratified(split, fraction, 0, "--test_fraction", ("a", "b", "c"))
         for side in sides:
             assert (np.bincount(side.labels, minlength=3) > 0).all()
             np.testing.assert_array_equal(side.labels, labels[side.images.ravel()])
@@ -307,4 +307,4 @@ def test_rare_classes_are_on_both_sides_of_every_split():
 def test_class_folders_must_be_text(folder):
     os.mkdir(os.fsencode(folder) + b"/caf\xe9")
     with pytest.raises(InputError, match=r"not UTF-8, rename them: 'caf\\udce9'"):
-        load_source("folder", folder)
+        open_dataset("folder", folder)

@@ -9,8 +9,8 @@ import pytest
 from keras_mixer import Config, InputError, load_mixer
 from keras_mixer.data.datasets import AVG5
 from keras_mixer.inference.evaluate import compute_logits
-from keras_mixer.studies import campaign as campaign_module
-from keras_mixer.studies.campaign import Campaign
+from keras_mixer import jobs
+from keras_mixer.jobs import JobSequence
 from keras_mixer.studies.resizing import Shape, parse_shape, study_resizing
 from keras_mixer.studies.transfer import (
     FINE_TUNED,
@@ -63,17 +63,17 @@ def counted(monkeypatch):
 
 def test_a_campaign_does_nothing_twice(tmp_path, no_training, capsys):
     config = Config(**QUICK, output_dir=str(tmp_path / "run"))
-    first = Campaign(1).run("first", config).metrics()
+    first = JobSequence(1).run("first", config).metrics()
     assert "[1/1] first\n" in capsys.readouterr().err
     no_training()
-    assert Campaign(1).run("first", config).metrics() == first
+    assert JobSequence(1).run("first", config).metrics() == first
     assert "[1/1]" not in capsys.readouterr().err
 
 
 def test_a_campaign_says_how_long_the_rest_will_take(tmp_path, monkeypatch, capsys):
     clock = iter(range(0, 10_000, 600))
     monkeypatch.setattr(campaign_module.time, "monotonic", lambda: next(clock))
-    campaign = Campaign(3)
+    campaign = JobSequence(3)
     for index in range(2):
         config = Config(**QUICK, seed=index, output_dir=str(tmp_path / str(index)))
         monkeypatch.setattr(campaign_module, "train", lambda run: None)
@@ -116,7 +116,7 @@ def test_resizing_measures_before_and_after_training(trained, tmp_path, no_train
     assert [row[3] == "–" for row in rows] == [False, True], "tiled where it can be"
 
     model = load_mixer(trained.directory, (16, 16), (2, 2), "tile")
-    logits, labels = compute_logits(model, trained.source.test)
+    logits, labels = compute_logits(model, trained.dataset.test)
     assert rows[0][3] == f"{100 * (logits.argmax(axis=1) == labels).mean():.2f}"
 
     folder = tmp_path / trained.directory.name
@@ -181,8 +181,8 @@ def test_transfer_chooses_on_held_out_images_and_tests_once(preset, tmp_path, co
         assert result.choice[result.lr] == max(result.choice.values())
         assert [run.config.seed for run in result.runs] == [3, 4]
         assert {run.config.lr for run in result.runs} == {result.lr}
-        assert all(run.source.validation is None for run in result.runs)
-        assert all(len(run.source.train) == 1437 for run in result.runs)
+        assert all(run.dataset.validation is None for run in result.runs)
+        assert all(len(run.dataset.train) == 1437 for run in result.runs)
         assert result.scores("top1") == [100 * r.metrics()["test"]["top1"] for r in result.runs]
     assert tuned.runs[0].config.checkpoint
     assert scratch.runs[0].config.checkpoint is None

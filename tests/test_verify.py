@@ -13,8 +13,8 @@ from PIL import Image
 
 from keras_mixer import InputError, load_mixer
 from keras_mixer.__main__ import main
-from keras_mixer.data.images import to_model_range
-from keras_mixer.data_options import DataOptions
+from keras_mixer.preprocessing.resize import to_model_range
+from keras_mixer.config.data import DataOptions
 from keras_mixer.inference.verify import (
     Claim,
     as_text,
@@ -23,12 +23,12 @@ from keras_mixer.inference.verify import (
     claim_of_run,
     interval_of,
     matches,
-    verify_checkpoint,
+    verify_accuracy,
 )
-from keras_mixer.verbs.checkpoints import VerifyOptions
-from keras_mixer.weights import native
+from keras_mixer.commands.weights import VerifyOptions
+from keras_mixer.weights import model_folder
 from keras_mixer.weights.download import place_of
-from keras_mixer.weights.load import read_checkpoint
+from keras_mixer.weights.pretrained import read_pretrained
 from keras_mixer.weights.registry import OFFICIAL, Published
 
 NAME, FILE = "imagenet1k/Mixer-B_16", GOLDEN / "official_mixer.npz"
@@ -188,8 +188,8 @@ def test_images_are_fitted_as_the_checkpoint_has_it(tmp_path, capsys, photos, ev
     bias.assign(np.asarray(bias) - logits.mean(0))  # so that every class is predicted
     logits = logits - logits.mean(0)
     folder, names, rows = tmp_path / "model", ("a", "b", "c", "d"), ["file,label,split"]
-    native.write_description(folder, native.Description(architecture, names, eval_crop))
-    native.write_weights(folder, model_weights(model))
+    model_folder.write_spec(folder, model_folder.Description(architecture, names, eval_crop))
+    model_folder.write_weights(folder, model_weights(model))
     for index, (cut, row) in enumerate(zip(cuts, logits, strict=True)):
         if np.diff(np.sort(row)[-2:]) > 0.05:  # a level's difference in resizing changes none
             rows.append(f"{index}.png,{names[row.argmax()]},test")
@@ -278,7 +278,7 @@ def test_what_cannot_be_verified_is_refused(offline, tmp_path, monkeypatch, caps
 
 
 def test_classes_and_channels_must_be_those_of_the_data(trained):
-    source, names = trained.source, trained.source.class_names
+    source, names = trained.dataset, trained.dataset.class_names
     check_classes("x", {"num_classes": 10, "channels": 1}, names, source)
     check_classes("x", {"num_classes": 10}, None, source)
     with pytest.raises(InputError, match="x: has 3 channels, the data have 1"):
@@ -303,11 +303,11 @@ def test_data_flags_mean_what_they_mean_for_train():
 
 
 def test_names_cannot_break_the_output(labelled):
-    from keras_mixer.data.sources import load_source
+    from keras_mixer.data.sources import open_dataset
 
-    source = load_source("folder", labelled, 0.0)
-    verdict = verify_checkpoint(
-        read_checkpoint(FILE, SHAPE), FILE, source.test, source.class_names,
+    source = open_dataset("folder", labelled, 0.0)
+    verdict = verify_accuracy(
+        read_pretrained(FILE, SHAPE), FILE, source.test, source.class_names,
         claim_of(FILE, "folder", "test", 0.8), 0.95, 128,
     )  # fmt: skip
     assert "\x1b" not in as_text(verdict, "\x1b[31m")

@@ -7,13 +7,13 @@ import re
 from typing import NamedTuple
 
 
-class Dataset(NamedTuple):
+class DatasetInfo(NamedTuple):
     """One row of the table.
 
     Attributes:
         image_shape: Default (height, width) of the images fed to the model, in pixels.
         patch_shape: Default (height, width) of a patch, in pixels.
-        channels: Colour channels of the images; those of tensorflow-datasets tell themselves.
+        channels: Color channels of the images; sets of tensorflow-datasets tell theirs themselves.
         class_names: One name per class; None where the data themselves tell.
         origin: Where the data come from: `embedded`, `idx` (where the four files are not there:
             tensorflow-datasets), `folder`, `csv` or `tfds`.
@@ -46,34 +46,36 @@ _CLOTHES = (
 _TRAIN_TEST = ("train", None, "test")
 
 DATASETS = {
-    "digits": Dataset((8, 8), (2, 2), 1, _DIGITS, "embedded"),
-    "mnist": Dataset((28, 28), (4, 4), 1, _DIGITS, "idx"),
-    "fashion_mnist": Dataset((28, 28), (4, 4), 1, _CLOTHES, "idx"),
-    "folder": Dataset((256, 256), (16, 16), 3, None, "folder"),
-    "csv": Dataset((256, 256), (16, 16), 3, None, "csv"),
+    "digits": DatasetInfo((8, 8), (2, 2), 1, _DIGITS, "embedded"),
+    "mnist": DatasetInfo((28, 28), (4, 4), 1, _DIGITS, "idx"),
+    "fashion_mnist": DatasetInfo((28, 28), (4, 4), 1, _CLOTHES, "idx"),
+    "folder": DatasetInfo((256, 256), (16, 16), 3, None, "folder"),
+    "csv": DatasetInfo((256, 256), (16, 16), 3, None, "csv"),
     # Of tensorflow-datasets; splits as in its catalogue, https://www.tensorflow.org/datasets
-    "beans": Dataset((256, 256), (16, 16), 3, None, "tfds"),
-    "caltech101": Dataset((256, 256), (16, 16), 3, None, "tfds", _TRAIN_TEST),
-    "cifar10": Dataset((32, 32), (4, 4), 3, None, "tfds", _TRAIN_TEST),
-    "cifar100": Dataset((32, 32), (4, 4), 3, None, "tfds", _TRAIN_TEST),
-    "eurosat": Dataset((64, 64), (8, 8), 3, None, "tfds"),
-    "food101": Dataset((256, 256), (16, 16), 3, None, "tfds", ("train", None, "validation")),
-    "imagenet2012": Dataset(
+    "beans": DatasetInfo((256, 256), (16, 16), 3, None, "tfds"),
+    "caltech101": DatasetInfo((256, 256), (16, 16), 3, None, "tfds", _TRAIN_TEST),
+    "cifar10": DatasetInfo((32, 32), (4, 4), 3, None, "tfds", _TRAIN_TEST),
+    "cifar100": DatasetInfo((32, 32), (4, 4), 3, None, "tfds", _TRAIN_TEST),
+    "eurosat": DatasetInfo((64, 64), (8, 8), 3, None, "tfds"),
+    "food101": DatasetInfo((256, 256), (16, 16), 3, None, "tfds", ("train", None, "validation")),
+    "imagenet2012": DatasetInfo(
         (224, 224), (16, 16), 3, None, "tfds", ("train[:99%]", "train[99%:]", "validation")
     ),
-    "imagenette": Dataset((256, 256), (16, 16), 3, None, "tfds", ("train", None, "validation")),
-    "kmnist": Dataset((28, 28), (4, 4), 1, None, "tfds", _TRAIN_TEST),
-    "oxford_flowers102": Dataset(
+    "imagenette": DatasetInfo((256, 256), (16, 16), 3, None, "tfds", ("train", None, "validation")),
+    "kmnist": DatasetInfo((28, 28), (4, 4), 1, None, "tfds", _TRAIN_TEST),
+    "oxford_flowers102": DatasetInfo(
         (256, 256), (16, 16), 3, None, "tfds", ("train", "validation", "test")
     ),
-    "oxford_iiit_pet": Dataset((256, 256), (16, 16), 3, None, "tfds", _TRAIN_TEST),
-    "patch_camelyon": Dataset((96, 96), (8, 8), 3, None, "tfds", ("train", "validation", "test")),
-    "stanford_dogs": Dataset((256, 256), (16, 16), 3, None, "tfds", _TRAIN_TEST),
-    "svhn_cropped": Dataset((32, 32), (4, 4), 3, None, "tfds", _TRAIN_TEST),
-    "tf_flowers": Dataset((256, 256), (16, 16), 3, None, "tfds"),
+    "oxford_iiit_pet": DatasetInfo((256, 256), (16, 16), 3, None, "tfds", _TRAIN_TEST),
+    "patch_camelyon": DatasetInfo(
+        (96, 96), (8, 8), 3, None, "tfds", ("train", "validation", "test")
+    ),
+    "stanford_dogs": DatasetInfo((256, 256), (16, 16), 3, None, "tfds", _TRAIN_TEST),
+    "svhn_cropped": DatasetInfo((32, 32), (4, 4), 3, None, "tfds", _TRAIN_TEST),
+    "tf_flowers": DatasetInfo((256, 256), (16, 16), 3, None, "tfds"),
 }
 
-_OTHER = Dataset((256, 256), (16, 16), 3, None, "tfds")
+_OTHER = DatasetInfo((256, 256), (16, 16), 3, None, "tfds")
 
 # Avg-5 is the mean accuracy on these (paper, section 3).
 AVG5 = ("imagenet2012", "cifar10", "cifar100", "oxford_iiit_pet", "oxford_flowers102")

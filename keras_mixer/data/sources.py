@@ -6,11 +6,12 @@ Nothing here imports TensorFlow, so every mistake in the data is reported within
 from pathlib import Path
 from typing import NamedTuple
 
-from keras_mixer.data.arrays import holds_idx, read_digits, read_idx
-from keras_mixer.data.datasets import Dataset, dataset_row
-from keras_mixer.data.folders import read_folder
-from keras_mixer.data.splits import Source, at_random, identity_of, stratified
-from keras_mixer.data.tables import read_csv
+from keras_mixer.data.class_folders import read_folder
+from keras_mixer.data.csv_labels import read_csv
+from keras_mixer.data.datasets import DatasetInfo, dataset_row
+from keras_mixer.data.embedded import read_digits
+from keras_mixer.data.idx import holds_idx, read_idx
+from keras_mixer.data.splits import Dataset, identity_of, split_randomly, split_stratified
 from keras_mixer.data.tfds import flag_of, read_tfds
 from keras_mixer.errors import InputError, path_errors
 
@@ -29,13 +30,13 @@ class Request(NamedTuple):
     """
 
     dataset: str
-    row: Dataset
+    row: DatasetInfo
     directory: Path | None
     labels: str | None
     expressions: dict[str, str | None]
 
 
-# Each returns the class names and the splits that the data bring along, as a dict of `Split`s
+# Each returns the class names and the splits that the data bring along, as a dict of `Images`
 # called train, validation and test, or a single one called `all`.
 READERS = {
     "embedded": read_digits,
@@ -46,7 +47,7 @@ READERS = {
 }
 
 
-def load_source(
+def open_dataset(
     dataset,
     data_dir=None,
     validation_fraction=0.1,
@@ -76,7 +77,7 @@ def load_source(
             as `train[:90%]`; None for what the data set's row says, or the splits it has.
 
     Returns:
-        A `Source`.
+        A `Dataset`.
 
     Raises:
         InputError: If files are missing, damaged or inconsistent; the message names them.
@@ -93,8 +94,7 @@ def load_source(
     request = Request(dataset, row, directory, labels, expressions)
     class_names, found = READERS[row.origin](request)
     splits = _completed(found, class_names, validation_fraction, test_fraction, split_seed)
-    channels = splits[0].images.channels if splits[0].in_records else row.channels
-    return Source(class_names, channels, *splits, identity_of(class_names, splits, directory))
+    return Dataset(class_names, *splits, identity_of(class_names, splits))
 
 
 def _refuse_expressions(dataset, expressions):
@@ -128,7 +128,7 @@ def _data_directory(dataset, row, data_dir):
 def _completed(found, class_names, validation_fraction, test_fraction, seed):
     """Returns (train, validation, test), set aside where the data bring none."""
     train, test = found.get("all", found.get("train")), found.get("test")
-    set_aside = at_random if train.in_records else stratified
+    set_aside = split_randomly if train.labels is None else split_stratified
     if "all" in found and test_fraction > 0:
         train, test = set_aside(train, test_fraction, seed, "--test_fraction", class_names)
     validation = found.get("validation")

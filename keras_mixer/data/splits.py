@@ -1,82 +1,145 @@
-"""What a data set is once it is open: images with labels, in splits, under an identity.
+"""An open data set: its class names, its three splits, and its identity.
+
+A split is a set of labeled images in one of three forms with one interface: `ArrayImages` in
+memory, `FileImages` on disk, `tfrecords.RecordImages` in record files.
 
 The identity is a digest that changes whenever the images, their order, their labels or their
 classes do, so that a resumed run can tell that its data are still the same. (Of image files the
-names and sizes are digested, not the contents: that would take hours for some.)
+names and sizes are digested, not the contents: that would take hours for large sets.)
 """
 
 import dataclasses
 import hashlib
-import os
 import struct
+import typing
 
 import numpy as np
 
 from keras_mixer.data.datasets import SPLITS
-from keras_mixer.data.records import Records
+from keras_mixer.data.image_listing import Listing
 from keras_mixer.errors import InputError, some_of
 
 
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """Images with their labels, in a fixed order.
+class Images(typing.Protocol):
+    """Labeled images in a fixed order: what the three forms have in common.
 
     Attributes:
-        images: uint8 array `(n, height, width, channels)`, bytes array `(n,)` of file paths, or
-            `Records`.
-        labels: int64 array `(n,)` of class indices; None for records, whose labels lie with the
-            images.
-        sizes: int64 array `(n,)` of the files' sizes in bytes; None for pixels and records.
+        labels: int64 array `(n,)` of class indices; None where they have to be read first.
+        channels: Color channels of the images, 1 or 3.
     """
 
-    images: np.ndarray | Records
     labels: np.ndarray | None
-    sizes: np.ndarray | None = None
+    channels: int
 
     def __len__(self):
-        return len(self.images)
-
-    @property
-    def in_memory(self):
-        """Whether the images are pixels; else they are files or records."""
-        return not self.in_records and self.images.dtype == np.uint8
-
-    @property
-    def in_records(self):
-        """Whether the images are records."""
-        return isinstance(self.images, Records)
+        """Returns the number of images."""
 
     def take(self, indices):
-        """Returns the split of the images at these indices, in this order."""
-        labels, sizes = (
-            None if column is None else column[indices] for column in (self.labels, self.sizes)
-        )
-        return Split(self.images[indices], labels, sizes)
+        """Returns the images at these indices, in this order."""
 
     def read_labels(self):
-        """Returns the labels as an int64 array `(n,)`; for records it reads every one of them."""
-        return self.images.read_labels() if self.labels is None else self.labels
+        """Returns the labels as an int64 array `(n,)`, reading them if need be."""
+
+    def digest(self):
+        """Returns bytes that tell these images and labels from others; paths play no part."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ArrayImages:
+    """Images in memory.
+
+    Attributes:
+        pixels: uint8 array `(n, height, width, channels)`.
+        labels: int64 array `(n,)` of class indices.
+    """
+
+    pixels: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def channels(self):
+        """Color channels of the images."""
+        return self.pixels.shape[-1]
+
+    def __len__(self):
+        return len(self.pixels)
+
+    def take(self, indices):
+        """Returns the images at these indices, in this order."""
+        return ArrayImages(self.pixels[indices], self.labels[indices])
+
+    def read_labels(self):
+        """Returns the labels."""
+        return self.labels
+
+    def digest(self):
+        """Returns bytes that tell these images and labels from others."""
+        pixels = repr(self.pixels.shape).encode() + np.ascontiguousarray(self.pixels).tobytes()
+        return _bytes_of(self.labels) + pixels
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FileImages:
+    """Image files.
+
+    Attributes:
+        listing: `Listing` of the files.
+        labels: int64 array `(n,)` of class indices.
+        channels: Color channels to decode them to, 1 or 3.
+    """
+
+    listing: Listing
+    labels: np.ndarray
+    channels: int
+
+    @property
+    def paths(self):
+        """Bytes array `(n,)` of the files' paths."""
+        return self.listing.paths()
+
+    def __len__(self):
+        return len(self.labels)
+
+    def take(self, indices):
+        """Returns the images at these indices, in this order."""
+        return FileImages(self.listing.take(indices), self.labels[indices], self.channels)
+
+    def read_labels(self):
+        """Returns the labels."""
+        return self.labels
+
+    def digest(self):
+        """Returns bytes that tell these images and labels from others, by names and sizes."""
+        files = zip(self.listing.names.tolist(), self.listing.sizes.tolist(), strict=True)
+        return _bytes_of(self.labels) + b"".join(n + struct.pack("<q", size) for n, size in files)
+
+
+def _bytes_of(labels):
+    return np.ascontiguousarray(labels, "<i8").tobytes()
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class Dataset:
     """A data set: its classes and its splits.
 
     Attributes:
         class_names: One name per class, in the order of the labels.
-        channels: Colour channels of the images.
-        train: Split to learn from.
-        validation: Split to choose with; None when there is none.
-        test: Split to score once, at the end; None when the data set has none.
+        train: `Images` to train on.
+        validation: `Images` for choices: of the best epoch, of hyperparameters; may be None.
+        test: `Images` to score once, at the end; may be None.
         identity: Hexadecimal sha256 of all of the above.
     """
 
     class_names: tuple[str, ...]
-    channels: int
-    train: Split
-    validation: Split | None
-    test: Split | None
+    train: Images
+    validation: Images | None
+    test: Images | None
     identity: str
+
+    @property
+    def channels(self):
+        """Color channels of the images."""
+        return self.train.channels
 
     def split(self, name):
         """Returns the split called `train`, `validation` or `test`.
@@ -94,25 +157,25 @@ class Source:
         return split
 
 
-def stratified(split, fraction, seed, flag, class_names):
-    """Splits off a share of every class, the same images every time.
+def split_stratified(images, fraction, seed, flag, class_names):
+    """Sets aside a fraction of every class, the same images every time.
 
     Args:
-        split: `Split`.
+        images: `Images` with known labels.
         fraction: float in (0, 1).
         seed: int. Another seed sets other images aside.
         flag: Name of the flag that asked for it, for the message.
         class_names: One name per class, for the message.
 
     Returns:
-        (kept, aside): two `Split`s, each in the order of the original.
+        (kept, aside): two sets of `Images`, each in the order of the original.
 
     Raises:
         InputError: If some class would be on one side only.
     """
     from sklearn.model_selection import train_test_split
 
-    counts = np.bincount(split.labels, minlength=len(class_names))
+    counts = np.bincount(images.labels, minlength=len(class_names))
     if few := [class_names[label] for label in np.flatnonzero(counts < 2)]:
         raise InputError(
             f"{flag}={fraction}: fewer than 2 images to split of {len(few)} of "
@@ -120,16 +183,16 @@ def stratified(split, fraction, seed, flag, class_names):
         )
     try:
         kept, aside = train_test_split(
-            np.arange(len(split)), test_size=fraction, stratify=split.labels, random_state=seed
+            np.arange(len(images)), test_size=fraction, stratify=images.labels, random_state=seed
         )
     except ValueError as error:
         raise InputError(
-            f"{flag}={fraction}: {len(split)} images cannot be split so that every class "
+            f"{flag}={fraction}: {len(images)} images cannot be split so that every class "
             f"is on both sides ({error})"
         ) from error
-    aside, kept = _with_every_class(split.labels, aside, kept)
-    kept, aside = _with_every_class(split.labels, kept, aside)
-    return split.take(np.sort(kept)), split.take(np.sort(aside))
+    aside, kept = _with_every_class(images.labels, aside, kept)
+    kept, aside = _with_every_class(images.labels, kept, aside)
+    return images.take(np.sort(kept)), images.take(np.sort(aside))
 
 
 def _with_every_class(labels, side, other):
@@ -139,43 +202,29 @@ def _with_every_class(labels, side, other):
     return np.append(side, moved).astype(int), np.setdiff1d(other, moved)
 
 
-def at_random(split, fraction, seed, flag, class_names):
-    """Splits off a share of all images without regard to their classes, the same every time.
+def split_randomly(images, fraction, seed, flag, class_names):
+    """Sets aside a fraction of all images whatever their classes, the same every time.
 
-    Args, Returns, Raises: as `stratified`.
+    Args, Returns, Raises: as `split_stratified`.
     """
-    aside = round(len(split) * fraction)
-    if not 0 < aside < len(split):
-        raise InputError(f"{flag}={fraction}: of {len(split)} images that would be {aside}")
-    order = np.random.default_rng(seed).permutation(len(split))
-    return split.take(np.sort(order[aside:])), split.take(np.sort(order[:aside]))
+    aside = round(len(images) * fraction)
+    if not 0 < aside < len(images):
+        raise InputError(f"{flag}={fraction}: of {len(images)} images that would be {aside}")
+    order = np.random.default_rng(seed).permutation(len(images))
+    return images.take(np.sort(order[aside:])), images.take(np.sort(order[:aside]))
 
 
-def identity_of(class_names, splits, directory):
+def identity_of(class_names, splits):
     """Digests everything that a resumed run relies on; where the files lie does not matter.
 
     Args:
         class_names: One name per class.
-        splits: `Split`s or None, in the order train, validation, test.
-        directory: Folder that holds the files; None for embedded data.
+        splits: `Images` or None, in the order train, validation, test.
 
     Returns:
         Hexadecimal sha256.
     """
     digest = hashlib.sha256(repr(class_names).encode())
-    for split in splits:
-        if split is None:
-            digest.update(b"none")
-            continue
-        if split.in_records:
-            digest.update(split.images.digest())
-            continue
-        digest.update(np.ascontiguousarray(split.labels, "<i8").tobytes())
-        if split.in_memory:
-            digest.update(repr(split.images.shape).encode())
-            digest.update(np.ascontiguousarray(split.images).tobytes())
-        else:
-            start = len(os.path.join(os.fsencode(directory), b""))
-            for path, size in zip(split.images, split.sizes.tolist(), strict=True):
-                digest.update(path[start:] + struct.pack("<q", size))
+    for images in splits:
+        digest.update(b"none" if images is None else images.digest())
     return digest.hexdigest()

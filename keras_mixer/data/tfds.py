@@ -16,8 +16,12 @@ import numpy as np
 
 from keras_mixer import console
 from keras_mixer.data.datasets import DATASETS, SPLITS, dataset_row
-from keras_mixer.data.records import DataSource, Records, TFRecords, overlap
-from keras_mixer.data.splits import Split
+from keras_mixer.data.tfrecords import (
+    RandomAccessStore,
+    RecordImages,
+    TFRecordStore,
+    overlap,
+)
 from keras_mixer.errors import InputError
 
 SECONDS_TO_ANSWER = 20
@@ -39,9 +43,8 @@ def read_tfds(request):
     splits = {}
     for name, expression in expressions.items():
         store = _store(builder, expression, image_key, label_key)
-        records = Records(store, np.arange(len(store)), image_key, label_key, channels)
-        _refuse_unlabelled(records, name, expression)
-        splits[name] = Split(records, None)
+        splits[name] = RecordImages(store, np.arange(len(store)), image_key, label_key, channels)
+        _refuse_unlabeled(splits[name], name, expression)
     return tuple(builder.info.features[label_key].names), splits
 
 
@@ -160,7 +163,7 @@ def _channels(builder, image_key):
     return channels
 
 
-def _refuse_unlabelled(records, name, expression):
+def _refuse_unlabeled(records, name, expression):
     if len(records) and records.label(0) < 0:
         raise InputError(
             f"--{flag_of(name)}={expression}: its images have no labels; give another split"
@@ -249,7 +252,7 @@ def _store(builder, expression, image_key, label_key):
     shards = _shards(builder, "train", expression)
     full_name = builder.info.full_name
     if shards and builder.info.file_format == tfds.core.FileFormat.TFRECORD:
-        return TFRecords(full_name, shards)
+        return TFRecordStore(full_name, shards)
     wanted = {image_key: True, label_key: True}
     try:
         source = builder.as_data_source(
@@ -264,4 +267,4 @@ def _store(builder, expression, image_key, label_key):
             f"--dataset={builder.name}: {builder.data_dir} is prepared in a format that cannot be "
             f"read in any order; prepare it as tfrecord or array_record ({_one_line(error)})"
         ) from error
-    return DataSource(f"{full_name} {expression}", source, shards)
+    return RandomAccessStore(f"{full_name} {expression}", source, shards)

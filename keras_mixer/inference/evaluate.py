@@ -1,18 +1,20 @@
-"""How good a model is: every image of a split counted once, in float32."""
+"""Evaluation: accuracy, loss, precision, recall, confusion; every image counted once."""
 
 import numpy as np
 from scipy.special import log_expit, log_softmax
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
 
 from keras_mixer import console
-from keras_mixer.data.pipeline import broken_images_named, evaluation_batches
-from keras_mixer.weights import native
+from keras_mixer.preprocessing.input_pipeline import (
+    EVALUATION_BATCH_SIZE,
+    broken_images_named,
+    evaluation_batches,
+)
+from keras_mixer.weights import model_folder
 from keras_mixer.weights.load import load_mixer
 
-BATCH_SIZE = 128
 
-
-def evaluate_run(run, split_name, batch_size=BATCH_SIZE):
+def evaluate_run(run, split_name, batch_size=EVALUATION_BATCH_SIZE):
     """Scores a run's best weights on one of its splits.
 
     Args:
@@ -28,67 +30,43 @@ def evaluate_run(run, split_name, batch_size=BATCH_SIZE):
     Raises:
         InputError: If there is no such split, or no weights yet.
     """
-    split = run.source.split(split_name)
-    logits, labels = compute_logits(
-        load_mixer(run.best),
-        split,
-        f"scoring {split_name}",
-        batch_size,
-        run.config.eval_crop,
-    )
-    names = run.source.class_names
-    return {"split": split_name, **score(logits, labels, names, run.config.loss)}
+    split, model = run.dataset.split(split_name), load_mixer(run.best)
+    outputs = compute_logits(model, run.spec, split, f"evaluating {split_name}", batch_size)
+    return {"split": split_name, **score(*outputs, run.spec)}
 
 
-def compute_logits(
-    model,
-    split,
-    description="scoring",
-    batch_size=BATCH_SIZE,
-    eval_crop=0.0,
-    num_classes=None,
-):
+def compute_logits(model, spec, split, description="evaluating", batch_size=EVALUATION_BATCH_SIZE):
     """Runs a model over a split.
 
     Args:
         model: `keras.Model` from `build_mixer`, with its head or without.
-        split: `data.splits.Split`.
+        spec: `ModelSpec`. How images are prepared.
+        split: `data.splits.Images`.
         description: What the progress bar says.
         batch_size: int.
-        eval_crop: float in [0, 1]. See `data.images.resize_images`.
-        num_classes: int. Number of classes in the data, where it is not that of the outputs.
 
     Returns:
         (logits, labels): float array `(n, num_classes)`, of a model without a head `(n, dim)`, and
         int array `(n,)`, in the order of the split.
     """
-    _, height, width, channels = model.input_shape
-    batches = evaluation_batches(
-        split,
-        image_shape=(height, width),
-        channels=channels,
-        num_classes=num_classes or model.output_shape[-1],
-        batch_size=batch_size,
-        eval_crop=eval_crop,
-    )
+    batches = evaluation_batches(split, spec, batch_size)
     logits, labels = [], []
     with broken_images_named(split):
-        for images, one_hot in console.track(batches, description):
+        for images, batch_labels in console.track(batches, description):
             logits.append(model.predict_on_batch(images.numpy()))
-            labels.append(np.argmax(one_hot, axis=1))
+            labels.append(batch_labels.numpy())
     return np.concatenate(logits), np.concatenate(labels)
 
 
-def score(logits, labels, class_names, loss="softmax"):
+def score(logits, labels, spec):
     """Computes the scores that `evaluate_run` returns.
 
     Args:
         logits: float array `(n, num_classes)`.
         labels: int array `(n,)`.
-        class_names: One name per class.
-        loss: string, a key of `LOSSES`: the one that the model was trained with.
+        spec: `ModelSpec`, with the class names and the loss.
     """
-    classes = np.arange(len(class_names))
+    classes = np.arange(len(spec.names))
     predicted = logits.argmax(axis=1)
     precision, recall, f1, support = precision_recall_fscore_support(
         labels, predicted, labels=classes, zero_division=0
@@ -96,11 +74,11 @@ def score(logits, labels, class_names, loss="softmax"):
     return {
         "top1": float(np.mean(predicted == labels)),
         "top5": _top5(logits, labels, classes),
-        "loss": float(LOSSES[loss](logits.astype(np.float64), labels)),
+        "loss": float(_MEAN_LOSSES[spec.loss](logits.astype(np.float64), labels)),
         "n": len(labels),
         "classes": [
             {"name": name, "precision": float(p), "recall": float(r), "f1": float(f), "n": int(n)}
-            for name, p, r, f, n in zip(class_names, precision, recall, f1, support, strict=True)
+            for name, p, r, f, n in zip(spec.names, precision, recall, f1, support, strict=True)
         ],
         "confusion": confusion_matrix(labels, predicted, labels=classes).tolist(),
     }
@@ -111,7 +89,7 @@ def _true(values, labels):
 
 
 # Mean loss in nats of logits and labels, as in training but in double precision.
-LOSSES = {
+_MEAN_LOSSES = {
     "softmax": lambda x, y: -_true(log_softmax(x, axis=1), y).mean(),
     "sigmoid": lambda x, y: -(log_expit(-x).sum(axis=1) + _true(x, y)).mean(),
 }
@@ -124,25 +102,24 @@ def _top5(logits, labels, classes):
 
 
 def score_run(run):
-    """Scores a trained run on its validation split and, once, on the split asked for at its end.
+    """Evaluates a trained run on its validation split and, once, on its `eval_split`.
 
-    The summary goes to the run's metrics.json. Scores that are there already stay.
+    The summary goes to the run's metrics.json. Splits that were scored before are not again.
 
     Args:
         run: `training.run.Run`.
 
     Returns:
-        The contents of metrics.json.
+        dict from split to scores.
     """
-    metrics = run.metrics()
-    names = ["validation"] if run.source.validation is not None else []
+    scores = run.scores
+    names = ["validation"] if run.dataset.validation is not None else []
     for name in dict.fromkeys([*names, run.config.eval_split]):
-        if name not in metrics:
-            scores = evaluate_run(run, name)
-            metrics[name] = {key: scores[key] for key in ("top1", "top5", "loss", "n")}
-    metrics["selected_epoch"] = native.read_weights(run.best)[1]["epoch"]
-    run.write_metrics(metrics)
-    return metrics
+        if name not in scores:
+            found = evaluate_run(run, name)
+            scores[name] = {key: found[key] for key in ("top1", "top5", "loss", "n")}
+    run.write_metrics(scores, selected_epoch=model_folder.read_weights(run.best)[1]["epoch"])
+    return scores
 
 
 MOST_CLASSES_IN_CONFUSION = 20

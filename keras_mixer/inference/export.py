@@ -1,4 +1,4 @@
-"""A run as a SavedModel that can be served: preprocessing inside, nothing but TensorFlow needed.
+"""Exports a SavedModel with its preprocessing inside, to be served by TensorFlow alone.
 
 Two signatures, each with the outputs `logits` and `probabilities`, float32 `(batch, num_classes)`,
 and `class_names`, strings `(batch, num_classes)`, one name per column:
@@ -20,13 +20,11 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mixer import console
-from keras_mixer.data.decode import decode_image
-from keras_mixer.data.images import resize_images, to_model_range
 from keras_mixer.errors import InputError, RunError
 from keras_mixer.files import flush_folder, flush_tree
-from keras_mixer.inference.predict import names_of
+from keras_mixer.preprocessing.decode import decode_image
+from keras_mixer.preprocessing.resize import preprocess
 from keras_mixer.training.losses import PROBABILITIES
-from keras_mixer.weights import native
 from keras_mixer.weights.load import load_mixer
 
 TOLERANCE = 1e-5
@@ -39,7 +37,7 @@ def export_model(folder, export_dir, name):
     before it is renamed to the next free version number.
 
     Args:
-        folder: `Path` of a model in the format of `weights.native`, such as a run's best/.
+        folder: `Path` of a model folder, such as a run's best/.
         export_dir: Folder for exports.
         name: Name of the model.
 
@@ -50,7 +48,6 @@ def export_model(folder, export_dir, name):
         InputError: If there is no model to export, or the place cannot be written.
         RunError: If the export does not agree with the model.
     """
-    description = native.read_description(folder)
     model = load_mixer(folder, dtype="float32")
     home = Path(export_dir) / name
     try:
@@ -59,8 +56,8 @@ def export_model(folder, export_dir, name):
     except OSError as error:
         raise InputError(f"--export_dir={export_dir}: cannot write to {home}: {error}") from error
     try:
-        _archive(model, description).write_out(temporary, verbose=False)
-        _compare(temporary, model, description.eval_crop)
+        _archive(model).write_out(temporary, verbose=False)
+        _compare(temporary, model)
         os.chmod(temporary, 0o755)
         flush_tree(Path(temporary))
         return _publish(temporary, home)
@@ -68,30 +65,25 @@ def export_model(folder, export_dir, name):
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _archive(model, description):
-    _, *image_shape, channels = model.input_shape
-
-    def fit(images):
-        return resize_images(images, image_shape, description.eval_crop)
+def _archive(model):
+    spec = model.spec
+    channels = spec.architecture.channels
 
     def respond(images):
-        logits = model(to_model_range(images), training=False)
-        names = tf.broadcast_to(tf.constant(names_of(description)), tf.shape(logits))
-        return {
-            "logits": logits,
-            "probabilities": PROBABILITIES[description.probabilities](logits),
-            "class_names": names,
-        }
+        logits = model(images, training=False)
+        names = tf.broadcast_to(tf.constant(spec.names), tf.shape(logits))
+        probabilities = PROBABILITIES[spec.loss](logits)
+        return {"logits": logits, "probabilities": probabilities, "class_names": names}
 
     def serving_default(images):
-        return respond(fit(images))
+        return respond(preprocess(images, spec))
 
     def serve_bytes(image_bytes):
         def read(content):
-            return fit(decode_image(content, channels))
+            return preprocess(decode_image(content, channels), spec)
 
-        spec = tf.TensorSpec((*image_shape, channels), tf.float32)
-        return respond(tf.map_fn(read, image_bytes, fn_output_signature=spec))
+        prepared = tf.TensorSpec(model.input_shape[1:], tf.float32)
+        return respond(tf.map_fn(read, image_bytes, fn_output_signature=prepared))
 
     archive = keras.export.ExportArchive()
     archive.track(model)
@@ -102,14 +94,13 @@ def _archive(model, description):
     return archive
 
 
-def _compare(directory, model, eval_crop):
-    """Holds what a server would answer against the Keras model, on images of two sizes."""
+def _compare(directory, model):
+    """Compares the answers of a server with those of the Keras model, on images of two sizes."""
     _, height, width, channels = model.input_shape
     serve = tf.saved_model.load(directory).signatures
     for shape in ((height, width), (2 * height + 1, width + 3)):
         images = np.random.default_rng(0).integers(0, 256, (2, *shape, channels), np.uint8)
-        fitted = resize_images(images, (height, width), eval_crop)
-        expected = model(to_model_range(fitted), training=False)
+        expected = model(preprocess(images, model.spec), training=False)
         contents = tf.stack([tf.io.encode_png(image) for image in images])
         answers = (
             serve["serving_default"](images=tf.constant(images)),

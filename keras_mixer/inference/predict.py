@@ -1,4 +1,4 @@
-"""What a model sees in images: files, folders and globs in, the likeliest classes out."""
+"""Prediction: image files, folders and globs in, the most likely classes out."""
 
 import collections
 import csv
@@ -12,18 +12,13 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mixer.console import printable
-from keras_mixer.data.decode import decode_image
-from keras_mixer.data.images import (
-    check_image_file,
-    decoding_problem,
-    resize_images,
-    to_model_range,
-)
-from keras_mixer.data.listing import list_images
+from keras_mixer.data.image_checks import check_image_file
+from keras_mixer.data.image_listing import list_images
 from keras_mixer.errors import InputError, some_of
+from keras_mixer.preprocessing.decode import decode_image, decoding_problem
+from keras_mixer.preprocessing.input_pipeline import EVALUATION_BATCH_SIZE
+from keras_mixer.preprocessing.resize import preprocess
 from keras_mixer.training.losses import PROBABILITIES
-
-BATCH_SIZE = 64
 
 
 def expand(arguments):
@@ -33,7 +28,7 @@ def expand(arguments):
         arguments: Paths of files, of folders (searched to any depth), and glob patterns.
 
     Returns:
-        list of paths as strings. An argument that matches nothing stays, to be reported as such.
+        list of paths as strings. An argument that matches nothing is kept, to be reported.
     """
     return list(itertools.chain.from_iterable(map(_expanded, arguments)))
 
@@ -49,50 +44,41 @@ def _expanded(argument):
     return expand(there) or [argument]
 
 
-def predict_files(model, description, paths, top_k=5):
+def predict_files(model, paths, top_k=5):
     """Classifies image files; one that cannot be read does not stop the rest.
 
     Args:
-        model: `keras.Model` from `build_mixer`.
-        description: `weights.native.Description`.
+        model: `keras.Model` from `load_mixer`.
         paths: list of paths.
         top_k: int. Classes reported per image, at most.
 
     Yields:
         For each path, in order, a dict of JSON values: `file` with either `error`, or
-        `predictions`, a list of `class` and `probability` from the likeliest on.
+        `predictions`, a list of `class` and `probability` most likely first.
     """
-    names = names_of(description)
-    for path, found in classify(model, description, paths):
+    names = model.spec.names
+    for path, found in classify(model, paths):
         if isinstance(found, str):
             yield {"file": path, "error": found}
         else:
             yield {"file": path, "predictions": _top(found, names, top_k)}
 
 
-def names_of(description):
-    """Returns the names of a model's classes; numbers where nobody knows them."""
-    numbers = range(description.architecture["num_classes"])
-    return description.class_names or tuple(map(str, numbers))
-
-
-def classify(model, description, paths):
+def classify(model, paths):
     """Computes the probabilities of every class; one bad image does not stop the rest.
 
     Args:
-        model: `keras.Model` from `build_mixer`.
-        description: `weights.native.Description`.
+        model: `keras.Model` from `load_mixer`.
         paths: list of paths.
 
     Yields:
         For each path, in order, (path, float64 array `(num_classes,)`), or
         (path, reason) with a string where the image cannot be read.
     """
-    _, *image_shape, channels = model.input_shape
-    probabilities = PROBABILITIES[description.probabilities]
-    for start in range(0, len(paths), BATCH_SIZE):
-        batch = paths[start : start + BATCH_SIZE]
-        images = [_read(path, image_shape, channels, description.eval_crop) for path in batch]
+    probabilities = PROBABILITIES[model.spec.loss]
+    for start in range(0, len(paths), EVALUATION_BATCH_SIZE):
+        batch = paths[start : start + EVALUATION_BATCH_SIZE]
+        images = [_read(path, model.spec) for path in batch]
         readable = [image for image in images if not isinstance(image, str)]
         logits = model.predict_on_batch(np.stack(readable)) if readable else np.empty((0, 2))
         found = iter(np.asarray(probabilities(logits.astype(np.float64))))
@@ -100,8 +86,8 @@ def classify(model, description, paths):
             yield path, image if isinstance(image, str) else next(found)
 
 
-def _read(path, image_shape, channels, eval_crop):
-    """Returns the image as the model wants it, or what is wrong with it as a string."""
+def _read(path, spec):
+    """Returns the image as the model takes it, or what is wrong with it as a string."""
     if not os.path.exists(path):
         return "no such file"
     if os.path.isdir(path):
@@ -109,15 +95,15 @@ def _read(path, image_shape, channels, eval_crop):
     if problem := check_image_file(path):
         return problem
     try:
-        image = decode_image(tf.io.read_file(os.fsencode(path)), channels)
+        image = decode_image(tf.io.read_file(os.fsencode(path)), spec.architecture.channels)
     except (tf.errors.OpError, ValueError) as error:
         return decoding_problem(error)
-    return to_model_range(resize_images(image, image_shape, eval_crop)).numpy()
+    return preprocess(image, spec).numpy()
 
 
 def _top(probabilities, class_names, top_k):
-    likeliest = np.argsort(-probabilities, kind="stable")[:top_k]
-    return [{"class": class_names[i], "probability": float(probabilities[i])} for i in likeliest]
+    order = np.argsort(-probabilities, kind="stable")[:top_k]
+    return [{"class": class_names[i], "probability": float(probabilities[i])} for i in order]
 
 
 # === As text ===

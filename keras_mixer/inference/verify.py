@@ -1,4 +1,4 @@
-"""Whether a checkpoint is as good as it is said to be, and how sure that is.
+"""Verifies that a checkpoint reaches its published accuracy, with a confidence interval.
 
 Everything that can be refused is refused before TensorFlow starts and before anything large is
 downloaded.
@@ -13,7 +13,7 @@ from keras_mixer.weights.registry import SCHEME, Published, release_of
 
 
 class Claim(NamedTuple):
-    """What a checkpoint is said to reach.
+    """An accuracy that a checkpoint is claimed to reach.
 
     Attributes:
         published: `registry.Published`.
@@ -31,7 +31,7 @@ def claim_of(path, dataset, split_name, expected=None):
     """Returns the `Claim` about a checkpoint on a data set.
 
     Args:
-        path: Whatever `read_checkpoint` takes.
+        path: Whatever `read_pretrained` takes.
         dataset: string.
         split_name: string. What is published is of the `test` split.
         expected: float. Top-1 accuracy as a fraction, to be used instead.
@@ -62,37 +62,39 @@ def claim_of_run(run, split_name):
     Raises:
         InputError: If the run was not scored on that split.
     """
-    metrics = run.metrics()
+    metrics = run.scores
     if split_name not in metrics:
         raise InputError(
             f"{run.directory}: its metrics.json has no score of --eval_split={split_name}; "
             f"it has {', '.join(metrics) or 'none'}"
         )
-    source, how = f"{run.directory}/metrics.json", f"eval_crop {run.config.eval_crop}"
+    source, how = f"{run.directory}/metrics.json", str(run.spec.preprocessing)
     return Claim(Published(metrics[split_name]["top1"], source, how, 0.0), exact=True)
 
 
-def check_classes(path, architecture, class_names, source):
-    """Holds a model's classes and channels against those of the data.
+def check_classes(path, dataset, num_classes, channels=None, class_names=None):
+    """Compares a model's classes and channels with those of the data.
 
     Args:
         path: Of the checkpoint, for the message.
-        architecture: dict of `build_mixer` arguments, as far as they are known.
-        class_names: Those of the model; None where nobody knows.
-        source: `data.splits.Source`.
+        dataset: `Dataset`.
+        num_classes: int, of the model.
+        channels: int, of the model; None where it is not known yet.
+        class_names: Those of the model; None where they are not known.
 
     Raises:
         InputError: If they differ.
     """
-    found = {"num_classes": len(source.class_names), "channels": source.channels}
-    for name, number in found.items():
-        if architecture.get(name, number) != number:
-            noun = name.removeprefix("num_")
+    pairs = {
+        "classes": (num_classes, len(dataset.class_names)),
+        "channels": (channels or dataset.channels, dataset.channels),
+    }
+    for noun, (own, theirs) in pairs.items():
+        if own != theirs:
             raise InputError(
-                f"{path}: has {architecture[name]:,} {noun}, the data have {number:,}; "
-                f"--dataset names others"
+                f"{path}: has {own:,} {noun}, the data have {theirs:,}; --dataset names others"
             )
-    pairs = zip(class_names or source.class_names, source.class_names, strict=True)
+    pairs = zip(class_names or dataset.class_names, dataset.class_names, strict=True)
     if differing := [f"{i} is {a}, not {b}" for i, (a, b) in enumerate(pairs) if a != b]:
         raise InputError(
             f"{path}: its classes are not those of the data: {'; '.join(differing[:3])}"
@@ -103,13 +105,13 @@ def check_classes(path, architecture, class_names, source):
 # === What is measured ===
 
 
-def verify_checkpoint(checkpoint, path, split, class_names, claim, confidence, batch_size):
-    """Scores a checkpoint on a whole split, and compares.
+def verify_accuracy(pretrained, path, split, class_names, claim, confidence, batch_size):
+    """Evaluates pretrained weights on a whole split, and compares.
 
     Args:
-        checkpoint: `weights.load.Checkpoint`.
+        pretrained: `Pretrained`.
         path: Where it comes from.
-        split: `data.splits.Split`.
+        split: `data.splits.Images`.
         class_names: One name per class, those of the data.
         claim: `Claim`.
         confidence: float in (0, 1). Of the interval.
@@ -120,13 +122,13 @@ def verify_checkpoint(checkpoint, path, split, class_names, claim, confidence, b
         images; `confidence`; what was `expected` and where from; how images were fitted, whether
         class names were known, and the checkpoint's `provenance`.
     """
+    # Here, so that everything that can be refused is refused before TensorFlow starts (3 s).
     from keras_mixer.inference.evaluate import compute_logits, score
-    from keras_mixer.weights.load import model_of
+    from keras_mixer.weights.load import build_pretrained
 
-    crop, names = checkpoint.description.eval_crop, checkpoint.description.class_names
-    model = model_of(checkpoint, path)
-    logits, labels = compute_logits(model, split, "verifying", batch_size, crop)
-    scores = score(logits, labels, class_names, checkpoint.description.probabilities)
+    spec, model = pretrained.spec, build_pretrained(pretrained, path)
+    outputs = compute_logits(model, spec, split, "verifying", batch_size)
+    scores = score(*outputs, spec.replace(class_names=class_names))
     correct, n = round(scores["top1"] * scores["n"]), scores["n"]
     low, high = interval_of(correct, n, confidence)
     release = release_of(path)
@@ -136,8 +138,8 @@ def verify_checkpoint(checkpoint, path, split, class_names, claim, confidence, b
         "interval": [low, high],
         "confidence": confidence,
         "expected": {**claim.published._asdict(), "exact": claim.exact},
-        "eval_crop": crop,
-        "class_names_known": names is not None,
+        "preprocessing": f"{spec.preprocessing.sentence} ({spec.preprocessing})",
+        "class_names_known": spec.class_names is not None,
         "provenance": release.provenance if release else None,
     }
 
@@ -160,7 +162,7 @@ def interval_of(correct, n, confidence):
 
 
 def matches(claim, correct, n, confidence):
-    """Tells whether so many right of n images are what is claimed.
+    """Tells whether a measured accuracy agrees with a claim.
 
     The figure may lie anywhere in the interval, as far as its rounding leaves open where it lies.
 
@@ -177,29 +179,28 @@ def matches(claim, correct, n, confidence):
     return low <= top1 + rounding and top1 - rounding <= high
 
 
-def as_text(verdict, title):
+def as_text(result, title):
     """Returns what `verify_checkpoint` found as text for people.
 
     Args:
-        verdict: dict.
+        result: dict.
         title: What was verified.
     """
-    low, high = verdict["interval"]
-    expected, crop = verdict["expected"], verdict["eval_crop"]
+    low, high = result["interval"]
+    expected = result["expected"]
     given = "to the image" if expected["exact"] else f"± {100 * expected['rounding']:.3g} points"
-    fitted = f"scaled, and {crop:.4g} of each side cut out" if crop else "squashed whole"
     rows = {
-        "measured": f"{verdict['top1']:.2%} top-1 ({low:.2%} to {high:.2%}, Wilson's interval of "
-        f"{verdict['confidence']:.4g}), {verdict['top5']:.2%} top-5, {verdict['n']:,} images",
+        "measured": f"{result['top1']:.2%} top-1 ({low:.2%} to {high:.2%}, Wilson's interval of "
+        f"{result['confidence']:.4g}), {result['top5']:.2%} top-5, {result['n']:,} images",
         "expected": f"{expected['top1']:.2%} {given} ({expected['source']})",
-        "images": f"{fitted} (eval_crop {crop:.4g}), bilinear and antialiased; expected: "
+        "images": f"{result['preprocessing']}, bilinear and antialiased; expected: "
         f"{expected['preprocessing']}",
         "classes": "named alike in the checkpoint and in the data"
-        if verdict["class_names_known"]
+        if result["class_names_known"]
         else "not named in the checkpoint; taken to be in the order of the data",
     }
-    if verdict["provenance"]:
+    if result["provenance"]:
         rows["images"] += "; the official code resizes by area, so a few images may differ"
-        rows["weights"] = verdict["provenance"]
-    head = f"{'match' if verdict['match'] else 'no match'}: {title}"
+        rows["weights"] = result["provenance"]
+    head = f"{'match' if result['match'] else 'no match'}: {title}"
     return console.printable("\n".join([head, *(f"  {k:<8}  {v}" for k, v in rows.items())]))

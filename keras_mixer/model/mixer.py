@@ -5,26 +5,26 @@ The input is scaled as the official code scales it: float images in [-1, 1].
 
 import keras
 
+from keras_mixer.model.architecture import Architecture
 from keras_mixer.model.layers import LAYER_NORM_EPSILON, MixerBlock
-from keras_mixer.model.variants import IMAGE_SHAPE, VARIANTS
 
 
 def build_mixer(
     image_shape=None,
     patch_shape=None,
+    *,
     channels=3,
     depth=None,
     dim=None,
     tokens_mlp_dim=None,
     channels_mlp_dim=None,
     num_classes=None,
-    *,
     variant=None,
-    dropout=0.0,
-    stochastic_depth=0.0,
     activation="gelu",
     token_mixing=True,
     channel_mixing=True,
+    dropout=0.0,
+    stochastic_depth=0.0,
     head_bias=0.0,
     dtype=None,
     name="mlp_mixer",
@@ -34,20 +34,20 @@ def build_mixer(
     Args:
         image_shape: (height, width) of the images, in pixels. Defaults to the variant's 224×224.
         patch_shape: (height, width) of a patch, in pixels; divides `image_shape`.
-        channels: int. Colour channels of the images. Defaults to 3.
+        channels: int. Color channels of the images. Defaults to 3.
         depth: int. Number of mixer layers.
         dim: int. Channels C of every token.
-        tokens_mlp_dim: int. Hidden width D_S of token mixing. Defaults to `dim // 2`.
+        tokens_mlp_dim: int. Hidden width D_S of token mixing. Defaults to half of `dim`.
         channels_mlp_dim: int. Hidden width D_C of channel mixing. Defaults to `4 * dim`.
         num_classes: int. Size of the head; 0 leaves it out, and the model gives pre-logits.
         variant: string, a name of the paper's Table 1 such as `"B/16"`. Fills whatever of the
             above is not given.
-        dropout: float in [0, 1). Dropout within both MLPs.
-        stochastic_depth: float in [0, 1). Probability s that a sample skips a branch of the last
-            layer; it rises linearly from 0 at the first layer (paper appendix B).
         activation: string. One of `variants.ACTIVATIONS`. Defaults to `"gelu"`, the tanh form.
         token_mixing: bool. False leaves token mixing out of every layer.
         channel_mixing: bool. False leaves channel mixing out of every layer.
+        dropout: float in [0, 1). Dropout rate of both MLPs.
+        stochastic_depth: float in [0, 1). Probability s that a sample skips a branch of the last
+            layer; it rises linearly from 0 at the first layer (paper appendix B).
         head_bias: float. Initial bias of every class. Defaults to 0.
         dtype: Keras dtype or policy of the body, such as `"mixed_bfloat16"`. The head always
             computes in float32. Defaults to Keras's global policy.
@@ -58,7 +58,8 @@ def build_mixer(
         [-1, 1] to float32 logits `(batch, num_classes)`, or to pre-logits `(batch, dim)`.
 
     Raises:
-        ValueError: If a size is missing, not positive, or if the patch does not divide the image.
+        ValueError: If a size is missing or not positive, if patches do not divide the image, or if
+            the sizes together are more than any machine can hold.
 
     Example:
         >>> model = build_mixer(variant="B/16", num_classes=1000)
@@ -69,39 +70,45 @@ def build_mixer(
         Paper figure 1 and appendix E; `MlpMixer` of the official Flax code, which fixes the order
         of operations, LayerNorm's epsilon, the tanh GELU, lecun-normal kernels and the zero head.
     """
-    if variant is not None:
-        row = variant_row(variant)
-        image_shape = image_shape or IMAGE_SHAPE
-        patch_shape = patch_shape or (row.patch, row.patch)
-        depth = row.depth if depth is None else depth
-        dim = row.dim if dim is None else dim
-        tokens_mlp_dim = tokens_mlp_dim or row.tokens_mlp_dim
-        channels_mlp_dim = channels_mlp_dim or row.channels_mlp_dim
-    _check_sizes(image_shape, patch_shape, depth=depth, dim=dim, num_classes=num_classes)
-    patches = (image_shape[0] // patch_shape[0]) * (image_shape[1] // patch_shape[1])
+    architecture = Architecture.create(
+        variant,
+        image_shape=image_shape,
+        patch_shape=patch_shape,
+        channels=channels,
+        depth=depth,
+        dim=dim,
+        tokens_mlp_dim=tokens_mlp_dim,
+        channels_mlp_dim=channels_mlp_dim,
+        num_classes=num_classes,
+        activation=activation,
+        token_mixing=token_mixing,
+        channel_mixing=channel_mixing,
+    )
+    dim, depth = architecture.dim, architecture.depth
 
     # === Stem ===
-    images = keras.Input((*image_shape, channels), name="images")
+    images = keras.Input((*architecture.image_shape, architecture.channels), name="images")
     x = keras.layers.Conv2D(
         dim,
-        patch_shape,
-        strides=patch_shape,
+        architecture.patch_shape,
+        strides=architecture.patch_shape,
         kernel_initializer="lecun_normal",
         dtype=dtype,
         name="stem",
     )(images)
-    x = keras.layers.Reshape((patches, dim), dtype=dtype, name="tokens")(x)  # row-major
+    tokens = (architecture.patches, dim)  # row-major
+    x = keras.layers.Reshape(tokens, dtype=dtype, name="tokens")(x)
 
     # === Mixer layers ===
     for index in range(depth):
         x = MixerBlock(
-            tokens_mlp_dim or dim // 2,
-            channels_mlp_dim or 4 * dim,
-            activation=activation,
+            architecture.tokens_mlp_dim,
+            architecture.channels_mlp_dim,
+            activation=architecture.activation,
             dropout=dropout,
             stochastic_depth=stochastic_depth * index / max(depth - 1, 1),
-            token_mixing=token_mixing,
-            channel_mixing=channel_mixing,
+            token_mixing=architecture.token_mixing,
+            channel_mixing=architecture.channel_mixing,
             dtype=dtype,
             name=f"mixer_block_{index}",
         )(x)  # (batch, patches, channels)
@@ -111,44 +118,12 @@ def build_mixer(
         epsilon=LAYER_NORM_EPSILON, dtype=dtype, name="pre_head_layer_norm"
     )(x)
     x = keras.layers.GlobalAveragePooling1D(dtype="float32", name="pre_logits")(x)
-    if num_classes:
+    if architecture.num_classes:
         x = keras.layers.Dense(
-            num_classes,
+            architecture.num_classes,
             kernel_initializer="zeros",
             bias_initializer=keras.initializers.Constant(head_bias),
             dtype="float32",
             name="head",
         )(x)
     return keras.Model(images, x, name=name)
-
-
-def variant_row(name):
-    """Returns the row of the paper's Table 1 with this name.
-
-    Args:
-        name: string such as `"B/16"`.
-
-    Raises:
-        ValueError: If there is no such variant.
-    """
-    if name not in VARIANTS:
-        raise ValueError(
-            f"Unknown variant. Expected one of {', '.join(VARIANTS)}. Received: {name!r}"
-        )
-    return VARIANTS[name]
-
-
-def _check_sizes(image_shape, patch_shape, **sizes):
-    for argument, shape in (("image_shape", image_shape), ("patch_shape", patch_shape)):
-        if shape is None or len(shape) != 2 or min(shape) < 1:
-            raise ValueError(
-                f"`{argument}` must be two positive integers, height and width. Received: {shape}"
-            )
-    if image_shape[0] % patch_shape[0] or image_shape[1] % patch_shape[1]:
-        raise ValueError(
-            f"`patch_shape` must divide `image_shape`. "
-            f"Received: image_shape={tuple(image_shape)}, patch_shape={tuple(patch_shape)}"
-        )
-    for argument, size in sizes.items():
-        if size is None or size < (0 if argument == "num_classes" else 1):
-            raise ValueError(f"`{argument}` must be given and positive. Received: {size}")

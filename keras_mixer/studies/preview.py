@@ -1,9 +1,13 @@
-"""A contact sheet of training images: what they are, and what the model will be shown of them."""
+"""Preview: a contact sheet of training images, as they are and as they are augmented."""
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from keras_mixer.data.pipeline import evaluation_batches, shuffled_index, training_batches
+from keras_mixer.preprocessing.input_pipeline import (
+    evaluation_batches,
+    shuffled_index,
+    training_batches,
+)
 
 SMALLEST_TILE = 96  # pixels; smaller images are enlarged by a whole factor
 CAPTION = 14  # pixels of height
@@ -23,11 +27,10 @@ def contact_sheet(run, images, draws):
     Returns:
         A PIL image.
     """
-    few = run.source.train.take(np.linspace(0, len(run.source.train) - 1, images).astype(int))
-    plain = evaluation_batches(
-        few, batch_size=images, **_shape(run), eval_crop=run.config.eval_crop
-    )
-    columns = [next(iter(plain)), *_epochs(run, few, draws)]
+    train = run.dataset.train
+    few = train.take(np.linspace(0, len(train) - 1, images).astype(int))
+    plain = next(iter(evaluation_batches(few, run.spec, images)))
+    columns = [plain, *_epochs(run, few, draws)]
     height, width = run.config.image_shape
     factor = max(1, -(-SMALLEST_TILE // width))
     cell = (factor * width + 4, factor * height + 4 + CAPTION)
@@ -36,27 +39,23 @@ def contact_sheet(run, images, draws):
         for row in range(images):
             corner = (column * cell[0] + 2, row * cell[1] + 2)
             sheet.paste(_tile(np.asarray(pixels[row]), factor), corner)
-            caption = _caption(np.asarray(labels[row]), run.source.class_names)
-            place = (corner[0], corner[1] + factor * height)
-            ImageDraw.Draw(sheet).text(place, caption[: cell[0] // 6], fill="black")
+            caption = _caption(np.asarray(labels[row]), run.dataset.class_names)
+            below = (corner[0], corner[1] + factor * height)
+            ImageDraw.Draw(sheet).text(below, caption[: cell[0] // 6], fill="black")
     return sheet
-
-
-def _shape(run):
-    names = ("image_shape", "num_classes")
-    return {name: getattr(run.config, name) for name in names} | {"channels": run.source.channels}
 
 
 def _epochs(run, few, draws):
     """Yields the training batch of each epoch, its images in the order of the split."""
     count = len(few)
-    preparation = run.config.preparation() | {"batch_size": count, "label_smoothing": 0.0}
-    batches = training_batches(few, channels=run.source.channels, **preparation)
+    batches = training_batches(
+        few, run.spec, batch_size=count, seed=run.config.seed, **run.config.augmentation()
+    )
     for epoch, (pixels, labels) in enumerate(batches.take(draws)):
         positions = np.arange(epoch * count, (epoch + 1) * count)
         order = shuffled_index(positions, seed=run.config.seed, count=count, batch_size=count)
-        places = np.argsort(order)
-        yield np.asarray(pixels)[places], np.asarray(labels)[places]
+        back = np.argsort(order)
+        yield np.asarray(pixels)[back], np.asarray(labels)[back]
 
 
 def _tile(pixels, factor):
@@ -65,8 +64,11 @@ def _tile(pixels, factor):
     return tile.resize((factor * tile.width, factor * tile.height), Image.Resampling.NEAREST)
 
 
-def _caption(shares, class_names):
+def _caption(label, class_names):
     """The class, or the two largest shares of a mixed label."""
+    if label.ndim == 0:
+        return class_names[label]
+    shares = label
     first, second = np.argsort(-shares)[:2]
     if shares[first] > 0.995:
         return class_names[first]

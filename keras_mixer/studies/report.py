@@ -1,11 +1,11 @@
-"""A table of finished runs: mean and standard deviation over seeds, with what they were made on."""
+"""Report: a table of finished runs, mean ± standard deviation over seeds."""
 
 import csv
 import dataclasses
 import statistics
 from pathlib import Path
 
-from keras_mixer.config import Config
+from keras_mixer.config.training import Config
 from keras_mixer.errors import InputError, path_errors
 from keras_mixer.training.run import FLAGS, HISTORY, METRICS, read_metrics, read_record
 
@@ -14,7 +14,7 @@ _KEPT = ("eval_split", "train_split", "validation_split", "test_split")
 _ASIDE = {"seed"} | {
     field.name
     for field in dataclasses.fields(Config)
-    if not field.metadata.get("result", True) and field.name not in _KEPT
+    if not field.metadata["result"] and field.name not in _KEPT
 }
 
 _HEADER = (
@@ -24,7 +24,7 @@ _HEADER = (
 
 
 def tabulate(directories, presets=None):
-    """Summarises runs that differ in nothing but their seed, on the same data, as one row each.
+    """Summarizes runs that differ in nothing but their seed, on the same data, as one row each.
 
     Args:
         directories: Paths of finished run directories.
@@ -45,8 +45,8 @@ def tabulate(directories, presets=None):
         run = _read(directory, presets or {})
         experiments.setdefault((run["experiment"], run["data"]), []).append(run)
     rows = [_row(experiment, runs) for (experiment, _), runs in experiments.items()]
-    places = made_on(run["directory"] for runs in experiments.values() for run in runs)
-    return "\n".join([*_HEADER, *rows, "", *places]) + "\n"
+    machines = made_on(run["directory"] for runs in experiments.values() for run in runs)
+    return "\n".join([*_HEADER, *rows, "", *machines]) + "\n"
 
 
 def _read(directory, presets):
@@ -56,15 +56,15 @@ def _read(directory, presets):
 
 def _contents(directory, presets):
     record = read_record(directory)
-    metrics = read_metrics(directory)
-    if record is None or not metrics:
+    scores, _ = read_metrics(directory)
+    if record is None or not scores:
         raise InputError(f"{directory}: no finished run (it holds no config.json or no {METRICS})")
     with open(directory / HISTORY, encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return {
         "experiment": _experiment((directory / FLAGS).read_text().splitlines(), presets),
         "data": record["data"]["identity"],
-        "metrics": metrics,
+        "scores": scores,
         "epochs": len(rows),
         "seconds": sum(float(row["seconds"]) for row in rows),
         "directory": directory,
@@ -103,11 +103,11 @@ def made_on(directories):
     Args:
         directories: Paths of run directories.
     """
-    places = (_place(read_record(directory)["environment"]) for directory in directories)
-    return [f"Made on {place}." for place in dict.fromkeys(places)]
+    machines = (_machine(read_record(directory)["environment"]) for directory in directories)
+    return [f"Made on {machine}." for machine in dict.fromkeys(machines)]
 
 
-def _place(environment):
+def _machine(environment):
     return (
         f"{environment['cpu']}, {environment['cores']} cores, Python {environment['python']}, "
         f"TensorFlow {environment['tensorflow']}, Keras {environment['keras']}"
@@ -116,7 +116,7 @@ def _place(environment):
 
 def _row(experiment, runs):
     scores = [
-        spread([100 * run["metrics"][split]["top1"] for run in runs if split in run["metrics"]])
+        spread([100 * run["scores"][split]["top1"] for run in runs if split in run["scores"]])
         for split in ("validation", "test")
     ]
     seconds = statistics.mean(run["seconds"] for run in runs)

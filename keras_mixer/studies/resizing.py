@@ -1,4 +1,4 @@
-"""What resizing costs a trained Mixer, and what it saves: the study behind `weights.resize`.
+"""Resizing: accuracy of trained Mixers at other image and patch shapes, by `weights.resize`.
 
 A trained model is given other images or other patches. Three numbers are taken for each: its
 accuracy as it stands, after as much training as asked for, and that of a model of the same sizes
@@ -17,9 +17,9 @@ from keras_mixer import console
 from keras_mixer.errors import InputError
 from keras_mixer.files import write_atomically
 from keras_mixer.inference.evaluate import compute_logits, score
-from keras_mixer.studies.campaign import Campaign
+from keras_mixer.jobs import JobSequence
 from keras_mixer.studies.report import made_on, spread
-from keras_mixer.training.opening import read_run
+from keras_mixer.training.open_run import read_run
 from keras_mixer.weights.load import load_mixer
 from keras_mixer.weights.resize import resized_architecture
 
@@ -91,7 +91,7 @@ def study_resizing(directories, shapes, num_steps, output_dir):
     output_dir = Path(output_dir)
     runs = _read(directories)
     arms = {shape: _methods(runs[0], shape) for shape in shapes}
-    campaign = Campaign(len(runs) * sum(len(methods) + 1 for methods in arms.values()))
+    jobs = JobSequence(len(runs) * sum(len(methods) + 1 for methods in arms.values()))
     lines = [line.format(_epochs(num_steps)) for line in _HEADER]
     for shape, methods in arms.items():
         untrained = {
@@ -99,12 +99,12 @@ def study_resizing(directories, shapes, num_steps, output_dir):
             for method in methods
         }
         trained = {
-            method: [_trained(campaign, run, shape, method, num_steps, output_dir) for run in runs]
+            method: [_trained(jobs, run, shape, method, num_steps, output_dir) for run in runs]
             for method in (*methods, SCRATCH)
         }
         lines.append(_row(runs[0], shape, untrained, trained))
-    places = made_on(run.directory for run in runs)
-    return "\n".join([*_before(runs), *lines, "", _SAME_GRID, "", *places]) + "\n"
+    machines = made_on(run.directory for run in runs)
+    return "\n".join([*_before(runs), *lines, "", _SAME_GRID, "", *machines]) + "\n"
 
 
 def _read(directories):
@@ -117,19 +117,14 @@ def _read(directories):
 
 def _methods(run, shape):
     """Always interpolated; tiled, too, where the grid grows by whole factors."""
-    architecture = run.architecture()
-    resized_architecture(architecture, *shape)  # refuses patches that do not divide the image
-    same = _grid(architecture["image_shape"], architecture["patch_shape"]) == _grid(*shape)
+    architecture = run.spec.architecture
+    resized = resized_architecture(architecture, *shape, "interpolate")
     methods = ["interpolate"]
     try:
         resized_architecture(architecture, *shape, "tile")
     except InputError:
         return methods
-    return methods if same else [*methods, "tile"]
-
-
-def _grid(image, patch):
-    return tuple(side // part for side, part in zip(image, patch, strict=True))
+    return methods if resized.grid == architecture.grid else [*methods, "tile"]
 
 
 # === What is measured ===
@@ -143,10 +138,8 @@ def _untrained(run, shape, method, output_dir):
     if key not in scores:
         model = load_mixer(run.best, *shape, method)
         name = f"{run.directory.name}, {shape}, {method}, untrained"
-        logits, labels = compute_logits(
-            model, run.source.test, name, eval_crop=run.config.eval_crop
-        )
-        scores[key] = score(logits, labels, run.source.class_names, run.config.loss)["top1"]
+        outputs = compute_logits(model, model.spec, run.dataset.test, name)
+        scores[key] = score(*outputs, model.spec)["top1"]
         console.say(f"{name}: {scores[key]:.2%}")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(scores, indent=2).encode() + b"\n")
@@ -154,7 +147,7 @@ def _untrained(run, shape, method, output_dir):
     return scores[key]
 
 
-def _trained(campaign, run, shape, method, num_steps, output_dir):
+def _trained(jobs, run, shape, method, num_steps, output_dir):
     """The test top-1 after training: of the run's model resized, or of a new one."""
     total = num_steps * run.steps_per_epoch
     start = {"checkpoint": None, "resize_tokens": "auto"}
@@ -174,14 +167,14 @@ def _trained(campaign, run, shape, method, num_steps, output_dir):
         export=False,
     )
     name = f"{run.directory.name}, {shape}, {method}"
-    return campaign.run(name, config).metrics()["test"]["top1"]
+    return jobs.run(name, config).scores["test"]["top1"]
 
 
 # === What is written ===
 
 
 def _before(runs):
-    scores = spread([100 * run.metrics()["test"]["top1"] for run in runs])
+    scores = spread([100 * run.scores["test"]["top1"] for run in runs])
     config = runs[0].config
     shape = Shape(config.image_shape, config.patch_shape)
     return [
@@ -199,11 +192,11 @@ def _row(run, shape, untrained, trained):
     def cell(scores):
         return spread([100 * score for score in scores])
 
-    grid = "×".join(map(str, _grid(*shape)))
+    grid = resized_architecture(run.spec.architecture, *shape, "interpolate").grid
     methods = ("interpolate", "tile")
     cells = [
         str(shape),
-        grid,
+        "×".join(map(str, grid)),
         *(cell(untrained.get(method, [])) for method in methods),
         *(cell(trained.get(method, [])) for method in (*methods, SCRATCH)),
     ]

@@ -1,4 +1,4 @@
-"""Fine-tuning one checkpoint on several data sets, by the protocol of the paper (section 3).
+"""Transfer: one checkpoint fine-tuned on several data sets, by the paper's protocol (section 3).
 
 For every data set the learning rate is chosen on a held-out part of the training images; then the
 model is trained on all of them, once per seed, and scored on the test images once.
@@ -9,27 +9,23 @@ import statistics
 from pathlib import Path
 from typing import NamedTuple
 
-from keras_mixer.commandline import shown
-from keras_mixer.config import Config
+from keras_mixer.config.options import shown
+from keras_mixer.config.training import Config
 from keras_mixer.data.datasets import AVG5
 from keras_mixer.errors import InputError
-from keras_mixer.studies.campaign import Campaign
+from keras_mixer.jobs import JobSequence
 from keras_mixer.studies.report import made_on, spread
-from keras_mixer.training.opening import plan_run
+from keras_mixer.training.open_run import plan_run
 from keras_mixer.training.run import Run
 
 FINE_TUNED, SCRATCH = "fine-tuned", "from scratch"
 
-# What of a config is about its checkpoint alone.
-_START = ("checkpoint", "resize_tokens", "freeze", "layer_decay")
-_SIZES = (
-    *("image_shape", "patch_shape", "depth", "dim", "tokens_mlp_dim", "channels_mlp_dim"),
-    *("activation", "token_mixing", "channel_mixing"),
-)
+# The fields of a config that only matter with a checkpoint.
+_OF_CHECKPOINTS = ("checkpoint", "resize_tokens", "freeze", "layer_decay")
 
 
 class Result(NamedTuple):
-    """What became of one data set under one start.
+    """Results on one data set from one start.
 
     Attributes:
         name: Of the preset, which is a data set's.
@@ -47,7 +43,7 @@ class Result(NamedTuple):
 
     def scores(self, metric):
         """Returns `"top1"` or `"top5"` of every run on the test split, in percent."""
-        return [100 * run.metrics()["test"][metric] for run in self.runs]
+        return [100 * run.scores["test"][metric] for run in self.runs]
 
 
 def study_transfer(presets, lrs, seeds, output_dir, scratch=False):
@@ -66,21 +62,20 @@ def study_transfer(presets, lrs, seeds, output_dir, scratch=False):
 
     Raises:
         InputError: If the data, the checkpoint or a config forbid it; before anything is trained.
-        RunError, Interrupted: As `training.fit.fit` does.
+        RunError, Interrupted: As `run_job` does.
     """
     plans = {name: plan_run(config) for name, config in presets.items()}
     for name, plan in plans.items():
-        _check(name, plan.source, lrs)
+        _check(name, plan.dataset, lrs)
     arms = {
         (name, start): config
         for name, preset in presets.items()
         for start, config in _starts(preset, plans[name].config, scratch).items()
     }
     choices = len(lrs) if len(lrs) > 1 else 0
-    campaign = Campaign(len(arms) * (choices + len(seeds)))
+    jobs = JobSequence(len(arms) * (choices + len(seeds)))
     return [
-        _carry_out(campaign, arm, config, lrs, seeds, Path(output_dir))
-        for arm, config in arms.items()
+        _carry_out(jobs, arm, config, lrs, seeds, Path(output_dir)) for arm, config in arms.items()
     ]
 
 
@@ -88,21 +83,21 @@ def _starts(config, resolved, scratch):
     """The configs of a data set: that which is fine-tuned, and the same from scratch."""
     if not scratch:
         return {FINE_TUNED: config}
-    plain = {name: getattr(Config, name) for name in _START}
-    sizes = {name: getattr(resolved, name) for name in _SIZES}
+    plain = {name: getattr(Config, name) for name in _OF_CHECKPOINTS}
+    sizes = resolved.architecture()
     return {FINE_TUNED: config, SCRATCH: dataclasses.replace(config, **plain, **sizes)}
 
 
-def _check(name, source, lrs):
-    source.split("test")
-    if len(lrs) > 1 and source.validation is None:
+def _check(name, dataset, lrs):
+    dataset.split("test")
+    if len(lrs) > 1 and dataset.validation is None:
         raise InputError(
             f"{name}: no images are held out to choose one of --lrs={shown(tuple(lrs))} with; give "
             f"one learning rate, or --validation_fraction in the flagfile"
         )
 
 
-def _carry_out(campaign, arm, config, lrs, seeds, output_dir):
+def _carry_out(jobs, arm, config, lrs, seeds, output_dir):
     """Chooses a learning rate, then trains with every seed."""
     name, start = arm
     folder = output_dir / name / start.replace(" ", "-")
@@ -116,8 +111,8 @@ def _carry_out(campaign, arm, config, lrs, seeds, output_dir):
             eval_split="validation",
             output_dir=str(folder / f"lr-{lr:g}"),
         )
-        run = campaign.run(f"{name}, {start}, lr {lr:g}", tried)
-        choice[lr] = run.metrics()["validation"]["top1"]
+        run = jobs.run(f"{name}, {start}, lr {lr:g}", tried)
+        choice[lr] = run.scores["validation"]["top1"]
     best = max(choice, key=choice.get) if choice else lrs[0]
     # The paper's last step: now that nothing is left to choose, all images are trained on.
     config = dataclasses.replace(config, lr=best, validation_fraction=0.0)
@@ -125,7 +120,7 @@ def _carry_out(campaign, arm, config, lrs, seeds, output_dir):
     for seed in seeds:  # named by their rate, too, so that a later call may try more of them
         directory = folder / f"lr-{best:g}-seed-{seed}"
         seeded = dataclasses.replace(config, seed=seed, output_dir=str(directory))
-        runs.append(campaign.run(f"{name}, {start}, lr {best:g}, seed {seed}", seeded))
+        runs.append(jobs.run(f"{name}, {start}, lr {best:g}, seed {seed}", seeded))
     return Result(name, start, choice, best, runs)
 
 
@@ -165,11 +160,11 @@ def as_table(results, published):
 
 
 def _row(result, published):
-    source = result.runs[0].source
+    dataset = result.runs[0].dataset
     cells = [
         result.name,
         result.start,
-        f"{len(source.train):,}, {len(source.test):,}",
+        f"{len(dataset.train):,}, {len(dataset.test):,}",
         f"{result.lr:g}",
         spread(result.scores("top1")),
         spread(result.scores("top5")),
@@ -206,7 +201,8 @@ def _choices(results):
             seen = ", ".join(f"{lr:g}: {100 * top1:.2f}" for lr, top1 in result.choice.items())
             held_out = f"validation top-1 by lr, seed {result.runs[0].config.seed}"
             end = ", at the end of what was tried" * (result.lr in _ends(result.choice))
-            yield f"{result.name}, {result.start}, {held_out}: {seen}; {result.lr:g} it is{end}.\n"
+            chosen = f"chosen: {result.lr:g}{end}"
+            yield f"{result.name}, {result.start}, {held_out}: {seen}; {chosen}.\n"
 
 
 def _ends(choice):

@@ -57,13 +57,13 @@ class AccumulatingModel(keras.Model):
         return loss, gradients, tf.reshape(logits.stack(), (-1, shape[-1]))
 
 
-def accumulating(model, parts):
+def accumulate_gradients(model, parts):
     """Returns a model that shares all layers and weights, and takes its steps in parts.
 
     Args:
         model: functional `keras.Model`.
         parts: int. Parts of a batch; divides the batch size.
     """
-    accumulating_model = AccumulatingModel(model.inputs, model.outputs, name=model.name)
-    accumulating_model.parts = parts
-    return accumulating_model
+    model_in_parts = AccumulatingModel(model.inputs, model.outputs, name=model.name)
+    model_in_parts.parts = parts
+    return model_in_parts

@@ -1,4 +1,4 @@
-"""What happens between the steps of `model.fit`: validation, records, checkpoints, stopping.
+"""Callbacks of `model.fit`: validation, history, checkpoints, stopping, the progress bar.
 
 Keras's own BackupAndRestore and ModelCheckpoint are not used: they are not atomic, lose the states
 of the seed generators, and repeat data on resume (Keras 3.15.1; see `checkpoints.py`).
@@ -13,34 +13,16 @@ import numpy as np
 
 from keras_mixer import console
 from keras_mixer.errors import RunError
-from keras_mixer.training.checkpoints import Checkpoint, save_checkpoint
-from keras_mixer.training.optimizers import averaged_weights
+from keras_mixer.training.checkpoints import TrainState, save_checkpoint
+from keras_mixer.training.optimizers import ema_variables
+from keras_mixer.training.progress import epoch_is_open, is_over, rank
 from keras_mixer.training.state import gather_state, restore_state
-from keras_mixer.weights import native
 from keras_mixer.weights.load import model_weights
-
-
-@dataclasses.dataclass
-class Progress:
-    """How far a run has come; what a checkpoint holds besides arrays.
-
-    Attributes:
-        step: Optimizer steps taken.
-        rows: One dict per finished epoch, the rows of history.csv.
-        best: The row whose weights are in best/; None before the first.
-        seconds: Time spent in the epoch under way.
-        computed_by: The devices, and whether with XLA; exactness holds for one of these.
-    """
-
-    step: int = 0
-    rows: list[dict] = dataclasses.field(default_factory=list)
-    best: dict | None = None
-    seconds: float = 0.0
-    computed_by: str = ""
+from keras_mixer.weights.model_folder import write_weights
 
 
 class Restoration(keras.callbacks.Callback):
-    """Puts a checkpoint's state back once the first epoch has begun.
+    """Restores a checkpoint's state once the first epoch has begun.
 
     Keras resets the running metrics at the start of an epoch, so an epoch that was interrupted in
     the middle must get them back after that.
@@ -98,13 +80,13 @@ def stop_unless_finite(name, value, callback):
     )
 
 
-class Epochs(keras.callbacks.Callback):
-    """Closes every epoch: validates, writes its row, and keeps the best weights.
+class EpochEnd(keras.callbacks.Callback):
+    """At the end of every epoch: validates, writes its row of history, keeps the best weights.
 
     Args:
         run: `Run`.
         progress: `Progress`.
-        validation: `tf.data.Dataset` of the validation images, or None.
+        validation: `tf.data.Dataset` of validation images and one-hot labels, or None.
         schedule: Learning rate as a function of the step.
     """
 
@@ -119,14 +101,14 @@ class Epochs(keras.callbacks.Callback):
         if epoch_is_open(self.run, self.progress.step):
             return  # stopped within the epoch, which goes on when the run does
         row = self._row(epoch, logs)
-        with averaged(self.model):
+        with use_ema_weights(self.model):
             if self.validation is not None:
                 scores = self.model.evaluate(self.validation, verbose=0, return_dict=True)
                 stop_unless_finite("validation loss", scores["loss"], self)
                 row |= {"val_loss": scores["loss"], "val_accuracy": scores["accuracy"]}
-            if self.validation is None or _rank(row) > _rank(self.progress.best):
+            if self.validation is None or rank(row) > rank(self.progress.best):
                 facts = {name: row[name] for name in ("epoch", "step", "val_loss", "val_accuracy")}
-                native.write_weights(self.run.best, model_weights(self.model), **facts)
+                write_weights(self.run.best, model_weights(self.model), **facts)
                 self.progress.best = row
         self.progress.rows.append(row)
         self.progress.seconds = 0.0
@@ -151,26 +133,6 @@ class Epochs(keras.callbacks.Callback):
         }
 
 
-def is_over(run, progress):
-    """Tells whether a run has no steps left, or stopped early for want of a better epoch."""
-    if progress.step == run.total_steps:
-        return True
-    if not run.config.early_stopping or not progress.rows:
-        return False
-    best = max(range(len(progress.rows)), key=lambda index: _rank(progress.rows[index]))
-    return len(progress.rows) - 1 - best >= run.config.early_stopping
-
-
-def epoch_is_open(run, step):
-    """Tells whether a run is in the middle of an epoch after so many steps."""
-    return step % run.steps_per_epoch != 0 and step < run.total_steps
-
-
-def _rank(row):
-    """Orders rows by validation accuracy, then by validation loss; no row comes before any."""
-    return (row["val_accuracy"], -row["val_loss"]) if row else (-1.0, 0.0)
-
-
 def _line(row, run):
     shown = {"loss": ".4f", "accuracy": ".4f", "val_loss": ".4f", "val_accuracy": ".4f"}
     parts = [f"{name} {row[name]:{form}}" for name, form in shown.items() if row[name] is not None]
@@ -180,9 +142,9 @@ def _line(row, run):
 
 
 @contextlib.contextmanager
-def averaged(model):
-    """Lends a model the moving average of its weights, then gives back its own, bit for bit."""
-    averages = averaged_weights(model.optimizer)
+def use_ema_weights(model):
+    """Swaps the EMA of the weights into the model, and restores its own at the end, bit for bit."""
+    averages = ema_variables(model.optimizer)
     variables = model.trainable_variables if averages else []
     own = [variable.numpy() for variable in variables]
     for variable, average in zip(variables, averages, strict=True):
@@ -225,7 +187,7 @@ class Saver(keras.callbacks.Callback):
         over = is_over(self.run, self.progress)
         if over and self.progress.step < self.run.total_steps:
             epochs = config.early_stopping
-            console.say(f"stopped early: {epochs} epochs without a better validation accuracy")
+            console.say(f"stopped early: {epochs} epochs without a better epoch")
         self._save_or_stop(due=over or reached % config.save_every == 0)
         self.model.stop_training |= over
 
@@ -243,11 +205,11 @@ class Saver(keras.callbacks.Callback):
         for name, array in arrays.items():
             stop_unless_finite(f"value of {name}", array, self)
         progress = dataclasses.asdict(self.progress)
-        save_checkpoint(self.run.checkpoints, Checkpoint(self.progress.step, arrays, progress))
+        save_checkpoint(self.run.checkpoints, TrainState(self.progress.step, arrays, progress))
         self._saved_step = self.progress.step
 
 
-class Bar(keras.callbacks.Callback):
+class ProgressBar(keras.callbacks.Callback):
     """One progress bar with ETA for the whole run.
 
     Args:

@@ -23,8 +23,8 @@ KEPT = 2
 ARRAYS, PROGRESS, MANIFEST = "arrays.safetensors", "progress.json", "manifest.json"
 
 
-class Checkpoint(NamedTuple):
-    """What was saved at a step.
+class TrainState(NamedTuple):
+    """State of training at a step: what a checkpoint holds.
 
     Attributes:
         step: Optimizer steps taken.
@@ -37,26 +37,26 @@ class Checkpoint(NamedTuple):
     progress: dict
 
 
-def save_checkpoint(folder, checkpoint):
+def save_checkpoint(folder, state):
     """Writes a checkpoint and prunes all but the newest `KEPT`.
 
     Args:
         folder: `Path` of the run's checkpoints; made if it does not exist.
-        checkpoint: `Checkpoint`.
+        state: `TrainState`.
 
     Raises:
         RunError: If the disk is full or not writable; the checkpoints before are untouched.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f"{_name(checkpoint.step)}.tmp-{os.getpid()}"
+    temporary = folder / f"{_name(state.step)}.tmp-{os.getpid()}"
     contents = {
-        ARRAYS: pack(checkpoint.arrays),
-        PROGRESS: json.dumps(checkpoint.progress).encode(),
+        ARRAYS: pack(state.arrays),
+        PROGRESS: json.dumps(state.progress).encode(),
     }
     try:
         _write_sealed(temporary, contents)
-        final = folder / _name(checkpoint.step)
-        if final.exists():  # the remains of a damaged one, which this one replaces
+        final = folder / _name(state.step)
+        if final.exists():  # a damaged one, which this one replaces
             shutil.rmtree(final)
         os.rename(temporary, final)
         flush_folder(folder)
@@ -95,7 +95,7 @@ def _why_not_saved(folder, contents, error):
 
 
 def newest_checkpoint(folder):
-    """Reads the newest checkpoint that is whole, and says aloud which ones it had to pass over.
+    """Reads the newest intact checkpoint, and prints which damaged ones it skipped.
 
     Damaged checkpoints newer than the one returned are removed, and so is what a kill left
     unfinished; the caller must hold the run's lock.
@@ -104,7 +104,7 @@ def newest_checkpoint(folder):
         folder: `Path` of the run's checkpoints.
 
     Returns:
-        A `Checkpoint`, or None if there is none at all.
+        A `TrainState`, or None if there is none at all.
 
     Raises:
         RunError: If there are checkpoints but every one is damaged.
@@ -114,13 +114,13 @@ def newest_checkpoint(folder):
     candidates = _complete(folder)
     for index, candidate in enumerate(candidates):
         try:
-            checkpoint = _read_sealed(candidate)
+            state = _read_sealed(candidate)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            console.say(f"damaged checkpoint passed over: {candidate} ({error})")
+            console.say(f"damaged checkpoint skipped: {candidate} ({error})")
             continue
         for damaged in candidates[:index]:
             shutil.rmtree(damaged)
-        return checkpoint
+        return state
     if candidates:
         raise RunError(
             f"every checkpoint in {folder} is damaged, so the run cannot continue; "
@@ -141,7 +141,7 @@ def _read_sealed(folder):
         if manifest[name] != seal:
             raise ValueError(f"{name} does not match its sha256")
     step = int(folder.name.removeprefix("step-"))
-    return Checkpoint(step, load(contents[ARRAYS]), json.loads(contents[PROGRESS]))
+    return TrainState(step, load(contents[ARRAYS]), json.loads(contents[PROGRESS]))
 
 
 def _name(step):

@@ -1,4 +1,4 @@
-"""From a Config to trained weights in a run directory, through `model.fit`.
+"""Trains a run through `model.fit`, from a Config to weights in a run directory.
 
 The steps of an epoch, the order of the data and every random draw are functions of the run's seed
 and of the step, so the same command continues an interrupted run exactly.
@@ -11,31 +11,28 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mixer import console
-from keras_mixer.data.pipeline import broken_images_named, evaluation_batches, training_batches
 from keras_mixer.errors import InputError, RunError
 from keras_mixer.model.mixer import build_mixer
-from keras_mixer.training.accumulation import accumulating
-from keras_mixer.training.callbacks import (
-    Bar,
-    Clock,
-    Epochs,
-    Progress,
-    Restoration,
-    Saver,
-    is_over,
+from keras_mixer.preprocessing.input_pipeline import (
+    broken_images_named,
+    evaluation_batches,
+    training_batches,
 )
+from keras_mixer.training.accumulation import accumulate_gradients
+from keras_mixer.training.callbacks import Clock, EpochEnd, ProgressBar, Restoration, Saver
 from keras_mixer.training.checkpoints import newest_checkpoint
-from keras_mixer.training.losses import LOSSES
-from keras_mixer.training.opening import open_run
+from keras_mixer.training.finetuning import describe_trained, freeze_backbone, layer_rates
+from keras_mixer.training.losses import KERAS_LOSSES
+from keras_mixer.training.open_run import open_run
 from keras_mixer.training.optimizers import build_optimizer
+from keras_mixer.training.progress import Progress, is_over
 from keras_mixer.training.schedules import WarmupDecay
 from keras_mixer.training.signals import Interrupted, StopRequest
-from keras_mixer.training.trained import described, freeze_backbone, layer_rates
-from keras_mixer.weights import native
-from keras_mixer.weights.load import adapt_checkpoint, assign_weights, introduced, read_checkpoint
+from keras_mixer.weights import model_folder
+from keras_mixer.weights.load import assign_weights
+from keras_mixer.weights.pretrained import adapt_pretrained, announce
 
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
-EVALUATION_BATCH = 256
 
 
 def fit(config):
@@ -53,43 +50,43 @@ def fit(config):
         Interrupted: If a signal stopped the run, after its state was saved.
     """
     with open_run(config) as run:
-        train(run)
+        fit_run(run)
     return run
 
 
-def train(run):
-    """Trains within a run that is open. See `fit`."""
+def fit_run(run):
+    """Trains a run that is open. See `fit`."""
     if keras.backend.backend() != "tensorflow":
         raise InputError(
             f"training runs on Keras's TensorFlow backend, not on {keras.backend.backend()}; "
             f"unset KERAS_BACKEND"
         )
-    progress, arrays = _where_it_stopped(run)
+    progress, arrays = _last_state(run)
     if is_over(run, progress):
         return
     keras.utils.set_random_seed(run.config.seed)
     model = _initial_model(run, resumed=arrays is not None)
     schedule = WarmupDecay(run.config.lr, run.warmup_steps, run.total_steps, run.config.scheduler)
     meters = _compile(model, run.config, schedule)
-    native.write_description(run.best, _description(run))
+    model_folder.write_spec(run.best, run.spec)
     with StopRequest() as stop, console.progress_bar() as bar:
         saver = Saver(run, progress, meters, stop)
         callbacks = [
             Restoration(meters, arrays),
             Clock(progress),
-            Epochs(run, progress, _validation_batches(run), schedule),
+            EpochEnd(run, progress, _validation_batches(run), schedule),
             saver,
-            Bar(run, progress, bar),
-            *_board(run, progress),
+            ProgressBar(run, progress, bar),
+            *_tensorboard(run, progress),
         ]
-        with broken_images_named(run.source.train, run.source.validation), _memory_errors(run):
+        with broken_images_named(run.dataset.train, run.dataset.validation), _memory_errors(run):
             _drive(model, run, progress, callbacks, stop)
     if stop:
         saver.save(model)
         raise Interrupted(stop.signal_number)
 
 
-def _board(run, progress):
+def _tensorboard(run, progress):
     if not run.config.tensorboard:
         return []
     from keras_mixer.training.tensorboard import Board
@@ -111,42 +108,41 @@ def _memory_errors(run):
 def _initial_model(run, resumed):
     config = run.config
     model = build_mixer(
-        **run.architecture(),
+        **vars(run.spec.architecture),
         head_bias=config.head_bias,
         dropout=config.dropout,
         stochastic_depth=config.stochastic_depth,
         dtype=POLICIES[config.precision],
     )
-    if config.checkpoint and not resumed:
-        start = read_checkpoint(config.checkpoint, config.image_shape)
-        start = introduced(start, config.checkpoint)
-        shapes = config.image_shape, config.patch_shape
-        start = adapt_checkpoint(start, *shapes, config.resize_tokens)
-        fresh_head = start.description.class_names != run.source.class_names
-        assign_weights(model, start.arrays, config.checkpoint, fresh_head)
-        if fresh_head:
-            console.say(f"the head starts anew: {_why_fresh(config, start.description)}")
-        if start.description.eval_crop != config.eval_crop:
-            console.say(
-                f"{config.checkpoint} was made with --eval_crop={start.description.eval_crop}, "
-                f"this run has {config.eval_crop}"
-            )
+    if run.pretrained and not resumed:
+        _assign_pretrained(run, model)
     if config.freeze == "backbone":
         freeze_backbone(model)
-    return accumulating(model, config.accumulation) if config.accumulation > 1 else model
+    return accumulate_gradients(model, config.accumulation) if config.accumulation > 1 else model
 
 
-def _why_fresh(config, description):
-    if description.class_names is None:
+def _assign_pretrained(run, model):
+    """Copies the weights that the run starts from into its model."""
+    config = run.config
+    pretrained = announce(run.pretrained, config.checkpoint)
+    shapes = config.image_shape, config.patch_shape
+    adapted = adapt_pretrained(pretrained, *shapes, config.resize_tokens)
+    new_head = adapted.spec.class_names != run.dataset.class_names
+    assign_weights(model, adapted.arrays, config.checkpoint, new_head)
+    run.pretrained.arrays.clear()  # they can take most of a gigabyte, and the model has them now
+    if new_head:
+        console.say(f"new head: {_why_new_head(config, adapted.spec)}")
+    if adapted.spec.preprocessing != run.spec.preprocessing:
+        console.say(
+            f"{config.checkpoint} was trained with {adapted.spec.preprocessing}, this run has "
+            f"{run.spec.preprocessing}"
+        )
+
+
+def _why_new_head(config, spec):
+    if spec.class_names is None:
         return f"the classes of {config.checkpoint} are not known"
     return f"{config.checkpoint} was trained on other classes"
-
-
-def _description(run):
-    config = run.config
-    return native.Description(
-        run.architecture(), run.source.class_names, config.eval_crop, probabilities=config.loss
-    )
 
 
 def _compile(model, config, schedule):
@@ -155,7 +151,7 @@ def _compile(model, config, schedule):
     weights, rates = model.trainable_variables, None
     if config.layer_decay < 1:
         rates = layer_rates(weights, config.depth, config.layer_decay)
-    console.say(described(model, rates))
+    console.say(describe_trained(model, rates))
     model.compile(
         build_optimizer(
             config.optimizer,
@@ -168,7 +164,7 @@ def _compile(model, config, schedule):
             scale_loss=config.precision == "float16",
             rates=rates,
         ),
-        LOSSES[config.loss](),
+        KERAS_LOSSES[config.loss](),
         metrics=[accuracy],
         jit_compile=_jit(config),
         auto_scale_loss=False,  # build_optimizer does it
@@ -183,14 +179,14 @@ def _jit(config):
     return config.precision == "float32" or bool(tf.config.list_physical_devices("GPU"))
 
 
-def _where_it_stopped(run):
+def _last_state(run):
     checkpoint = newest_checkpoint(run.checkpoints)
     if checkpoint is None:
-        names = ", ".join(run.source.class_names[:5])
-        more = ", …" if len(run.source.class_names) > 5 else ""
+        names = ", ".join(run.dataset.class_names[:5])
+        more = ", …" if len(run.dataset.class_names) > 5 else ""
         console.say(
-            f"training in {run.directory}: {len(run.source.train):,} images of "
-            f"{len(run.source.class_names)} classes ({names}{more}), "
+            f"training in {run.directory}: {len(run.dataset.train):,} images of "
+            f"{len(run.dataset.class_names)} classes ({names}{more}), "
             f"{run.steps_per_epoch:,} steps an epoch, {run.total_steps:,} steps"
         )
         return Progress(computed_by=_computed_by(run.config)), None
@@ -207,7 +203,7 @@ def _computed_by(config):
 
 
 def _note_changes(run, progress):
-    """Says what is not as it was when the checkpoint was written."""
+    """Prints what has changed since the checkpoint was written."""
     if (now := _computed_by(run.config)) != progress.computed_by:
         console.say(
             f"computed by {progress.computed_by} until now, by {now} from here on: results may "
@@ -219,31 +215,25 @@ def _note_changes(run, progress):
 
 
 def _confirmed_best(run, row):
-    """Returns the row that best/ belongs to, or None if best/ must be filled anew.
+    """Returns the history row of the weights in best/, or None if they are of no such row.
 
     A kill between writing best/ and the checkpoint leaves the weights of an epoch that is about to
     be repeated. Unless the repetition is exact, their scores would be of a run that never was.
     """
     try:
-        _, facts = native.read_weights(run.best)
+        _, facts = model_folder.read_weights(run.best)
     except InputError as error:
-        console.say(f"{error}: the best epoch from here on takes its place")
+        console.say(f"{error}: replaced by the best epoch from here on")
         return None
     return row if facts["step"] == row["step"] else None
 
 
 def _validation_batches(run):
-    config = run.config
-    if run.source.validation is None:
+    if run.dataset.validation is None:
         return None
-    return evaluation_batches(
-        run.source.validation,
-        image_shape=config.image_shape,
-        channels=run.source.channels,
-        num_classes=config.num_classes,
-        batch_size=EVALUATION_BATCH,
-        eval_crop=config.eval_crop,
-    )
+    batches = evaluation_batches(run.dataset.validation, run.spec)
+    classes = run.config.num_classes
+    return batches.map(lambda images, labels: (images, tf.one_hot(labels, classes)))
 
 
 def _drive(model, run, progress, callbacks, stop):
@@ -254,9 +244,9 @@ def _drive(model, run, progress, callbacks, stop):
     """
     class_weights = _class_weights(run)
     while not is_over(run, progress) and not stop:
-        epoch, place = divmod(progress.step, run.steps_per_epoch)
-        whole_epochs = 0 if place else (run.total_steps - progress.step) // run.steps_per_epoch
-        left = min(run.steps_per_epoch - place, run.total_steps - progress.step)
+        epoch, done = divmod(progress.step, run.steps_per_epoch)
+        whole_epochs = 0 if done else (run.total_steps - progress.step) // run.steps_per_epoch
+        left = min(run.steps_per_epoch - done, run.total_steps - progress.step)
         model.fit(
             _batches(run, class_weights, progress.step),
             initial_epoch=epoch,
@@ -288,19 +278,22 @@ def _check_steps(run, progress, taken):
 
 def _batches(run, class_weights, first_step=0):
     return training_batches(
-        run.source.train,
-        channels=run.source.channels,
+        run.dataset.train,
+        run.spec,
+        batch_size=run.config.batch_size,
+        seed=run.config.seed,
         first_step=first_step,
+        label_smoothing=run.config.label_smoothing,
         class_weights=class_weights,
-        **run.config.preparation(),
+        **run.config.augmentation(),
     )
 
 
 def _class_weights(run):
-    """Weights with which every class counts the same, its share of the images notwithstanding."""
+    """Inverse class frequencies, with mean 1 over the training images; None without."""
     if run.config.class_weights == "none":
         return None
-    counts = np.bincount(run.source.train.read_labels(), minlength=run.config.num_classes)
-    present = counts > 0  # a split that was brought along may lack classes
+    counts = np.bincount(run.dataset.train.read_labels(), minlength=run.config.num_classes)
+    present = counts > 0  # a training split of the user's own may lack classes
     weights = counts.sum() / (present.sum() * np.maximum(counts, 1))
     return np.where(present, weights, 0.0).astype(np.float32)

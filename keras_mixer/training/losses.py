@@ -1,4 +1,4 @@
-"""The losses: cross-entropy of the softmax, or of one sigmoid per class."""
+"""Losses: softmax cross-entropy, and sigmoid cross-entropy summed over the classes."""
 
 import keras
 from keras import ops
@@ -21,10 +21,10 @@ class SigmoidCrossentropy(keras.losses.Loss):
         return ops.sum(terms, axis=-1)
 
 
-LOSSES = {
+# By the names in `architecture.LOSSES`: the Keras loss, and what turns logits into probabilities.
+KERAS_LOSSES = {
     "softmax": lambda: keras.losses.CategoricalCrossentropy(from_logits=True),
     "sigmoid": SigmoidCrossentropy,
 }
 
-# What makes probabilities of the logits of a model that was trained with each loss.
 PROBABILITIES = {"softmax": ops.softmax, "sigmoid": ops.sigmoid}

@@ -2,23 +2,6 @@
 
 import keras
 
-# All of Keras's but Ftrl, which computes weights from sums of gradients alone: its first step
-# forgets what they were initialised with, or fine-tuned from.
-OPTIMIZERS = {
-    "sgd": keras.optimizers.SGD,
-    "adam": keras.optimizers.Adam,
-    "adamw": keras.optimizers.AdamW,
-    "lion": keras.optimizers.Lion,
-    "lamb": keras.optimizers.Lamb,
-    "nadam": keras.optimizers.Nadam,
-    "adamax": keras.optimizers.Adamax,
-    "adagrad": keras.optimizers.Adagrad,
-    "adadelta": keras.optimizers.Adadelta,
-    "rmsprop": keras.optimizers.RMSprop,
-    "adafactor": keras.optimizers.Adafactor,
-    "muon": keras.optimizers.Muon,
-}
-
 
 def build_optimizer(
     name,
@@ -35,7 +18,7 @@ def build_optimizer(
     """Builds an optimizer for a model's weights.
 
     Args:
-        name: string, a key of `OPTIMIZERS`.
+        name: string, one of `config.training.OPTIMIZERS`.
         learning_rate: float or a Keras schedule.
         weights: list of the model's trainable variables; decay applies to those called `kernel`.
         momentum: float. Momentum of sgd.
@@ -54,7 +37,8 @@ def build_optimizer(
     arguments = {"momentum": momentum} if name == "sgd" else {}
     if name == "muon":  # it hands whatever is no matrix, such as the stem, to an Adam of its own
         arguments["adam_weight_decay"] = decay
-    kind = OPTIMIZERS[name] if rates is None else _rated(OPTIMIZERS[name], rates)
+    kind = type(keras.optimizers.get(name))
+    kind = kind if rates is None else _rated(kind, rates)
     optimizer = kind(
         learning_rate,
         weight_decay=decay,
@@ -66,7 +50,7 @@ def build_optimizer(
     optimizer.exclude_from_weight_decay([v for v in weights if v.name != "kernel"])
     # Keras copies the average over the weights at the end of every fit(), so a run that is stopped
     # and continued would go on from other weights (https://github.com/keras-team/keras/issues/18949,
-    # still so in 3.15.1). Here the average stays apart; `callbacks.averaged` lends it out.
+    # still so in 3.15.1). Here the average stays apart; `callbacks.use_ema_weights` swaps it in.
     optimizer.finalize_variable_values = lambda variables: None
     if scale_loss:
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
@@ -100,7 +84,7 @@ def _rated(kind, rates):
     return type(kind.__name__, (_Rated, kind), {"rates": tuple(rates)})
 
 
-def averaged_weights(optimizer):
+def ema_variables(optimizer):
     """Returns the variables of the moving average, in the order of the weights; [] without one."""
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     return list(inner._model_variables_moving_average) if inner.use_ema else []

@@ -9,13 +9,17 @@ import io
 import json
 from pathlib import Path
 
-from keras_mixer.config import Config
-from keras_mixer.data.splits import Source
+from keras_mixer.config.training import Config
+from keras_mixer.data.splits import Dataset
 from keras_mixer.errors import InputError
 from keras_mixer.files import write_atomically
+from keras_mixer.model.architecture import ModelSpec
+from keras_mixer.weights.pretrained import Pretrained
 
+FORMAT = 2  # of config.json; a new field with a default needs no new number
 FLAGS, CONFIG, HISTORY, METRICS = "flags.txt", "config.json", "history.csv", "metrics.json"
 BEST, CHECKPOINTS, LOGS, LOCK = "best", "checkpoints", "logs", ".lock"
+FACTS = "facts"  # beside the splits in metrics.json
 CURVES = ("train", "validation")  # folders in logs/, which may hold the logs of others, too
 OURS = (
     FLAGS,
@@ -34,21 +38,22 @@ class Run:
 
     Attributes:
         directory: `Path`.
-        config: `Config` without open questions.
-        source: `data.splits.Source`.
+        config: `Config` with every value filled.
+        spec: `ModelSpec` of the model.
+        dataset: `Dataset`.
+        pretrained: `Pretrained` weights to start from; None for a new model, and for a run that
+            has checkpoints of its own.
     """
 
     directory: Path
     config: Config
-    source: Source
-
-    def architecture(self):
-        """Returns the keyword arguments for `build_mixer`."""
-        return self.config.architecture() | {"channels": self.source.channels}
+    spec: ModelSpec
+    dataset: Dataset
+    pretrained: Pretrained | None = None
 
     @property
     def best(self):
-        """Folder of the best weights, in the format of `weights.native`."""
+        """Folder of the best weights, a model folder."""
         return self.directory / BEST
 
     @property
@@ -64,7 +69,7 @@ class Run:
     @property
     def steps_per_epoch(self):
         """Optimizer steps in an epoch; the remainder of the images is dropped."""
-        return len(self.source.train) // self.config.batch_size
+        return len(self.dataset.train) // self.config.batch_size
 
     @property
     def total_steps(self):
@@ -80,13 +85,20 @@ class Run:
     def _unit(self):
         return self.steps_per_epoch if self.config.schedule_unit == "epoch" else 1
 
-    def metrics(self):
-        """Returns the contents of metrics.json; {} before the run is scored."""
-        return read_metrics(self.directory)
+    @property
+    def scores(self):
+        """dict from the splits scored so far to their scores, as metrics.json has them."""
+        return read_metrics(self.directory)[0]
 
-    def write_metrics(self, metrics):
-        """Replaces metrics.json."""
-        write_json(self.directory / METRICS, metrics)
+    @property
+    def facts(self):
+        """dict of what metrics.json says besides scores: `selected_epoch`, `saved_model`."""
+        return read_metrics(self.directory)[1]
+
+    def write_metrics(self, scores=None, **facts):
+        """Adds scores of splits and facts to metrics.json."""
+        scores = self.scores | (scores or {})
+        write_json(self.directory / METRICS, scores | {FACTS: self.facts | facts})
 
     def write_history(self, rows):
         """Replaces history.csv.
@@ -103,10 +115,8 @@ class Run:
     @property
     def finished(self):
         """Whether the run has been trained, scored and, if asked for, exported."""
-        metrics = self.metrics()
-        return self.config.eval_split in metrics and (
-            "saved_model" in metrics or not self.config.export
-        )
+        exported = "saved_model" in self.facts or not self.config.export
+        return self.config.eval_split in self.scores and exported
 
 
 def write_json(path, values):
@@ -115,25 +125,26 @@ def write_json(path, values):
 
 
 def read_metrics(directory):
-    """Returns the contents of a run's metrics.json; {} before the run is scored.
+    """Returns (scores by split, facts) from a run's metrics.json; empty before the run is scored.
 
     Raises:
         InputError: If the file is damaged.
     """
     path = Path(directory) / METRICS
     try:
-        return json.loads(path.read_text()) if path.exists() else {}
-    except ValueError as error:
+        scores = json.loads(path.read_text()) if path.exists() else {}
+        return scores, scores.pop(FACTS, {})
+    except (ValueError, AttributeError) as error:
         raise InputError(f"{path}: damaged; remove it, and the run is scored again") from error
 
 
 def read_record(directory):
-    """Returns what config.json says of a run: `config`, `data`, `environment`.
+    """Returns what config.json says of a run: `config`, `data`, `environment`, `start`.
 
     Returns None if there is no config.json.
 
     Raises:
-        InputError: If somebody else wrote it.
+        InputError: If it is of another format, or was not written by this program.
     """
     path = Path(directory) / CONFIG
     if not path.exists():
@@ -145,4 +156,9 @@ def read_record(directory):
         raise InputError(
             f"{path} was not written by keras_mixer; give another --output_dir"
         ) from error
+    if record.get("format") != FORMAT:
+        raise InputError(
+            f"{path}: expected format {FORMAT}, received {record.get('format', 1)}; the run was "
+            f"made by another version of keras_mixer: give another --output_dir"
+        )
     return record

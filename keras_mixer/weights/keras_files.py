@@ -1,6 +1,6 @@
 """Keras's own files of our models: .keras and .weights.h5.
 
-A .keras file can name any function for Keras to call when it is deserialised, and an HDF5 file can
+A .keras file can name any function for Keras to call when it is deserialized, and an HDF5 file can
 point into other files. So neither goes through Keras: the architecture is read from config.json as
 data, held against what our layers write, and the tensors are read one by one with h5py.
 """
@@ -11,17 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_mixer.errors import InputError
+from keras_mixer.errors import InputError, named
+from keras_mixer.model.architecture import FIELDS, Architecture, ModelSpec
 from keras_mixer.weights.archives import open_archive
-from keras_mixer.weights.layouts import (
+from keras_mixer.weights.tensor_layouts import (
     Layout,
     Tensor,
-    check_architecture,
     infer_architecture,
     renamer,
     restore,
 )
-from keras_mixer.weights.native import Description
 
 LAYOUT = Layout(
     "a Mixer of this program in Keras's format",
@@ -58,7 +57,8 @@ _LAYERS = {
     "pre_logits": ("keras.layers", "GlobalAveragePooling1D", _POOL),
     "head": ("keras.layers", "Dense", _LINEAR),
 }
-_OF_BLOCKS = ("tokens_mlp_dim", "channels_mlp_dim", "activation", "token_mixing", "channel_mixing")
+_OF_OTHERS = ("image_shape", "patch_shape", "channels", "depth", "dim", "num_classes")
+_OF_BLOCKS = tuple(name for name in FIELDS if name not in _OF_OTHERS)
 
 
 # === .keras ===
@@ -72,7 +72,7 @@ def read_archive(path, image_shape=None):
         image_shape: Not needed; the file says it.
 
     Returns:
-        (description, arrays, source), as `official.read` does.
+        (spec, arrays, source), as `official.read` does.
 
     Raises:
         InputError: If the file cannot be read, or is of any other model.
@@ -87,15 +87,14 @@ def read_archive(path, image_shape=None):
             raise InputError(f"{path}: its config.json is larger than any Mixer's")
         architecture = _architecture(path, archive.read(_CONFIG))
         content = io.BytesIO(archive.read(_WEIGHTS))
-    return Description(architecture, None), _read(path, content, architecture)[1], LAYOUT.source
+    return ModelSpec(architecture), _read(path, content, architecture)[1], LAYOUT.source
 
 
 def _architecture(path, config):
     try:
         layers = json.loads(config)["config"]["layers"]
         faults = list(_faults(layers))
-        if not faults:
-            architecture = _from_layers({layer["name"]: layer["config"] for layer in layers})
+        values = None if faults else _from_layers({x["name"]: x["config"] for x in layers})
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise InputError(
             f"{path}: not {LAYOUT.source} ({type(error).__name__}: {error!s:.200})"
@@ -103,10 +102,10 @@ def _architecture(path, config):
     if faults:
         raise InputError(
             f"{path}: not written from a model of build_mixer, and nothing else is ever "
-            f"deserialised: {faults[0]:.300}; load it where it comes from, and save its weights"
+            f"deserialized: {faults[0]:.300}; load it where it comes from, and save its weights"
         )
-    check_architecture(path, architecture)
-    return architecture
+    with named(path):
+        return Architecture(**values)
 
 
 def _faults(layers):
@@ -169,14 +168,14 @@ def read_weights(path, image_shape=None):
             square, or tokens are not mixed, so that the file cannot tell it.
 
     Returns:
-        (description, arrays, source), as `official.read` does.
+        (spec, arrays, source), as `official.read` does.
 
     Raises:
         InputError: If the file cannot be read, is not of such a model, reaches into other files,
             or leaves the image shape open.
     """
     architecture, arrays = _read(path, Path(path), None, image_shape)
-    return Description(architecture, None), arrays, LAYOUT.source
+    return ModelSpec(architecture), arrays, LAYOUT.source
 
 
 def _read(path, content, architecture, image_shape=None):

@@ -12,8 +12,9 @@ import numpy as np
 
 from keras_mixer.errors import InputError
 from keras_mixer.files import write_atomically
+from keras_mixer.model.architecture import DEFAULTS, ModelSpec, Preprocessing
 from keras_mixer.weights.archives import open_archive
-from keras_mixer.weights.layouts import (
+from keras_mixer.weights.tensor_layouts import (
     Layout,
     Tensor,
     infer_architecture,
@@ -21,7 +22,6 @@ from keras_mixer.weights.layouts import (
     restore,
     store,
 )
-from keras_mixer.weights.native import Description
 
 _NORMS = ((r"layer_norm_(\d)/", r"LayerNorm_\1/"), ("/gamma$", "/scale"), ("/beta$", "/bias"))
 LINEN = Layout(
@@ -60,8 +60,8 @@ def read(path, image_shape=None):
             square, so that the file cannot tell it.
 
     Returns:
-        (description, arrays, source): `native.Description`, a dict from the names of our
-        variables to arrays, and what the file is.
+        (spec, arrays, source): `ModelSpec`, a dict from the names of our variables to arrays, and
+        what the file is.
 
     Raises:
         InputError: If the file cannot be read, is not a Mixer, or leaves the image shape open.
@@ -80,9 +80,9 @@ def read(path, image_shape=None):
             return array.reshape(tensors[name].shape)
 
         arrays = restore(path, layout, architecture, tensors, load)
-    released = architecture["num_classes"] in _RELEASED_CLASSES
-    crop = _RELEASED_CROP if released else 0.0
-    return Description(architecture, None, crop), arrays, layout.source
+    released = architecture.num_classes in _RELEASED_CLASSES
+    preprocessing = Preprocessing(eval_crop=_RELEASED_CROP if released else 0.0)
+    return ModelSpec(architecture, preprocessing=preprocessing), arrays, layout.source
 
 
 def _name(member):
@@ -132,23 +132,23 @@ def _without_ones(name, shape):
     return shape
 
 
-def write(path, description, arrays):
+def write(path, spec, arrays):
     """Writes a checkpoint in the linen layout, with the bits that `read` returned.
 
     Args:
         path: `Path` of the .npz file, created or replaced in one step.
-        description: `native.Description`.
+        spec: `ModelSpec`.
         arrays: dict from the names of our variables to arrays.
 
     Raises:
         InputError: If the format cannot hold such a model.
     """
-    architecture = description.architecture
-    for name, only in (("activation", "gelu"), ("token_mixing", True), ("channel_mixing", True)):
-        if architecture[name] != only:
+    for name in DEFAULTS.keys() - {"channels"}:
+        value = getattr(spec.architecture, name)
+        if value != DEFAULTS[name]:
             raise InputError(
-                f"{path}: official checkpoints are of Mixers with {name}={only}, this one has "
-                f"{architecture[name]}; convert it to a folder, or .safetensors for an activation"
+                f"{path}: official checkpoints are of Mixers with {name}={DEFAULTS[name]}, this "
+                f"one has {value}; convert it to a folder, or .safetensors for an activation"
             )
     content = io.BytesIO()
     np.savez(content, **store(LINEN, arrays))

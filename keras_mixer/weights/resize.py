@@ -20,9 +20,9 @@ which takes no more than new weights: `D.T @ kernel` for the first layer, `kerne
 image and multiplied by S/S', the old number of patches over the new one, which keeps the weighted
 sum as large as it was; at the border it keeps it exactly, which resizing does not.
 
-All matrices are those of `data.images.resize_images`, bilinear and antialiased: its weights are
-never negative, so that a constant field stays constant and none overshoots, as cubic ones would at
-the border of grids of few patches.
+All matrices are those of `preprocessing.resize.resize_images`, bilinear and antialiased: its
+weights are never negative, so that a constant field stays constant and none overshoots, as cubic
+ones would at the border of grids of few patches.
 """
 
 from typing import NamedTuple
@@ -30,15 +30,16 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_mixer.errors import InputError
+from keras_mixer.weights.tensor_layouts import expected_shapes
 
 RESIZE_TOKENS = ("auto", "tile", "interpolate")
 
 
-def resize_checkpoint(architecture, arrays, image_shape=None, patch_shape=None, method="auto"):
+def resize_weights(architecture, arrays, image_shape=None, patch_shape=None, method="auto"):
     """Adapts the weights of a Mixer to other images or patches.
 
     Args:
-        architecture: dict of `build_mixer` arguments.
+        architecture: `Architecture`.
         arrays: dict from variable path, such as `"stem/kernel"`, to array; it is left as it is.
         image_shape: (height, width) of the images to come, in pixels. Defaults to those before.
         patch_shape: (height, width) of the patches to come, in pixels. Defaults to those before.
@@ -58,7 +59,7 @@ def resize_checkpoint(architecture, arrays, image_shape=None, patch_shape=None, 
     if adapted == architecture:
         return adapted, arrays, done
     _check_arrays(architecture, arrays)
-    old_patch, new_patch = architecture["patch_shape"], adapted["patch_shape"]
+    old_patch, new_patch = architecture.patch_shape, adapted.patch_shape
     if old_patch != new_patch:
         _apply({"stem/kernel": lambda kernel: resize_patches(kernel, new_patch)}, arrays)
         done.append(
@@ -66,41 +67,35 @@ def resize_checkpoint(architecture, arrays, image_shape=None, patch_shape=None, 
             f"so that a resized patch keeps its embedding"
         )
     change = _change(architecture, adapted, method)
-    if architecture["token_mixing"] and change.old != change.new:
+    if architecture.token_mixing and change.old != change.new:
         _apply(_TOKENS[change.method](change), arrays)
         done.append(_sentence(architecture, adapted, change))
     return adapted, arrays, done
 
 
 def resized_architecture(architecture, image_shape=None, patch_shape=None, method="auto"):
-    """Returns what `resize_checkpoint` makes of an architecture, without its weights.
+    """Returns what `resize_weights` makes of an architecture, without its weights.
 
     Args:
-        architecture: dict of `build_mixer` arguments.
+        architecture: `Architecture`.
         image_shape: (height, width) in pixels. Defaults to the architecture's.
         patch_shape: (height, width) in pixels. Defaults to the architecture's.
         method: string, one of `RESIZE_TOKENS`.
 
     Raises:
-        InputError: As `resize_checkpoint` does.
+        InputError: As `resize_weights` does.
     """
     if method not in RESIZE_TOKENS:
         raise InputError(f"--resize_tokens={method}: expected one of {', '.join(RESIZE_TOKENS)}")
-    adapted = {
-        **architecture,
-        "image_shape": _pair("image_shape", image_shape or architecture["image_shape"]),
-        "patch_shape": _pair("patch_shape", patch_shape or architecture["patch_shape"]),
-    }
+    adapted = architecture.replace(
+        image_shape=image_shape or architecture.image_shape,
+        patch_shape=patch_shape or architecture.patch_shape,
+    )
     change = _change(architecture, adapted, method)
-    if architecture["token_mixing"] and change.method == "tile":
-        adapted["tokens_mlp_dim"] *= change.factors[0] * change.factors[1]
+    if architecture.token_mixing and change.method == "tile":
+        tiles = change.factors[0] * change.factors[1]
+        return adapted.replace(tokens_mlp_dim=adapted.tokens_mlp_dim * tiles)
     return adapted
-
-
-def _pair(name, shape):
-    if np.shape(shape) != (2,) or min(shape) < 1 or any(side != int(side) for side in shape):
-        raise InputError(f"--{name}={shape}: expected two positive integers, height and width")
-    return tuple(map(int, shape))
 
 
 class _Change(NamedTuple):
@@ -116,7 +111,7 @@ class _Change(NamedTuple):
 
 
 def _change(architecture, adapted, method):
-    old, new = _grid(architecture), _grid(adapted)
+    old, new = architecture.grid, adapted.grid
     whole = not (new[0] % old[0] or new[1] % old[1])
     if method == "tile" and not whole:
         raise InputError(
@@ -128,15 +123,6 @@ def _change(architecture, adapted, method):
     return _Change(old, new, chosen)
 
 
-def _grid(architecture):
-    (height, width), (rows, columns) = architecture["image_shape"], architecture["patch_shape"]
-    if height % rows or width % columns:
-        raise InputError(
-            f"--patch_shape={rows},{columns} must divide --image_shape={height},{width}"
-        )
-    return height // rows, width // columns
-
-
 def _text(shape):
     return "×".join(map(str, shape))
 
@@ -145,7 +131,7 @@ def _sentence(architecture, adapted, change):
     grids = f"a grid of {_text(change.old)} patches becomes {_text(change.new)}"
     if change.method == "interpolate":
         return f"{grids}: token mixing interpolated, tokens_mlp_dim stays as it is"
-    before, after = architecture["tokens_mlp_dim"], adapted["tokens_mlp_dim"]
+    before, after = architecture.tokens_mlp_dim, adapted.tokens_mlp_dim
     return (
         f"{grids}: token mixing tiled {_text(change.factors)}, "
         f"tokens_mlp_dim {before} becomes {after}; it needs training, since every tile is mixed as "
@@ -162,18 +148,10 @@ def _apply(table, arrays):
 
 
 def _check_arrays(architecture, arrays):
-    """Refuses weights of other shapes than the architecture says, else resized unseen."""
-    (rows, columns), hidden = _grid(architecture), architecture["tokens_mlp_dim"]
-    patches, (channels, dim) = rows * columns, (architecture["channels"], architecture["dim"])
-    shapes = {
-        "stem/kernel": (*architecture["patch_shape"], channels, dim),
-        "token_mixing/dense_0/kernel": (patches, hidden),
-        "token_mixing/dense_0/bias": (hidden,),
-        "token_mixing/dense_1/kernel": (hidden, patches),
-        "token_mixing/dense_1/bias": (patches,),
-    }
+    """Refuses weights whose shapes are not those of the architecture."""
+    shapes = expected_shapes(architecture)
     for name, array in arrays.items():
-        expected = next((shape for end, shape in shapes.items() if name.endswith(end)), array.shape)
+        expected = shapes.get(name, array.shape)
         if array.shape != expected:
             raise InputError(
                 f"the weights to resize do not fit their description: {name} {array.shape}, "
@@ -253,9 +231,9 @@ def resize_patches(kernel, patch_shape):
 
 
 def resize_matrix(old, new):
-    """Returns the matrix that resizes a line of pixels as `data.images.resize_images` does.
+    """Returns the matrix that resizes a line of pixels, as `resize_images` does.
 
-    Bilinear and antialiased: a triangle around every new pixel's centre, as wide as the coarser of
+    Bilinear and antialiased: a triangle around every new pixel's center, as wide as the coarser of
     the two pitches on either side, cut off at the border and scaled to a sum of 1.
 
     Args:
@@ -269,8 +247,8 @@ def resize_matrix(old, new):
         `ScaleAndTranslate` of TensorFlow, which `tf.image.resize(antialias=True)` calls.
     """
     pitch = old / new
-    centres = (np.arange(new)[:, None] + 0.5) * pitch
-    distances = np.abs(np.arange(old) + 0.5 - centres) / max(pitch, 1.0)
+    centers = (np.arange(new)[:, None] + 0.5) * pitch
+    distances = np.abs(np.arange(old) + 0.5 - centers) / max(pitch, 1.0)
     weights = np.maximum(1.0 - distances, 0.0)
     return weights / weights.sum(axis=1, keepdims=True)
 

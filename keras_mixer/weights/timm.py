@@ -11,14 +11,21 @@ import json
 
 import numpy as np
 
-from keras_mixer.errors import InputError
+from keras_mixer.errors import InputError, named
 from keras_mixer.files import pack, write_atomically
-from keras_mixer.weights import native
+from keras_mixer.model.architecture import DEFAULTS, ModelSpec, Preprocessing
 from keras_mixer.weights.archives import open_archive
-from keras_mixer.weights.layouts import Layout, Tensor, infer_architecture, renamer, restore, store
+from keras_mixer.weights.tensor_layouts import (
+    Layout,
+    Tensor,
+    infer_architecture,
+    renamer,
+    restore,
+    store,
+)
 
 _CROP = 0.875  # crop_pct of timm's Mixers
-_NOTE = "keras_mixer"  # in the metadata of files that `write` made: their description
+_NOTE = "keras_mixer"  # in the metadata of files that `write` made: their spec as JSON
 _OLDEST_TORCH = (2, 10)  # weights_only before it: CVE-2025-32434, CVE-2026-24747
 _WRAPPERS = ("state_dict", "model")
 _LARGEST_JSON = 4 << 20  # bytes; the header of H/14 has 40 kB
@@ -63,7 +70,7 @@ def read_safetensors(path, image_shape=None):
             square, so that the file cannot tell it.
 
     Returns:
-        (description, arrays, source), as `official.read` does.
+        (spec, arrays, source), as `official.read` does.
 
     Raises:
         InputError: If the file cannot be read, is not a Mixer, or leaves the image shape open.
@@ -78,16 +85,14 @@ def read_safetensors(path, image_shape=None):
                 name: Tensor(tuple(s.get_shape()), _TYPES.get(s.get_dtype(), s.get_dtype()))
                 for name, s in slices.items()
             }
-            description = _described(path, file.metadata(), tensors, image_shape)
-            arrays = restore(path, LAYOUT, description.architecture, tensors, file.get_tensor)
+            spec = _spec(path, file.metadata(), tensors, image_shape)
+            arrays = restore(path, LAYOUT, spec.architecture, tensors, file.get_tensor)
             ours = _NOTE in (file.metadata() or {})
     except InputError:
         raise
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise InputError(f"{path}: not a readable .safetensors checkpoint ({error})") from error
-    return (
-        (description, arrays, LAYOUT.source) if ours else _as_configured(path, description, arrays)
-    )
+    return (spec, arrays, LAYOUT.source) if ours else _as_configured(path, spec, arrays)
 
 
 def _check_header(path):
@@ -105,61 +110,62 @@ def _check_header(path):
         json.loads(file.read(length), object_pairs_hook=unique)
 
 
-def _described(path, metadata, tensors, image_shape):
+def _spec(path, metadata, tensors, image_shape):
     if metadata and _NOTE in metadata:
-        try:
-            return native.as_description(path, json.loads(metadata[_NOTE]))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise InputError(f"{path}: its metadata describe no Mixer ({error})") from error
+        with named(f"{path}: its metadata describe no Mixer"):
+            return ModelSpec.from_json(json.loads(metadata[_NOTE]))
     architecture = infer_architecture(path, LAYOUT, tensors, image_shape, activation="gelu_erf")
-    return native.Description(architecture, None, _CROP)
+    return ModelSpec(architecture, preprocessing=Preprocessing(eval_crop=_CROP))
 
 
-def write(path, description, arrays):
-    """Writes a .safetensors file that timm loads; the description goes into its metadata.
+def write(path, spec, arrays):
+    """Writes a .safetensors file that timm loads; the spec goes into its metadata.
 
     timm itself computes the exact GELU unless told another `act_layer`.
 
     Args:
         path: `Path` of the file, created or replaced in one step.
-        description: `native.Description`.
+        spec: `ModelSpec`.
         arrays: dict from the names of our variables to arrays.
 
     Raises:
         InputError: If timm has no such model.
     """
-    for name in ("token_mixing", "channel_mixing"):
-        if not description.architecture[name]:
+    for name in DEFAULTS.keys() - {"channels", "activation"}:
+        value = getattr(spec.architecture, name)
+        if value != DEFAULTS[name]:
             raise InputError(
-                f"{path}: timm has no Mixer with {name}=false; convert it to a folder of our own"
+                f"{path}: timm has no Mixer with {name}={str(value).lower()}; convert it to a "
+                f"folder of our own"
             )
-    note = json.dumps(native.as_json(description))
+    note = json.dumps(spec.to_json())
     write_atomically(path, pack(store(LAYOUT, arrays), {_NOTE: note}))
 
 
 # === The config.json beside ===
 
 
-def _as_configured(path, description, arrays):
-    """Returns (description, arrays, source) as the config.json beside a file changes them."""
+def _as_configured(path, spec, arrays):
+    """Returns (spec, arrays, source) as the config.json beside a file changes them."""
     config = path.with_name("config.json")
     if not config.is_file():
-        return description, arrays, LAYOUT.source
+        return spec, arrays, LAYOUT.source
     try:
         if config.stat().st_size > _LARGEST_JSON:
             raise ValueError("it is too large")
         values = json.loads(config.read_text()).get("pretrained_cfg", {})
-        crop = float(values.get("crop_pct", _CROP))
-        channels = description.architecture["channels"]
+        preprocessing = Preprocessing(eval_crop=float(values.get("crop_pct", _CROP)))
+        channels = spec.architecture.channels
         mean, std = (
             np.array(values.get(name, [0.5] * channels), np.float64) for name in ("mean", "std")
         )
-        if not (mean.shape == std.shape == (channels,) and (std > 0).all() and 0 <= crop <= 1):
-            raise ValueError(f"mean={mean}, std={std}, crop_pct={crop}")
+        if not (mean.shape == std.shape == (channels,) and (std > 0).all()):
+            raise ValueError(f"mean={mean}, std={std}")
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{config}: not a config of timm ({error}); move it away") from error
     source = f"{LAYOUT.source} as its config.json has it"
-    return description._replace(eval_crop=crop), _from_model_range(arrays, mean, std), source
+    spec = spec.replace(preprocessing=preprocessing)
+    return spec, _from_model_range(arrays, mean, std), source
 
 
 def _from_model_range(arrays, mean, std):
@@ -185,7 +191,7 @@ def read_torch(path, image_shape=None):
         image_shape: As in `read_safetensors`.
 
     Returns:
-        (description, arrays, source), as `official.read` does.
+        (spec, arrays, source), as `official.read` does.
 
     Raises:
         InputError: If torch is missing or too old, or the file cannot be read without running
@@ -207,7 +213,8 @@ def read_torch(path, image_shape=None):
         arrays = restore(
             path, LAYOUT, architecture, tensors, lambda name: state[name].detach().float().numpy()
         )
-    return _as_configured(path, native.Description(architecture, None, _CROP), arrays)
+    spec = ModelSpec(architecture, preprocessing=Preprocessing(eval_crop=_CROP))
+    return _as_configured(path, spec, arrays)
 
 
 def _torch(path):

@@ -1,0 +1,1 @@
+"""The commands: from flags to one call."""

@@ -1,0 +1,149 @@
+"""The command for few-shot evaluation: fewshot."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from keras_mixer.commands.shared import check_writable, only, write
+from keras_mixer.config.data import DatasetOptions
+from keras_mixer.config.options import option, shown
+from keras_mixer.console import quiet_tensorflow, say
+from keras_mixer.data.sources import open_dataset
+from keras_mixer.errors import InputError, path_errors
+from keras_mixer.model.architecture import Preprocessing
+from keras_mixer.training.run import BEST, read_record
+from keras_mixer.weights.pretrained import adapt_pretrained, announce, read_pretrained
+from keras_mixer.weights.resize import RESIZE_TOKENS
+
+
+@dataclasses.dataclass(frozen=True)
+class FewShotOptions(DatasetOptions):
+    """Flags of `fewshot`: those of the data, and these."""
+
+    validation_fraction: float = option(
+        0.1,
+        "Fraction of the training images that L2 is chosen on, stratified by class; only where the "
+        "data have no validation split. 0: L2 is chosen by cross-validation on the shots.",
+        low=0.0,
+        below=1.0,
+    )
+    shots: tuple[int, ...] = option(
+        (1, 5, 10, 25),
+        "Training images per class; a score for each number.",
+        low=1,
+        high=1_000_000,
+        heading="Regression",
+    )
+    seeds: tuple[int, ...] = option(
+        (0, 1, 2), "Seeds of the draws; scores are means over them.", low=0, high=2**31 - 1
+    )
+    l2: tuple[float, ...] = option(
+        tuple(4**power for power in range(11)),
+        "L2 penalties to choose from, for each number of shots, without the test images. A single "
+        "one is used as it is; the official code has 1024.",
+        low=1e-6,
+        high=1e12,
+    )
+    image_shape: tuple[int, int] | None = option(
+        None,
+        "height,width of the images fed to the model, in pixels, to which its weights are adapted "
+        "(default: the checkpoint's).",
+        low=1,
+        high=65536,
+        heading="Model",
+    )
+    patch_shape: tuple[int, int] | None = option(
+        None, "height,width of a patch, in pixels, likewise.", low=1, high=65536
+    )
+    resize_tokens: str = option(
+        "interpolate",
+        "How token mixing is adapted to another grid of patches, as in train.",
+        choices=RESIZE_TOKENS,
+    )
+    eval_crop: float | None = option(
+        None,
+        "How images are resized, as in train (default: as the checkpoint says).",
+        low=0.0,
+        high=1.0,
+    )
+    batch_size: int = option(256, "Images per batch; does not change the scores.", low=1)
+    format: str = option("table", "What is printed.", choices=("table", "json"), heading="Output")
+    output: str | None = option(None, "Write the scores as JSON to this file, too.")
+
+
+def few_shot(options, arguments):
+    """Few-shot accuracy of a model's features: ridge regression on a few images per class."""
+    path = only(arguments, "CHECKPOINT")
+    if options.output:
+        check_writable(options.output)
+    pretrained = announce(read_pretrained(path, options.image_shape), path)
+    spec = pretrained.spec
+    if options.eval_crop is not None:
+        spec = spec.replace(preprocessing=Preprocessing(eval_crop=options.eval_crop))
+    dataset = open_dataset(**options.dataset_options())
+    _check(options, dataset, path, spec.architecture.channels)
+    _note_other_splits(options, dataset, path)
+    shapes = (options.image_shape, options.patch_shape, options.resize_tokens)
+    scores = _scores(
+        options, dataset, path, adapt_pretrained(pretrained._replace(spec=spec), *shapes)
+    )
+    text = json.dumps(scores, indent=2)
+    if options.output:
+        write(options.output, text + "\n")
+    print(text if options.format == "json" else _as_table(scores))
+
+
+def _scores(options, dataset, path, pretrained):
+    with quiet_tensorflow():
+        from keras_mixer.inference.few_shot import score_few_shot
+        from keras_mixer.weights.load import build_pretrained
+
+    model = build_pretrained(pretrained, path)
+    chosen = (options.shots, options.seeds, options.l2)
+    scores = score_few_shot(model, dataset, *chosen, options.batch_size)
+    return {"checkpoint": str(path), "dataset": options.dataset, **scores}
+
+
+def _as_table(scores):
+    from keras_mixer.inference.few_shot import as_table
+
+    return as_table(scores)
+
+
+def _check(options, dataset, path, channels):
+    """Refuses what cannot be scored."""
+    if channels != dataset.channels:
+        raise InputError(
+            f"{path}: it was trained on images of {channels} channels, --dataset={options.dataset} "
+            f"has {dataset.channels}"
+        )
+    if dataset.test is None:
+        raise InputError(
+            f"--dataset={options.dataset}: there are no test images to score; give "
+            f"--test_fraction, or --test_split of a set of tensorflow-datasets"
+        )
+
+
+# The options that decide which images are training and which are test images.
+_SPLITTING = ("train_split", "test_split", "test_fraction", "split_seed")
+
+
+def _note_other_splits(options, dataset, path):
+    """Warns when a run may have been trained on images that are test images here."""
+    with path_errors(path):
+        record = read_record(path) if (Path(path) / BEST).is_dir() else None
+    if record is None or record["data"]["identity"] == dataset.identity:
+        return
+    before = record["config"]
+    if any(before.get(name) != getattr(options, name) for name in ("dataset", "data_dir")):
+        return
+    differing = [
+        f"--{name}={shown(before[name])}"
+        for name in _SPLITTING
+        if before.get(name, getattr(options, name)) != getattr(options, name)
+    ]
+    if differing:
+        say(
+            f"{path} was trained under {', '.join(differing)}: it may have seen images that are "
+            f"test images here; give the same to rule that out"
+        )

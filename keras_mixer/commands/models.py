@@ -1,0 +1,127 @@
+"""Commands that use a trained model: evaluate, predict, export."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from keras_mixer.commands.shared import check_writable, only, write
+from keras_mixer.config.options import option
+from keras_mixer.console import quiet_tensorflow, say, track
+from keras_mixer.data.datasets import SPLITS
+from keras_mixer.errors import InputError, path_errors
+from keras_mixer.training.open_run import read_run
+from keras_mixer.weights.model_folder import is_model_folder
+from keras_mixer.weights.pretrained import announce, read_pretrained
+
+# === evaluate ===
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+    """Flags of `evaluate`."""
+
+    eval_split: str = option("test", "Split to evaluate.", choices=SPLITS)
+    data_dir: str | None = option(None, "Where the run's data are now, if they moved.")
+    labels: str | None = option(None, "Where its table of labels is now, if it moved.")
+    batch_size: int = option(256, "Images per batch; does not change the scores.", low=1)
+    format: str = option("table", "What is printed.", choices=("table", "json"))
+    output: str | None = option(None, "Write the scores as JSON to this file, too.")
+
+
+def evaluate(options, arguments):
+    """Evaluates a run: accuracy, loss, and precision, recall and F1 of every class."""
+    run = read_run(only(arguments, "RUN"), options.data_dir, options.labels)
+    run.dataset.split(options.eval_split)
+    if options.output:
+        check_writable(options.output)
+    with quiet_tensorflow():
+        from keras_mixer.inference.evaluate import as_table, evaluate_run
+
+    scores = evaluate_run(run, options.eval_split, options.batch_size)
+    text = json.dumps(scores, indent=2)
+    if options.output:
+        write(options.output, text + "\n")
+    print(text if options.format == "json" else as_table(scores))
+
+
+# === predict ===
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictOptions:
+    """Flags of `predict`."""
+
+    top_k: int = option(5, "Classes reported for each image; --format=kaggle has all.", low=1)
+    format: str = option(
+        "table",
+        "What is printed. kaggle: a submission, with the probability of every class.",
+        choices=("table", "json", "csv", "kaggle"),
+    )
+    output: str | None = option(None, "Print to this file instead.")
+
+
+def predict(options, arguments):
+    """Classifies images: files, folders and globs. Exit status 1 if any cannot be read."""
+    if len(arguments) < 2:
+        raise InputError("expected a run and at least one image, folder or glob")
+    run, *images = arguments
+    pretrained = announce(read_pretrained(run), run)
+    if options.output:
+        check_writable(options.output)
+    with quiet_tensorflow():
+        from keras_mixer.inference.predict import expand
+        from keras_mixer.weights.load import build_pretrained
+
+    paths = expand(images)
+    written = _submission if options.format == "kaggle" else _top_classes
+    text, failed = written(options, paths, lambda: build_pretrained(pretrained, run))
+    write(options.output, text) if options.output else print(text, end="")
+    return 1 if failed else 0
+
+
+def _top_classes(options, paths, load):
+    """Returns the text of the most likely classes, and whether any image cannot be read."""
+    from keras_mixer.inference.predict import FORMATS, predict_files
+
+    rows = predict_files(load(), paths, options.top_k)
+    rows = list(track(rows, "predicting", len(paths)))
+    return FORMATS[options.format](rows), any("error" in row for row in rows)
+
+
+def _submission(options, paths, load):
+    """Returns the text of a submission to Kaggle, and whether images are missing from it."""
+    from keras_mixer.inference.predict import as_submission, classify, submission_ids
+
+    ids, model = submission_ids(paths), load()
+    rows = classify(model, paths)
+    found = list(track(rows, "predicting", len(paths)))
+    problems = [(path, reason) for path, reason in found if isinstance(reason, str)]
+    for path, reason in problems:
+        say(f"{path}: {reason}; it is not in the submission")
+    rows = [(id, p) for id, (_, p) in zip(ids, found, strict=True) if not isinstance(p, str)]
+    return as_submission(rows, model.spec.names), bool(problems)
+
+
+# === export ===
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportOptions:
+    """Flags of `export`."""
+
+    name: str = option("mlp_mixer", "Name of the exported model.", plain_name=True)
+    export_dir: str = option("saved_models", "Folder for exports: export_dir/name/version/.")
+
+
+def export(options, arguments):
+    """Exports a run's best weights as a SavedModel with its preprocessing inside."""
+
+    run = Path(only(arguments, "RUN"))
+    with path_errors(run):
+        folder = next((f for f in (run / "best", run) if is_model_folder(f)), None)
+    if folder is None:
+        raise InputError(f"{run}: not a run directory (it holds no best/model.json)")
+    with quiet_tensorflow():
+        from keras_mixer.inference.export import export_model
+
+    print(export_model(folder, options.export_dir, options.name))

@@ -1,0 +1,144 @@
+"""Commands for many runs: report, transfer, resizing."""
+
+import dataclasses
+import shlex
+from pathlib import Path
+
+from keras_mixer.commands.shared import check_writable, write
+from keras_mixer.config.options import as_flags, option, parse
+from keras_mixer.config.training import Config
+from keras_mixer.console import quiet_tensorflow
+from keras_mixer.data.datasets import AVG5
+from keras_mixer.errors import InputError
+from keras_mixer.studies.report import tabulate
+from keras_mixer.weights.registry import release_of
+
+# === report ===
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportOptions:
+    """Flags of `report`."""
+
+    output: str | None = option(None, "Write the table to this file instead of printing it.")
+    presets: str = option("flags", "Folder of flagfiles; runs of a preset are named after it.")
+
+
+def report(options, arguments):
+    """Tabulates finished runs: mean ± std over runs that differ only in their seed."""
+    if not arguments:
+        raise InputError("expected at least one RUN")
+    _publish("report", options, arguments, tabulate(arguments, _presets(Path(options.presets))))
+
+
+def _presets(folder):
+    presets = {}
+    for path in sorted(folder.glob("*.flags")):
+        try:
+            presets[path.as_posix()] = set(as_flags(parse(Config, [f"--flagfile={path}"])[0]))
+        except InputError as error:
+            raise InputError(f"{path}: {error}; fix it, or give another --presets") from error
+    return presets
+
+
+# === transfer ===
+
+
+@dataclasses.dataclass(frozen=True)
+class TransferOptions:
+    """Flags of `transfer`."""
+
+    checkpoint: str | None = option(None, "Weights to start from, as train.py takes them.")
+    datasets: tuple[str, ...] = option(
+        AVG5,
+        "Data sets: NAME stands for the flagfile flags/finetune_NAME.flags, a path that ends in "
+        ".flags for itself.",
+    )
+    seeds: tuple[int, ...] = option((0, 1, 2), "Seeds, a run for each.", low=0, high=2**31 - 1)
+    lrs: tuple[float, ...] = option(
+        (0.003, 0.01, 0.03, 0.06),
+        "Learning rates to choose from, on held-out training images (default: the paper's).",
+        above=0.0,
+        high=1000.0,
+    )
+    scratch: bool = option(
+        False, "Also train models of the same sizes from scratch, with the same budget."
+    )
+    output_dir: str = option(
+        "runs/transfer", "Folder for the runs; finished ones are not repeated."
+    )
+    output: str | None = option(None, "Write the table to this file instead of printing it.")
+
+
+def transfer(options, arguments):
+    """Fine-tunes a checkpoint on several data sets; flags after -- go to every run."""
+    if options.checkpoint is None:
+        raise InputError("--checkpoint: expected the weights to start from")
+    if options.output:
+        check_writable(options.output)
+    extra = [f"--checkpoint={options.checkpoint}", *arguments]
+    presets = {_preset_name(name): _finetuning(name, extra) for name in options.datasets}
+    with quiet_tensorflow():
+        from keras_mixer.studies.transfer import as_table, study_transfer
+
+    seeds, lrs = (list(dict.fromkeys(values)) for values in (options.seeds, options.lrs))
+    results = study_transfer(presets, lrs, seeds, options.output_dir, options.scratch)
+    release = release_of(options.checkpoint)
+    table = as_table(results, release.finetuned if release else {})
+    _publish("transfer", options, [], table, last=["--", *arguments] if arguments else [])
+
+
+def _preset_name(name):
+    return Path(name).stem.removeprefix("finetune_") if name.endswith(".flags") else name
+
+
+def _finetuning(name, extra):
+    path = Path(name) if name.endswith(".flags") else Path("flags") / f"finetune_{name}.flags"
+    if not path.is_file():
+        raise InputError(f"--datasets={name}: no such flagfile: {path}")
+    return parse(Config, [f"--flagfile={path}", *extra])[0]
+
+
+# === resizing ===
+
+
+@dataclasses.dataclass(frozen=True)
+class ResizingOptions:
+    """Flags of `resizing`."""
+
+    shapes: tuple[str, ...] = option(
+        ("56/4",),
+        "Image and patch sizes, as image/patch in pixels: 56/4, or 56x28/4 where they are no "
+        "squares.",
+    )
+    num_steps: int = option(1, "Epochs of training after resizing, and from scratch.", low=1)
+    output_dir: str = option(
+        "runs/resizing", "Folder for the runs; finished ones are not repeated."
+    )
+    output: str | None = option(None, "Write the table to this file instead of printing it.")
+
+
+def resizing(options, arguments):
+    """Measures accuracy at other image and patch shapes, before and after training."""
+    if not arguments:
+        raise InputError("expected at least one RUN")
+    if options.output:
+        check_writable(options.output)
+    with quiet_tensorflow():
+        from keras_mixer.studies.resizing import parse_shape, study_resizing
+
+    shapes = list(dict.fromkeys(map(parse_shape, options.shapes)))
+    table = study_resizing(arguments, shapes, options.num_steps, options.output_dir)
+    _publish("resizing", options, arguments, table)
+
+
+# === Output ===
+
+
+def _publish(command, options, arguments, table, last=()):
+    """Prints a table, or writes it with the command that made it."""
+    if options.output:
+        line = shlex.join(["keras-mixer", command, *arguments, *as_flags(options), *last])
+        write(options.output, f"{table}\nGenerated by `{line}`.\n")
+    else:
+        print(table, end="")

@@ -1,0 +1,96 @@
+"""All commands, in the order in which `--help` lists them."""
+
+from typing import NamedTuple
+
+from keras_mixer.commands import few_shot, models, studies, training, weights
+from keras_mixer.config.training import Config
+
+
+class Command(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+        run: Function of (options, arguments) that returns an exit status, or None for 0.
+        options: Dataclass of its flags.
+        arguments: What its arguments without dashes are called; None where it takes none.
+        examples: Command lines for `--help`.
+    """
+
+    run: object
+    options: type
+    arguments: str | None
+    examples: tuple[str, ...]
+
+
+COMMANDS = {
+    "train": Command(
+        training.train,
+        Config,
+        None,
+        (
+            "python train.py --depth=6 --dim=512 --scheduler=cosine",
+            "python train.py --dataset=folder --data_dir=photos --output_dir=runs/photos",
+            "python train.py --flagfile=flags/mnist.flags --output_dir=runs/mnist",
+        ),
+    ),
+    "evaluate": Command(
+        models.evaluate,
+        models.EvaluateOptions,
+        "RUN",
+        ("keras-mixer evaluate runs/photos --format=json",),
+    ),
+    "fewshot": Command(
+        few_shot.few_shot,
+        few_shot.FewShotOptions,
+        "CHECKPOINT",
+        ("keras-mixer fewshot runs/photos --dataset=folder --data_dir=photos --shots=1,5,10",),
+    ),
+    "predict": Command(
+        models.predict,
+        models.PredictOptions,
+        "RUN IMAGE...",
+        ("keras-mixer predict runs/photos holiday.jpg 'more/*.png' --top_k=3",),
+    ),
+    "export": Command(
+        models.export,
+        models.ExportOptions,
+        "RUN",
+        ("keras-mixer export runs/photos --name=photos",),
+    ),
+    "convert": Command(
+        weights.convert,
+        weights.ConvertOptions,
+        "SOURCE TARGET",
+        ("keras-mixer convert runs/photos mixer.safetensors",),
+    ),
+    "verify": Command(
+        weights.verify,
+        weights.VerifyOptions,
+        "CHECKPOINT",
+        ("keras-mixer verify official:imagenet1k/Mixer-B_16 --dataset=imagenet2012",),
+    ),
+    "preview": Command(
+        training.preview,
+        training.PreviewOptions,
+        None,
+        ("keras-mixer preview --flip --mixup=0.2 --output=preview.png",),
+    ),
+    "report": Command(
+        studies.report,
+        studies.ReportOptions,
+        "RUN...",
+        ("keras-mixer report runs/* --output=results/runs.md",),
+    ),
+    "transfer": Command(
+        studies.transfer,
+        studies.TransferOptions,
+        "[-- TRAIN_FLAG...]",
+        ("keras-mixer transfer --checkpoint=official:imagenet21k/Mixer-B_16",),
+    ),
+    "resizing": Command(
+        studies.resizing,
+        studies.ResizingOptions,
+        "RUN...",
+        ("keras-mixer resizing runs/photos --shapes=56/4,56x28/4",),
+    ),
+}

@@ -1,0 +1,120 @@
+"""Commands for pretrained weights of any known format: convert, verify."""
+
+import dataclasses
+import json
+
+from keras_mixer.commands.shared import only
+from keras_mixer.config.data import DatasetOptions
+from keras_mixer.config.options import option
+from keras_mixer.console import printable, quiet_tensorflow, say
+from keras_mixer.data.datasets import SPLITS
+from keras_mixer.data.sources import open_dataset
+from keras_mixer.errors import InputError
+from keras_mixer.inference.verify import (
+    as_text,
+    check_classes,
+    claim_of,
+    claim_of_run,
+    verify_accuracy,
+)
+from keras_mixer.training.open_run import read_run
+from keras_mixer.weights.convert import convert_weights
+from keras_mixer.weights.pretrained import announce, read_pretrained, summary
+from keras_mixer.weights.registry import release_of
+
+
+def _image_shape():
+    return option(
+        None,
+        "height,width of the images, in pixels; needed where the number of patches is no square.",
+        low=1,
+        high=65536,
+    )
+
+
+# === convert ===
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertOptions:
+    """Flags of `convert`."""
+
+    image_shape: tuple[int, int] | None = _image_shape()
+
+
+def convert(options, arguments):
+    """Converts weights to official .npz, timm's .safetensors or, without suffix, a model folder."""
+    if len(arguments) != 2:
+        raise InputError(f"expected SOURCE and TARGET, received {len(arguments)} arguments")
+    written = convert_weights(*arguments, options.image_shape)
+    say(f"{arguments[1]}: {summary(written)}")
+    print(printable(arguments[1]))
+
+
+# === verify ===
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifyOptions(DatasetOptions):
+    """Flags of `verify`: those of the data, and these."""
+
+    dataset: str | None = option(
+        None,
+        "Data set to evaluate on, as for train; imagenet2012 for released files (default: that of "
+        "the run, compared with its metrics.json).",
+    )
+    eval_split: str = option("test", "Split to evaluate, all of it.", choices=SPLITS)
+    expected: float | None = option(
+        None,
+        "Top-1 accuracy to compare with, as a fraction (default: the published one).",
+        low=0.0,
+        high=1.0,
+    )
+    image_shape: tuple[int, int] | None = _image_shape()
+    confidence: float = option(
+        0.95, "Confidence level of the interval of the measured accuracy.", above=0.0, below=1.0
+    )
+    batch_size: int = option(256, "Images per batch; does not change the scores.", low=1)
+    format: str = option("table", "What is printed.", choices=("table", "json"))
+
+
+def verify(options, arguments):
+    """Checks that weights reach their published accuracy. Exit status 1 if they do not."""
+    path = only(arguments, "CHECKPOINT")
+    claim, dataset = _claim_and_data(path, options)
+    split, release = dataset.split(options.eval_split), release_of(path)
+    if release:  # before hundreds of megabytes are downloaded
+        check_classes(path, dataset, release.num_classes)
+    pretrained = announce(read_pretrained(path, options.image_shape), path)
+    sizes, class_names = pretrained.spec.architecture, pretrained.spec.class_names
+    check_classes(path, dataset, sizes.num_classes, sizes.channels, class_names)
+    with quiet_tensorflow():
+        import keras_mixer.inference.evaluate  # noqa: F401
+
+    result = verify_accuracy(
+        pretrained, path, split, dataset.class_names, claim, options.confidence, options.batch_size
+    )
+    title = f"{path} on {options.dataset or 'its own data'}, split {options.eval_split}"
+    table = options.format == "table"
+    print(as_text(result, title) if table else json.dumps(result, indent=2))
+    return 0 if result["match"] else 1
+
+
+def _claim_and_data(path, options):
+    """Returns the `Claim` to be verified, and the `Dataset` to verify it on."""
+    if options.dataset is not None:
+        claim = claim_of(path, options.dataset, options.eval_split, options.expected)
+        return claim, open_dataset(**options.dataset_options())
+    run = _own_run(path, options)
+    if options.expected is not None:
+        return claim_of(path, None, options.eval_split, options.expected), run.dataset
+    return claim_of_run(run, options.eval_split), run.dataset
+
+
+def _own_run(path, options):
+    try:
+        return read_run(path, options.data_dir, options.labels)
+    except InputError as error:
+        raise InputError(
+            f"{error}; --dataset names other data to verify a checkpoint on"
+        ) from error

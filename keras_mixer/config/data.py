@@ -1,0 +1,149 @@
+"""Options of the data: which data set, how it is split, how training images are augmented."""
+
+import dataclasses
+
+from keras_mixer.config.options import option, options_of
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetOptions:
+    """The data set and its splits: the arguments of `data.sources.open_dataset`."""
+
+    dataset: str = option(
+        "digits",
+        "Data set. digits: 1,797 embedded images, no download. folder: images in class folders. "
+        "csv: images with a table of labels. Any other name, such as stanford_dogs: from "
+        "tensorflow-datasets; mnist and fashion_mnist also from their four IDX files.",
+        heading="Data",
+        basic=True,
+    )
+    data_dir: str | None = option(
+        None,
+        "Folder of the data. With --dataset=folder: class folders, directly or under train/, val/ "
+        "and test/. With csv: the images. With a set of tensorflow-datasets: where it is prepared "
+        "(default: ~/tensorflow_datasets).",
+        basic=True,
+        result=False,  # the identity of the data is compared instead
+    )
+    labels: str | None = option(
+        None,
+        "With --dataset=csv: the table, with a column of file names or ids and one called label, "
+        "class, breed or the like (default: labels.csv in data_dir).",
+        result=False,
+    )
+    train_split: str | None = option(
+        None,
+        'Training split, in the syntax of tensorflow-datasets, such as "train[:90%]"; only for its '
+        "sets (default: train). Where it overlaps the set's validation split, that split is not "
+        "used.",
+        result=False,
+    )
+    validation_split: str | None = option(
+        None, "Validation split, likewise (default: the set's own, if any).", result=False
+    )
+    test_split: str | None = option(
+        None, "Test split, likewise (default: the set's own).", result=False
+    )
+    validation_fraction: float = option(
+        0.1,
+        "Fraction of the training images used for validation, stratified by class; only where the "
+        "data have no validation split. 0: no validation, and the last weights are kept.",
+        low=0.0,
+        below=1.0,
+    )
+    test_fraction: float = option(
+        0.2,
+        "Fraction of all images used for testing, stratified by class; only where the data have no "
+        "splits.",
+        low=0.0,
+        below=1.0,
+    )
+    split_seed: int = option(
+        0,
+        "Seed of the random split. It is apart from --seed, so that runs of several seeds are "
+        "scored on the same images.",
+        low=0,
+        high=2**31 - 1,
+    )
+
+    def dataset_options(self):
+        """Returns the keyword arguments for `open_dataset`."""
+        return options_of(self, DatasetOptions)
+
+
+@dataclasses.dataclass(frozen=True)
+class PreprocessingOptions:
+    """How images are prepared, augmentation apart."""
+
+    image_shape: tuple[int, int] | None = option(
+        None,
+        "height,width of the images fed to the model, in pixels; one number for a square "
+        "(default: the data set's, as 8,8 for digits; 256,256 for photos; 224,224 with --variant).",
+        basic=True,
+        low=1,
+        high=65536,
+    )
+    eval_crop: float = option(
+        0.0,
+        "How images are resized to image_shape in evaluation. 0: the whole image, without its "
+        "aspect ratio. From 0.1 to 1: with its aspect ratio, and this central fraction of each "
+        "side is kept; the paper has 0.875.",
+        low=0.0,
+        high=1.0,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentationOptions:
+    """Augmentation of training images: arguments of `input_pipeline.training_batches`."""
+
+    flip: bool = option(
+        False, "Random horizontal flip, with probability 1/2.", heading="Augmentation"
+    )
+    crop_padding: int = option(
+        0,
+        "Random crop after padding every side with this many black pixels.",
+        low=0,
+        high=1024,
+    )
+    inception_crop: float = option(
+        0.0,
+        "Inception crop (random resized crop): smallest fraction of the area that is kept, with an "
+        "aspect ratio of 3/4 to 4/3; the official recipe is 0.05. 0: none.",
+        low=0.0,
+        high=1.0,
+    )
+    randaugment: tuple[int, int] | None = option(
+        None,
+        "RandAugment as n,m: n random operations of magnitude m, 0 to 30; the official recipe is "
+        "2,15.",
+        low=0,
+        high=30,
+        noun="n,m as integers",
+    )
+    color_jitter: float = option(
+        0.0,
+        "Color jitter: largest relative change of brightness, contrast and saturation.",
+        low=0.0,
+        high=1.0,
+    )
+    random_erasing: float = option(
+        0.0,
+        "Random erasing: probability that a rectangle of an image is replaced by noise.",
+        low=0.0,
+        high=1.0,
+    )
+    mixup: float = option(
+        0.0,
+        "MixUp: alpha of the Beta distribution that images and labels are blended by, in pairs. "
+        "Training accuracy then counts the class with the larger weight. 0: none.",
+        low=0.0,
+        high=100.0,
+    )
+    cutmix: float = option(
+        0.0,
+        "CutMix: alpha of the Beta distribution that the area of the pasted rectangle is drawn "
+        "from. With --mixup: one or the other, with probability 1/2. 0: none.",
+        low=0.0,
+        high=100.0,
+    )

@@ -1,0 +1,348 @@
+"""From dataclass fields to absl flags: each option is defined once, each mistake is one line.
+
+A dataclass whose fields are made by `option` is a command's whole interface: `parse` turns
+`--name=value` arguments into an instance, and `check` compares the values with their bounds. Every
+command has a `FlagValues` of its own, so it accepts only its own flags.
+"""
+
+import dataclasses
+import difflib
+import itertools
+import math
+import re
+import textwrap
+import typing
+
+from absl import flags
+
+from keras_mixer.errors import InputError
+
+
+def option(
+    default,
+    help,
+    *,
+    choices=None,
+    low=None,
+    high=None,
+    above=None,
+    below=None,
+    heading=None,
+    noun=None,
+    plain_name=False,
+    aliases=(),
+    basic=False,
+    result=True,
+):
+    """Declares a dataclass field that is also a command-line flag of the same name.
+
+    Args:
+        default: The default value; None where the meaning of "not given" is said in `help`.
+        help: One sentence for `--help`.
+        choices: The values allowed, if there are only a few. On the command line, case is ignored.
+        low, high: Smallest and largest value allowed.
+        above, below: Bounds that are themselves not allowed.
+        heading: Heading of the group that this field begins in `--help`.
+        noun: What a pair of numbers that is no shape is called in messages.
+        plain_name: bool. The value is one part of a path, without slashes.
+        aliases: Other names of the flag.
+        basic: bool. One of the flags to start with, which `--help` lists first.
+        result: bool. Whether another value may change what a run results in.
+    """
+    bounds = {"low": low, "high": high, "above": above, "below": below}
+    metadata = {
+        "help": help,
+        "choices": choices,
+        "bounds": {name: bound for name, bound in bounds.items() if bound is not None},
+        "heading": heading,
+        "noun": noun,
+        "plain_name": plain_name,
+        "aliases": aliases,
+        "basic": basic,
+        "result": result,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+# === Checking ===
+
+_BOUNDS = {
+    "low": (lambda value, bound: value >= bound, "at least"),
+    "high": (lambda value, bound: value <= bound, "at most"),
+    "above": (lambda value, bound: value > bound, "above"),
+    "below": (lambda value, bound: value < bound, "below"),
+}
+
+
+def check(options):
+    """Checks every field of an options dataclass against its type, choices and bounds.
+
+    Raises:
+        InputError: Names the flag, what was expected and what was received.
+    """
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if value is not None:
+            _check_value(field, value)
+
+
+def _check_value(field, value):
+    kind = _kind(field)
+    if not kind.holds(value):
+        raise _complaint(field, kind.noun, value)
+    choices, bounds = field.metadata["choices"], field.metadata["bounds"]
+    for item in value if isinstance(value, tuple) else (value,):
+        if choices and item not in choices:
+            raise _complaint(field, f"one of {', '.join(choices)}", item, _nearest(item, choices))
+        if item == "":
+            raise _complaint(field, "a value", "nothing")
+        if field.metadata["plain_name"] and ("/" in item or item.startswith(".")):
+            raise _complaint(field, "a plain folder name", item)
+        if isinstance(item, float) and not math.isfinite(item):
+            raise _complaint(field, "a finite number", value)
+        if not all(_BOUNDS[name][0](item, bound) for name, bound in bounds.items()):
+            wanted = " and ".join(f"{_BOUNDS[name][1]} {bound}" for name, bound in bounds.items())
+            raise _complaint(field, f"{kind.noun} {wanted}", value)
+
+
+def _complaint(field, expected, received, hint=""):
+    return InputError(f"--{field.name}: expected {expected}, received {shown(received)}{hint}")
+
+
+def _nearest(value, names):
+    near = difflib.get_close_matches(str(value), names, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def options_of(options, group):
+    """Returns the fields that a dataclass of options inherits from one of its groups, as a dict."""
+    return {field.name: getattr(options, field.name) for field in dataclasses.fields(group)}
+
+
+def as_flags(options):
+    """Returns every option that is not at its default as `--name=value`."""
+    return [
+        f"--{field.name}={shown(getattr(options, field.name))}"
+        for field in dataclasses.fields(options)
+        if getattr(options, field.name) != field.default
+    ]
+
+
+def shown(value):
+    """Returns a value as it is written on the command line."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+# === Kinds of values ===
+
+
+class _ShapeParser(flags.ArgumentParser):
+    """Reads `height,width`; also `(height, width)`, and one number for a square, if allowed."""
+
+    def __init__(self, square=True):
+        self.square = square
+
+    def parse(self, argument):
+        if isinstance(argument, tuple):
+            return argument
+        text = re.sub(r"[\s()\[\]]", "", str(argument)).rstrip(",")
+        numbers = tuple(int(part) for part in re.split("[,x]", text))
+        if len(numbers) > 2 or (len(numbers) == 1 and not self.square):
+            raise ValueError("expected height,width")
+        return numbers if len(numbers) == 2 else numbers * 2
+
+
+class _ChoiceParser(flags.ArgumentParser):
+    """Reads one of a few names, whatever its case."""
+
+    def __init__(self, choices):
+        self.names = {choice.lower(): choice for choice in choices}
+
+    def parse(self, argument):
+        return self.names.get(str(argument).lower(), argument)
+
+
+class _ListParser(flags.ArgumentParser):
+    """Reads values separated by commas, all of one kind."""
+
+    def __init__(self, item):
+        self.item = item
+
+    def parse(self, argument):
+        if isinstance(argument, tuple):
+            return argument
+        return tuple(self.item.parse(part.strip()) for part in str(argument).split(","))
+
+
+def _is_integer(value):
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value):
+    return _is_integer(value) or isinstance(value, float)
+
+
+def _is_shape(value):
+    return isinstance(value, tuple) and len(value) == 2 and all(map(_is_integer, value))
+
+
+class _Kind(typing.NamedTuple):
+    noun: str
+    parser: flags.ArgumentParser
+    holds: typing.Callable
+
+
+_KINDS = {
+    int: _Kind("an integer", flags.IntegerParser(), _is_integer),
+    float: _Kind("a number", flags.FloatParser(), _is_number),
+    bool: _Kind("true or false", flags.BooleanParser(), lambda value: isinstance(value, bool)),
+    str: _Kind("text", flags.ArgumentParser(), lambda value: isinstance(value, str)),
+    tuple: _Kind("height,width as positive integers", _ShapeParser(), _is_shape),
+}
+
+
+def _kind(field):
+    """The kind of a field, from its annotation.
+
+    `int`, `float | None`, `tuple[int, int] | None`, and lists: `tuple[str, ...]`.
+    """
+    types = [t for t in typing.get_args(field.type) if t is not type(None)] or [field.type]
+    plain = field.type if typing.get_origin(field.type) is tuple else types[0]
+    if typing.get_args(plain)[1:] == (...,):
+        return _list_of(_KINDS[typing.get_args(plain)[0]])
+    kind = _KINDS[typing.get_origin(plain) or plain]
+    if noun := field.metadata["noun"]:  # a pair of numbers that is no shape
+        return kind._replace(noun=noun, parser=_ShapeParser(square=False))
+    choices = field.metadata["choices"]
+    return kind._replace(parser=_ChoiceParser(choices)) if choices else kind
+
+
+def _list_of(kind):
+    def holds(values):
+        return isinstance(values, tuple) and bool(values) and all(map(kind.holds, values))
+
+    noun = f"{kind.noun.split()[-1]} values, separated by commas"
+    return _Kind(f"one or more {noun}", _ListParser(kind.parser), holds)
+
+
+# === Parsing ===
+
+
+def parse(options_class, arguments, positional=None):
+    """Reads a command's arguments.
+
+    Args:
+        options_class: A dataclass whose fields are made by `option`.
+        arguments: list of strings, without the command's own name.
+        positional: string. What the arguments without dashes are called, such as `"RUN"`; None
+            where there are none.
+
+    Returns:
+        (options, given, rest): an instance of the class, checked; the values given, as a dict from
+        flag name to value; and the positional arguments.
+
+    Raises:
+        InputError: One line that names the flag and, for a misspelt one, the nearest name.
+    """
+    values = _flag_values(options_class)
+    values.set_gnu_getopt(True)  # flags may follow positional arguments
+    try:
+        rest = values(["command", *arguments])[1:]
+    except UnicodeDecodeError as error:
+        raise InputError(f"--flagfile: not a text file ({error})") from error
+    except (flags.Error, ValueError) as error:  # the latter for --noflag=value
+        raise InputError(_one_line(error, options_class)) from error
+    if rest and positional is None:
+        preset = rest[0] if rest[0].endswith(".flags") else "flags/NAME.flags"
+        raise InputError(
+            f"unexpected argument {rest[0]!r}: options are written --name=value, "
+            f"and presets --flagfile={preset}"
+        )
+    given, spelled = _given(options_class, values)
+    options = options_class(**given)
+    check(options)
+    if hasattr(options, "check_spelling"):
+        options.check_spelling(spelled)
+    return options, given, rest
+
+
+def _given(options_class, values):
+    """Returns the values given, and the names they were given under, both by field name."""
+    spelled = {
+        field.name: name
+        for field in dataclasses.fields(options_class)
+        for name in (field.name, *field.metadata["aliases"])
+        if values[name].present
+    }
+    return {name: values[name].value for name in spelled}, spelled
+
+
+def _flag_values(options_class):
+    values = flags.FlagValues()
+    for field in dataclasses.fields(options_class):
+        kind = _kind(field)
+        serializer = flags.ArgumentSerializer()
+        if kind.noun == "true or false":
+            flags.DEFINE_boolean(field.name, field.default, field.metadata["help"], values)
+        else:
+            flags.DEFINE(kind.parser, field.name, field.default, "", values, serializer)
+        for alias in field.metadata["aliases"]:
+            flags.DEFINE_alias(alias, field.name, values)
+    return values
+
+
+def _one_line(error, options_class):
+    """absl's message, reworded where it shows Python instead of an expectation."""
+    illegal = re.match(r"flag --(\w+)=(.*?): ", str(error), re.DOTALL)
+    if illegal:
+        name, value = illegal.groups()
+        fields = dataclasses.fields(options_class)
+        field = next(f for f in fields if name in (f.name, *f.metadata["aliases"]))
+        return str(_complaint(field, _kind(field).noun, value or "nothing"))
+    text = " ".join(str(error).split()).removeprefix("ERROR:: ")
+    return text[0].lower() + text[1:]
+
+
+# === Help ===
+
+
+def describe(options_class, title, examples=()):
+    """Returns the text of `--help`.
+
+    Args:
+        options_class: A dataclass whose fields are made by `option`.
+        title: string. Usage and what the command does.
+        examples: strings, each a command line.
+    """
+    fields = dataclasses.fields(options_class)
+    basic = [field for field in fields if field.metadata["basic"]]
+    lines = [title.strip()]
+    if examples:
+        lines += ["", "Examples:", *(f"  {example}" for example in examples)]
+    if basic:
+        lines += ["", "Flags to start with:", *itertools.chain(*map(_described, basic))]
+    for field in fields:
+        if heading := field.metadata["heading"]:
+            lines += ["", f"{heading}:"]
+        if field not in basic:
+            lines += _described(field)
+    lines += ["", "  --flagfile", *_wrapped("Read flags from this file, one --name=value a line.")]
+    return "\n".join(lines)
+
+
+def _described(field):
+    names = ", ".join(f"--{name}" for name in (field.name, *field.metadata["aliases"]))
+    return [f"  {names}", *_wrapped(_help_sentence(field))]
+
+
+def _help_sentence(field):
+    help, choices = field.metadata["help"], field.metadata["choices"]
+    choices = f" One of {', '.join(choices)}." if choices else ""
+    default = "" if field.default is None else f" (default: {shown(field.default)})"
+    return f"{help}{choices}{default}"
+
+
+def _wrapped(text):
+    return textwrap.wrap(text, 96, initial_indent=" " * 6, subsequent_indent=" " * 6)

@@ -1,0 +1,173 @@
+"""Fills what a Config leaves open, and checks values that are right or wrong only together.
+
+Precedence: what was given, then the checkpoint, then the variant, then the data set's defaults.
+"""
+
+import contextlib
+import dataclasses
+import math
+import re
+
+from keras_mixer.config.options import shown
+from keras_mixer.config.training import DEFAULT_DEPTH, DEFAULT_DIM, DEFAULT_WARMUP, Config
+from keras_mixer.data.datasets import dataset_row
+from keras_mixer.errors import InputError
+from keras_mixer.model.architecture import DEFAULTS, Architecture, ModelSpec, variant_values
+from keras_mixer.weights.resize import resized_architecture
+
+
+def resolve(config, class_names, channels, checkpoint=None):
+    """Fills everything that was left to the data, the checkpoint, the variant or other fields.
+
+    Args:
+        config: `Config`, as given.
+        class_names: Those of the data.
+        channels: int. Color channels of the images.
+        checkpoint: `Architecture` of the weights to start from, or None.
+
+    Returns:
+        (config, spec): a `Config` with every value filled, and the `ModelSpec` of its model.
+
+    Raises:
+        InputError: If values contradict each other; the message names the flags.
+    """
+    with _named_as_flags():
+        num_classes = len(class_names)
+        _check_data(config, num_classes, channels, checkpoint)
+        filled = {"num_classes": num_classes}
+        for values in (
+            _from_checkpoint(config, checkpoint),
+            variant_values(config.variant),
+            _defaults(config, num_classes),
+        ):
+            for name, value in values.items():
+                if getattr(config, name) is None and name not in filled:
+                    filled[name] = value
+        config = dataclasses.replace(config, **filled)
+        architecture = Architecture(**config.architecture(), channels=channels)
+        spec = ModelSpec(architecture, class_names, config.preprocessing(), config.loss)
+        sizes = {name: getattr(architecture, name) for name in config.architecture()}
+        return _consistent(dataclasses.replace(config, **sizes)), spec
+
+
+@contextlib.contextmanager
+def _named_as_flags():
+    """Names options in messages as flags: what raises them knows them as plain arguments."""
+    try:
+        yield
+    except InputError as error:
+        names = "|".join(field.name for field in dataclasses.fields(Config))
+        text = re.sub(rf"(?<![-\w])({names})(?=[=:])", r"--\1", str(error))
+        raise InputError(text) from error
+
+
+def _check_data(config, num_classes, channels, checkpoint):
+    if config.num_classes not in (None, num_classes):
+        raise InputError(
+            f"--num_classes={config.num_classes}: the data hold {num_classes} classes; "
+            f"leave the flag out, or give {num_classes}"
+        )
+    if checkpoint and checkpoint.channels != channels:
+        raise InputError(
+            f"--checkpoint={config.checkpoint}: it was trained on images of "
+            f"{checkpoint.channels} channels, --dataset={config.dataset} has {channels}"
+        )
+
+
+def _from_checkpoint(config, checkpoint):
+    """The checkpoint's architecture, which the flags may repeat but not contradict.
+
+    Only the shapes of images and patches may differ: the weights are adapted to them.
+    """
+    if checkpoint is None:
+        return {}
+    names = config.architecture().keys() - {"num_classes"}
+    adapted = resized_architecture(
+        checkpoint, config.image_shape, config.patch_shape, config.resize_tokens
+    )
+    for name in names:
+        given, value = getattr(config, name), getattr(adapted, name)
+        if given is not None and given != value:
+            resized = "" if value == getattr(checkpoint, name) else " once it is resized"
+            raise InputError(
+                f"--{name}={shown(given)}: the checkpoint {config.checkpoint} has "
+                f"{name} {shown(value)}{resized}; leave the flag out to take that over"
+            )
+    for name, value in variant_values(config.variant).items():
+        if getattr(checkpoint, name) != value and getattr(config, name) is None:
+            raise InputError(
+                f"--variant={config.variant} has {name} {shown(value)}, the checkpoint "
+                f"{config.checkpoint} {name} {shown(getattr(checkpoint, name))}; leave --variant "
+                f"out"
+            )
+    return {name: getattr(adapted, name) for name in names}
+
+
+def _defaults(config, num_classes):
+    row = dataset_row(config.dataset)
+    return {
+        "image_shape": row.image_shape,
+        "patch_shape": row.patch_shape,
+        "depth": DEFAULT_DEPTH,
+        "dim": DEFAULT_DIM,
+        **{name: value for name, value in DEFAULTS.items() if hasattr(config, name)},
+        "head_bias": -math.log(num_classes) if config.loss == "sigmoid" else 0.0,
+        "warmup_step": min(DEFAULT_WARMUP, config.num_steps // 3),
+    }
+
+
+def _consistent(config):
+    """Checks values that are right or wrong only together."""
+    if config.resize_tokens != Config.resize_tokens and config.checkpoint is None:
+        raise InputError(
+            f"--resize_tokens={config.resize_tokens} is for a --checkpoint of other images or "
+            f"patches and would change nothing without one; leave it out"
+        )
+    if config.warmup_step >= config.num_steps:
+        raise InputError(
+            f"--warmup_step={config.warmup_step} must be below --num_steps={config.num_steps}"
+        )
+    if config.randaugment and config.randaugment[0] == 0:
+        raise InputError(
+            f"--randaugment={shown(config.randaugment)}: expected n,m with n at least 1; leave the "
+            f"flag out for none"
+        )
+    if config.randaugment and min(config.image_shape) < 3:
+        raise InputError(
+            f"--randaugment needs images of at least 3 pixels a side, "
+            f"--image_shape={shown(config.image_shape)}"
+        )
+    if config.batch_size % config.accumulation:
+        raise InputError(
+            f"--accumulation={config.accumulation} must divide --batch_size={config.batch_size}, "
+            f"which counts the images of a whole step"
+        )
+    if config.optimizer != "sgd" and config.momentum != Config.momentum:
+        raise InputError(
+            f"--momentum={config.momentum} is for --optimizer=sgd and would change nothing "
+            f"with --optimizer={config.optimizer}; leave it out"
+        )
+    _check_freezing(config)
+    if not (config.token_mixing or config.channel_mixing):
+        raise InputError(
+            "--token_mixing=false and --channel_mixing=false together leave nothing to train in "
+            "the mixer layers; leave one of them out"
+        )
+    return config
+
+
+def _check_freezing(config):
+    """Refuses a frozen backbone of random weights, and options that act on its training."""
+    if config.freeze == "none":
+        return
+    if config.checkpoint is None:
+        raise InputError(
+            f"--freeze={config.freeze} without --checkpoint would train a head on the features of "
+            f"random weights; give a checkpoint, or leave --freeze out"
+        )
+    for name in ("layer_decay", "dropout", "stochastic_depth"):
+        if getattr(config, name) != getattr(Config, name):
+            raise InputError(
+                f"--{name}={getattr(config, name)} is for training the backbone, which "
+                f"--freeze={config.freeze} does not; leave one of them out"
+            )

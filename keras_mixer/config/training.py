@@ -1,0 +1,300 @@
+"""`Config`: every option of a training run, with its name, default and bounds.
+
+A field of `Config` is a flag of `train.py` of the same name. Values that depend on others (the
+patch on the data set, the widths on `dim`) are None until `resolve.resolve` fills them.
+"""
+
+import dataclasses
+import json
+
+from keras_mixer.config.data import AugmentationOptions, DatasetOptions, PreprocessingOptions
+from keras_mixer.config.options import check, option, options_of
+from keras_mixer.data.datasets import SPLITS
+from keras_mixer.errors import InputError
+from keras_mixer.model.architecture import FIELDS, LOSSES, Preprocessing
+from keras_mixer.model.variants import ACTIVATIONS, VARIANTS
+from keras_mixer.weights.resize import RESIZE_TOKENS
+
+DEFAULT_DEPTH = 6
+DEFAULT_DIM = 512
+DEFAULT_WARMUP = 10
+
+# All of Keras's but Ftrl, which computes weights from sums of gradients alone: its first step
+# forgets what they were initialized with, or fine-tuned from.
+OPTIMIZERS = (
+    *("sgd", "adam", "adamw", "lion", "lamb", "nadam", "adamax", "adagrad", "adadelta"),
+    *("rmsprop", "adafactor", "muon"),
+)
+SCHEDULERS = ("cosine", "linear")
+CLASS_WEIGHTS = ("none", "balanced")
+FREEZES = ("none", "backbone")
+UNITS = ("epoch", "step")
+PRECISIONS = ("float32", "bfloat16", "float16")
+JIT_MODES = ("auto", "true", "false")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fields: last base first
+    """Configuration of a training run. `python train.py --help` says what each field means.
+
+    Raises:
+        InputError: If a value is out of bounds; the message names the flag.
+    """
+
+    variant: str | None = option(
+        None,
+        "Variant of the paper's Table 1: sets image, patch, depth and widths unless given.",
+        choices=tuple(VARIANTS),
+        heading="Model",
+        basic=True,
+    )
+    patch_shape: tuple[int, int] | None = option(
+        None,
+        "height,width of a patch, in pixels; must divide image_shape (default: the data set's, "
+        "as 2,2 for digits; 16,16 for photos).",
+        basic=True,
+        low=1,
+        high=65536,
+    )
+    depth: int | None = option(
+        None, f"Number of mixer layers (default: {DEFAULT_DEPTH}).", basic=True, low=1, high=1000
+    )
+    dim: int | None = option(
+        None, f"Channels of a token (default: {DEFAULT_DIM}).", basic=True, low=1, high=65536
+    )
+    tokens_mlp_dim: int | None = option(
+        None, "Hidden width of the token-mixing MLP (default: dim/2).", low=1, high=1048576
+    )
+    channels_mlp_dim: int | None = option(
+        None, "Hidden width of the channel-mixing MLP (default: 4*dim).", low=1, high=1048576
+    )
+    num_classes: int | None = option(
+        None,
+        "Number of classes (default: that of the data, the only value allowed).",
+        low=2,
+        high=1_000_000,
+    )
+    activation: str | None = option(
+        None,
+        "Activation of both MLPs (default: gelu, the tanh form of the official code; gelu_erf"
+        " is the exact one).",
+        choices=ACTIVATIONS,
+    )
+    token_mixing: bool | None = option(
+        None,
+        "Token mixing (across patches); false leaves it out of every layer (default: true).",
+    )
+    channel_mixing: bool | None = option(
+        None,
+        "Channel mixing (within a patch); false leaves it out of every layer (default: true).",
+    )
+    dropout: float = option(0.0, "Dropout rate of the MLPs.", low=0.0, below=1.0)
+    stochastic_depth: float = option(
+        0.0,
+        "Stochastic depth (drop path): rate at the last layer, linearly from 0 at the first.",
+        low=0.0,
+        below=1.0,
+    )
+    checkpoint: str | None = option(
+        None,
+        "Pretrained weights to fine-tune: a run directory, official .npz, timm's .safetensors or "
+        ".pth, .keras or .weights.h5 of this program, or official:NAME, which is downloaded once. "
+        "The architecture is the checkpoint's; weights are adapted to image_shape and patch_shape "
+        "if given; for other classes the head is new.",
+        basic=True,
+    )
+    resize_tokens: str = option(
+        "auto",
+        "How token mixing is adapted to another grid of patches. tile: block-diagonal copies, for "
+        "a grid larger by whole factors, by which tokens_mlp_dim grows (paper, appendix C); needs "
+        "training. interpolate: weights resized, for any grid, usable without training. auto: "
+        "tile where possible.",
+        choices=RESIZE_TOKENS,
+    )
+
+    optimizer: str = option(
+        "sgd", "Optimizer.", choices=OPTIMIZERS, heading="Optimization", basic=True
+    )
+    batch_size: int = option(16, "Images per optimizer step.", basic=True, low=1, high=1048576)
+    accumulation: int = option(
+        1,
+        "Gradient accumulation: number of parts that each batch is computed in. Must divide "
+        "batch_size.",
+        low=1,
+        high=1048576,
+    )
+    lr: float = option(
+        1e-3,
+        "Peak learning rate.",
+        aliases=("learning_rate",),
+        basic=True,
+        above=0.0,
+        high=1000.0,
+    )
+    layer_decay: float = option(
+        1.0,
+        "Layer-wise learning-rate decay factor, from the head down to the stem. 1: none.",
+        above=0.0,
+        high=1.0,
+    )
+    freeze: str = option(
+        "none",
+        "What is not trained. backbone: all but the head (linear probe); needs --checkpoint.",
+        choices=FREEZES,
+    )
+    momentum: float = option(0.9, "Momentum of SGD.", low=0.0, below=1.0)
+    decay: float = option(
+        0.0,
+        "Decoupled weight decay of the kernels, multiplied by the learning rate.",
+        aliases=("weight_decay",),
+        basic=True,
+        low=0.0,
+        high=1000.0,
+    )
+    num_steps: int = option(
+        30,
+        "Number of epochs (with --schedule_unit=step, of optimizer steps).",
+        aliases=("epochs",),
+        basic=True,
+        low=1,
+        high=10**9,
+    )
+    warmup_step: int | None = option(
+        None,
+        "Number of epochs (or steps, as above) of linear warm-up from 0 (default: "
+        f"{DEFAULT_WARMUP}, but at most a third of num_steps).",
+        aliases=("warmup_epochs",),
+        low=0,
+        high=1_000_000_000,
+    )
+    schedule_unit: str = option("epoch", "Unit of num_steps and warmup_step.", choices=UNITS)
+    scheduler: str = option(
+        "cosine", "Decay of the learning rate to 0 after warm-up.", choices=SCHEDULERS, basic=True
+    )
+    loss: str = option(
+        "softmax",
+        "Softmax cross-entropy, or sigmoid cross-entropy summed over the classes, as in the "
+        "official pre-training.",
+        choices=LOSSES,
+    )
+    class_weights: str = option(
+        "none",
+        "Class weights in the loss. balanced: inverse class frequency.",
+        choices=CLASS_WEIGHTS,
+    )
+    head_bias: float | None = option(
+        None,
+        "Initial bias of the head (default: 0; with --loss=sigmoid -log(num_classes)).",
+        low=-100.0,
+        high=100.0,
+    )
+    clip_norm: float = option(
+        0.0, "Gradient clipping: largest global norm. 0: none.", low=0.0, high=1e9
+    )
+    label_smoothing: float = option(0.0, "Label smoothing.", low=0.0, below=1.0)
+    ema: float = option(
+        0.0,
+        "Exponential moving average of the weights (EMA): decay per step. The average is then "
+        "validated, tested and exported. 0: none.",
+        low=0.0,
+        below=1.0,
+    )
+    early_stopping: int = option(
+        0,
+        "Early stopping: patience in epochs, by validation accuracy, then loss. 0: none.",
+        low=0,
+        high=1_000_000,
+    )
+    precision: str = option(
+        "float32",
+        "Compute precision; weights are always float32. float16 uses loss scaling.",
+        choices=PRECISIONS,
+    )
+    jit: str = option(
+        "auto", "Compile with XLA. auto: yes, except for bfloat16 on a CPU.", choices=JIT_MODES
+    )
+    seed: int = option(
+        0, "Random seed: initial weights, order, augmentation, dropout.", low=0, high=2**31 - 1
+    )
+
+    output_dir: str = option(
+        "output/",
+        "Run directory. The same command continues a run that was interrupted.",
+        heading="Run",
+        basic=True,
+        result=False,
+    )
+    overwrite: bool = option(
+        False,
+        "Delete the run in output_dir and start over; without it, that run is continued.",
+        result=False,
+    )
+    save_every: int = option(
+        1,
+        "Epochs (or steps, with --save_unit=step) between checkpoints.",
+        low=1,
+        high=1_000_000_000,
+        result=False,
+    )
+    save_unit: str = option("epoch", "Unit of save_every.", choices=UNITS, result=False)
+    tensorboard: bool = option(
+        False, "Write curves and the graph to output_dir/logs for TensorBoard.", result=False
+    )
+    eval_split: str = option(
+        "test",
+        "Split to evaluate once, at the end, with the selected weights.",
+        choices=SPLITS,
+        result=False,
+    )
+    name: str = option("mlp_mixer", "Name of the exported model.", plain_name=True, result=False)
+    export: bool = option(
+        True, "Export a SavedModel to export_dir/name/version/ at the end.", result=False
+    )
+    export_dir: str = option("saved_models", "Folder for exports.", result=False)
+
+    def __post_init__(self):
+        check(self)
+
+    def check_spelling(self, spelled):
+        """Refuses flag names that say epochs where steps are counted.
+
+        Args:
+            spelled: dict from field to the name it was given under.
+        """
+        wrong = [name for name in spelled.values() if "epochs" in name]
+        if wrong and self.schedule_unit == "step":
+            raise InputError(
+                f"--{wrong[0]} counts epochs, --schedule_unit=step steps; give --num_steps and "
+                f"--warmup_step with it"
+            )
+
+    def architecture(self):
+        """Returns the fields that are an architecture's, as a dict; some may be None."""
+        return {name: getattr(self, name) for name in FIELDS if hasattr(self, name)}
+
+    def preprocessing(self):
+        """Returns the `Preprocessing`."""
+        names = [field.name for field in dataclasses.fields(Preprocessing)]
+        return Preprocessing(**{name: getattr(self, name) for name in names})
+
+    def augmentation(self):
+        """Returns the keyword arguments of `training_batches` that are augmentation."""
+        return options_of(self, AugmentationOptions)
+
+    # === As text ===
+
+    def to_json(self):
+        """Returns the fields as a dict of JSON values."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_json(cls, values):
+        """Returns the Config that `to_json` described.
+
+        Raises:
+            InputError: If a field is unknown or out of bounds.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise InputError(f"config.json holds unknown options: {', '.join(unknown)}")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

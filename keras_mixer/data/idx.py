@@ -1,0 +1,70 @@
+"""IDX files, as MNIST and Fashion-MNIST are published: read into memory."""
+
+import gzip
+import struct
+import zlib
+
+import numpy as np
+
+from keras_mixer.data.splits import ArrayImages
+from keras_mixer.errors import InputError
+
+
+def read_idx(request):
+    """The four files that MNIST and Fashion-MNIST are published as, gzipped or not.
+
+    Raises:
+        InputError: If a file is missing, damaged, or does not fit the other one.
+    """
+    class_names, directory = request.row.class_names, request.directory
+    splits = {}
+    for name, prefix in (("train", "train"), ("test", "t10k")):
+        images_path = _idx_path(directory, f"{prefix}-images-idx3-ubyte")
+        images = _read_values(images_path, dimensions=3)[..., None]
+        labels_path = _idx_path(directory, f"{prefix}-labels-idx1-ubyte")
+        labels = _read_values(labels_path, dimensions=1).astype(np.int64)
+        if len(images) != len(labels) or not len(labels):
+            raise InputError(
+                f"--data_dir: {images_path} holds {len(images)} images, "
+                f"but {labels_path} holds {len(labels)} labels"
+            )
+        if labels.max() >= len(class_names):
+            raise InputError(
+                f"--data_dir: {labels_path} holds the label {labels.max()}; expected labels "
+                f"below {len(class_names)}"
+            )
+        splits[name] = ArrayImages(images, labels)
+    return class_names, splits
+
+
+def holds_idx(directory):
+    """Tells whether any of the four files exists."""
+    return any(any(directory.glob(f"{prefix}-*-ubyte*")) for prefix in ("train", "t10k"))
+
+
+def _idx_path(directory, name):
+    for candidate in (directory / f"{name}.gz", directory / name):
+        if candidate.is_file():
+            return candidate
+    raise InputError(f"--data_dir={directory}: expected the file {name}.gz (or {name})")
+
+
+def _read_values(path, dimensions):
+    """Reads an IDX file of unsigned bytes: a magic number, the sizes, then the values."""
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rb") as file:
+            content = file.read()
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"--data_dir: cannot read {path}: {error}") from error
+    header = 4 * (1 + dimensions)
+    expected_magic = 0x0800 + dimensions  # 08: unsigned byte; then the number of dimensions
+    if len(content) < header or struct.unpack(">I", content[:4])[0] != expected_magic:
+        raise InputError(f"--data_dir: {path} is not an IDX file of {dimensions} dimensions")
+    shape = struct.unpack(f">{dimensions}I", content[4:header])
+    if len(content) - header != int(np.prod(shape)):
+        raise InputError(
+            f"--data_dir: {path} is damaged: its header announces {int(np.prod(shape))} values, "
+            f"the file holds {len(content) - header}"
+        )
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)

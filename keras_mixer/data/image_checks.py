@@ -1,0 +1,299 @@
+"""Checks image files before a run, from their headers and ends, and remembers which are readable.
+
+The memory is a file in the user's cache folder for each folder of images. It holds the size and
+modification time of every readable file, so the next start opens only files that are new or differ
+in one of them. It can be deleted at any time.
+"""
+
+import hashlib
+import io
+import os
+import pkgutil
+import re
+import struct
+import warnings
+
+import numpy as np
+import PIL
+from PIL import Image
+
+from keras_mixer import console
+from keras_mixer.data.image_listing import MISSING, Listing, position_of
+from keras_mixer.errors import InputError, some_of
+from keras_mixer.files import cache_folder, write_atomically
+
+MOST_PIXELS = 89_478_485  # Pillow's limit against decompression bombs
+
+_TAIL = 64  # bytes in which the end of a file is looked for first
+
+
+def check_image_file(path):
+    """Says what is wrong with an image file, from its header and its end alone.
+
+    The header must announce a JPEG, PNG, BMP, WebP or GIF of bearable size and of a kind that
+    `decode_image` decodes, and the file must reach its end. Of what lies between nothing is read,
+    but in the rare JPEG or PNG that something is appended to. So damage there shows only when
+    the image is decoded.
+
+    Args:
+        path: string or bytes. The suffix does not matter.
+
+    Returns:
+        None for a sound file, else a reason such as `"truncated"`.
+    """
+    if not os.path.isfile(path):  # a pipe or a device is never opened: it could hang
+        return "not a regular file"
+    try:
+        with open(path, "rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # checked below
+            return _problem(file)
+    except Image.DecompressionBombError:
+        return f"more than {MOST_PIXELS} pixels"
+    except OSError as error:
+        return error.strerror or "damaged header"
+    except Exception as error:  # Pillow's parsers raise many kinds on hostile bytes
+        return f"damaged header ({error})"
+
+
+def _problem(file):
+    size = os.fstat(file.fileno()).st_size
+    head = file.read(32)
+    if not head:
+        return "empty file"
+    kind = next((kind for kind, magic in _MAGIC.items() if re.match(magic, head, re.DOTALL)), None)
+    if kind is None:
+        return "not a JPEG, PNG, BMP, WebP or GIF image"
+    if kind == "WEBP":  # of which Pillow reads the whole file when it opens it
+        return _webp_problem(head, size)
+    file.seek(0)
+    with Image.open(file, formats=(kind,)) as image:
+        return _size_problem(*image.size) or _PROBLEMS[kind](file, size, image)
+
+
+def _size_problem(width, height):
+    if width * height > MOST_PIXELS:
+        return f"{width}x{height} is more than {MOST_PIXELS} pixels"
+    return None
+
+
+_MAGIC = {
+    "JPEG": rb"\xff\xd8\xff",
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "GIF": rb"GIF8[79]a",
+    "BMP": rb"BM",
+    "WEBP": rb"RIFF....WEBP",
+}
+
+
+def _read_at(file, offset, count):
+    file.seek(max(0, offset))
+    return file.read(count)
+
+
+# === JPEG ===
+
+_END_OF_IMAGE = b"\xff\xd9"
+_SCAN = 0xDA
+_DECODED_FRAMES = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}  # the others are lossless or hierarchical
+
+
+def _jpeg_problem(file, size, image):
+    segments = dict(_jpeg_segments(file))
+    if _SCAN not in segments:
+        return "truncated"
+    if not segments.keys() & _DECODED_FRAMES:
+        return "a lossless or hierarchical JPEG: save it as PNG"
+    # The end marker is at the end, or else (cameras append films) anywhere after the header.
+    scan = segments[_SCAN]
+    if _END_OF_IMAGE in _read_at(file, max(scan, size - _TAIL), _TAIL):
+        return None
+    return None if _END_OF_IMAGE in _read_at(file, scan, -1) else "truncated"
+
+
+def _jpeg_segments(file):
+    """Yields (marker, offset) of the segments (FF, marker, length in 2 bytes, data) to the scan."""
+    offset, marker = 2, None
+    while marker != _SCAN and len(head := _read_at(file, offset, 4)) == 4:
+        marker, length = struct.unpack(">xBH", head)
+        yield marker, offset
+        offset += 1 if marker == 0xFF else 2 + length  # FF may be repeated
+
+
+# === PNG ===
+
+_END_OF_PNG = b"\0\0\0\0IEND\xaeB`\x82"
+
+
+def _png_problem(file, size, image):
+    if _END_OF_PNG in _read_at(file, size - _TAIL, _TAIL):
+        return None
+    offset = 8  # something is appended: look at the head of every chunk
+    while len(chunk := _read_at(file, offset, 8)) == 8:
+        length, name = struct.unpack(">I4s", chunk)
+        if name == b"IEND":
+            return None
+        offset += 12 + length
+    return "truncated"
+
+
+# === GIF ===
+
+
+def _gif_problem(file, size, image):
+    if image.tile[0][1] != (0, 0, *image.size):
+        return "a GIF whose first frame does not fill it: save that frame as PNG"
+    tail = _read_at(file, size - _TAIL, _TAIL)
+    return None if tail.rstrip(b"\0").endswith(b";") else "truncated"
+
+
+# === BMP ===
+
+_CODINGS = {  # (bits per pixel, compression) -> Pillow's names for the order of the channels
+    (8, 0): ("P", "L", "1"),
+    (24, 0): ("BGR",),
+    (32, 0): ("BGRX", "BGRA"),
+    (32, 3): ("BGRX", "BGRA"),
+}
+
+
+def _bmp_problem(file, size, image):
+    pixels, header_size = struct.unpack("<II", _read_at(file, 10, 8))
+    bits, compression = struct.unpack("<HI", _read_at(file, 28, 6))
+    if header_size < 40 or image.tile[0][3][0] not in _CODINGS.get((bits, compression), ()):
+        return "a BMP other than of plain 8, 24 or 32 bits per pixel: save it as PNG"
+    width, height = image.size
+    row = (width * bits + 31) // 32 * 4
+    return "truncated" if size < pixels + row * height else None
+
+
+# === WebP ===
+
+
+def _webp_problem(head, size):
+    """The layouts of the three kinds are in RFC 9649, 2.5 to 2.7."""
+    riff_size, kind = struct.unpack_from("<4xI4x4s", head)
+    flags = head[20]
+    if size < riff_size + 8:
+        return "truncated"
+    if kind == b"VP8X" and flags & 2:
+        return "an animated WebP: save its first frame as PNG"
+    if kind not in _WEBP_SIZES:
+        return "damaged header"
+    return _size_problem(*_WEBP_SIZES[kind](head))
+
+
+def _bits(data, first, count):
+    return (int.from_bytes(data, "little") >> first) % 2**count
+
+
+_WEBP_SIZES = {
+    b"VP8 ": lambda head: (_bits(head[26:28], 0, 14), _bits(head[28:30], 0, 14)),
+    b"VP8L": lambda head: (1 + _bits(head[21:25], 0, 14), 1 + _bits(head[21:25], 14, 14)),
+    b"VP8X": lambda head: (1 + _bits(head[24:27], 0, 24), 1 + _bits(head[27:30], 0, 24)),
+}
+
+_PROBLEMS = {
+    "JPEG": _jpeg_problem,
+    "PNG": _png_problem,
+    "GIF": _gif_problem,
+    "BMP": _bmp_problem,
+}
+
+
+# === Folders of them ===
+
+
+def refuse_unreadable(listing):
+    """Checks every file that is not known to be sound, so that bad ones are named before epoch 1.
+
+    Args:
+        listing: `Listing` of the files.
+
+    Raises:
+        InputError: Names the files that are no sound images.
+    """
+    memory = _memory_of(listing.directory)
+    sound = _known(listing, _recalled(memory))
+    paths, problems = listing.paths(), []
+    unknown = np.flatnonzero(~sound)
+    try:
+        for index in console.track(unknown, "checking images"):
+            problem = check_image_file(paths[index])
+            sound[index] = problem is None
+            if problem:
+                problems.append((paths[index], problem))
+    finally:  # an interrupted check goes on where it stopped
+        if len(unknown):
+            _remember(memory, listing.take(sound))
+    refuse_files(problems)
+
+
+def refuse_files(problems):
+    """Raises an InputError that names the files and what is wrong with each, if there are any.
+
+    Args:
+        problems: list of (path as bytes, reason as string).
+    """
+    if problems:
+        named = some_of([f"{os.fsdecode(path)} ({why})" for path, why in problems])
+        raise InputError(
+            f"--data_dir: {len(problems)} unreadable image{'s' * (len(problems) > 1)}, "
+            f"mend or remove: {named}"
+        )
+
+
+# === Memory ===
+
+
+def _memory_of(directory):
+    """Where the verdicts on a folder's files are kept.
+
+    The name holds the place of the folder and what the verdicts rest on, our checks and Pillow's:
+    where either has changed, nothing is known.
+    """
+    checks = pkgutil.get_data("keras_mixer.data", "image_checks.py") + PIL.__version__.encode()
+    digest = hashlib.sha256(os.path.abspath(directory) + checks)
+    return cache_folder() / "sound_images" / f"{digest.hexdigest()[:32]}.npz"
+
+
+def _recalled(memory):
+    """Returns (names, sizes, mtimes) of the files that were sound; empty where none are known."""
+    nothing = np.empty(0, "S1"), np.empty(0, np.int64), np.empty(0, np.int64)
+    try:
+        kept = np.load(io.BytesIO(memory.read_bytes()), allow_pickle=False)
+        columns = tuple(kept[name] for name in Listing._fields[1:])
+        if [(c.dtype.kind, c.shape) for c in columns] != [(k, (len(columns[0]),)) for k in "Sii"]:
+            raise ValueError("it holds something else")
+    except OSError:
+        return nothing
+    except Exception as error:  # NumPy, zipfile and zlib raise many kinds on damaged files
+        console.say(f"{memory}: damaged, so the images are checked again ({error})")
+        return nothing
+    return columns
+
+
+def _known(listing, recalled):
+    """Returns a bool array `(n,)`: which files were sound and have not changed since."""
+    names, sizes, mtimes = recalled
+    known = np.zeros(len(listing), bool)
+    place = position_of(listing.names, names)
+    there = np.flatnonzero(place != MISSING)
+    place = place[there]
+    known[there] = (sizes[place] == listing.sizes[there]) & (mtimes[place] == listing.mtimes[there])
+    return known
+
+
+def _remember(memory, sound):
+    """Keeps the listing of the sound files, sorted by name; that it could not is no error."""
+    columns = sound.take(np.argsort(sound.names))._asdict()
+    del columns["directory"]
+    content = io.BytesIO()
+    np.savez_compressed(content, **columns)
+    try:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(memory, content.getvalue())
+    except OSError as error:
+        console.say(
+            f"{memory.parent}: cannot remember which images are sound ({error.strerror}), so they "
+            f"are checked again next time; KERAS_MIXER_CACHE=FOLDER names another place"
+        )

@@ -1,0 +1,341 @@
+"""What a model is: its architecture, its preprocessing, its classes and its loss.
+
+`Architecture` is the only place that knows the fields of an architecture, the values of a variant,
+the default widths, how patches divide an image, and which sizes are sensible. `ModelSpec` is what
+travels with weights, as model.json does.
+"""
+
+import dataclasses
+import math
+import operator
+
+from keras_mixer.errors import InputError
+from keras_mixer.model.variants import ACTIVATIONS, IMAGE_SHAPE, VARIANTS
+
+LOSSES = ("softmax", "sigmoid")
+FORMAT = 2  # of model.json; a new field with a default needs no new number
+SMALLEST_CROP = 0.1
+
+_LARGEST_SIZE = 1 << 20
+_MOST_LAYERS = 1000
+# What no machine can hold: an image, the activations of one image, the weights.
+_MOST_VALUES = {"an image": 1 << 26, "a layer's activations": 1 << 30, "the weights": 1 << 35}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """The sizes of a Mixer, complete and checked: the arguments of `build_mixer`.
+
+    Attributes:
+        image_shape: (height, width) of the images, in pixels.
+        patch_shape: (height, width) of a patch, in pixels; divides `image_shape`.
+        channels: Color channels of the images.
+        depth: Number of mixer layers.
+        dim: Channels C of every token.
+        tokens_mlp_dim: Hidden width D_S of token mixing. Defaults to half of `dim`.
+        channels_mlp_dim: Hidden width D_C of channel mixing. Defaults to `4 * dim`.
+        num_classes: Size of the head; 0 for none.
+        activation: One of `variants.ACTIVATIONS`.
+        token_mixing: False leaves token mixing out of every layer.
+        channel_mixing: False leaves channel mixing out of every layer.
+
+    Raises:
+        InputError: If a value is missing, of another type or out of bounds, if patches do not
+            divide the image, or if the sizes together are more than any machine can hold.
+    """
+
+    image_shape: tuple[int, int]
+    patch_shape: tuple[int, int]
+    channels: int = 3
+    depth: int
+    dim: int
+    tokens_mlp_dim: int = None
+    channels_mlp_dim: int = None
+    num_classes: int
+    activation: str = "gelu"
+    token_mixing: bool = True
+    channel_mixing: bool = True
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) is not None or field.name not in _WIDTHS:
+                object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
+        for name, width in _WIDTHS.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, width(self.dim))
+        self._check_division()
+        self._check_products()
+
+    @classmethod
+    def create(cls, variant=None, **values):
+        """Returns an architecture from what is given; a variant fills the rest.
+
+        Args:
+            variant: string, a name of the paper's Table 1 such as `"B/16"`, or None.
+            **values: Fields; None stands for "not given".
+
+        Raises:
+            InputError: As the class does, or if the variant is unknown or a value is missing.
+        """
+        given = {name: value for name, value in values.items() if value is not None}
+        filled = variant_values(variant) | given
+        if missing := [name for name in _REQUIRED if name not in filled]:
+            raise InputError(f"expected {', '.join(missing)}, or a variant, received neither")
+        return cls(**filled)
+
+    @property
+    def grid(self):
+        """(rows, columns) of patches."""
+        (height, width), (rows, columns) = self.image_shape, self.patch_shape
+        return height // rows, width // columns
+
+    @property
+    def patches(self):
+        """Number of patches S, which are the tokens."""
+        return math.prod(self.grid)
+
+    @property
+    def parameters(self):
+        """Number of parameters, the head included."""
+        patches, dim = self.patches, self.dim
+        tokens, channels = self.tokens_mlp_dim, self.channels_mlp_dim
+        mixings = self.token_mixing * (2 * patches * tokens + tokens + patches + 2 * dim)
+        mixings += self.channel_mixing * (2 * dim * channels + channels + 3 * dim)
+        stem = (math.prod(self.patch_shape) * self.channels + 1) * dim
+        return stem + self.depth * mixings + 2 * dim + (dim + 1) * self.num_classes
+
+    def replace(self, **changes):
+        """Returns the architecture with some values changed, checked again."""
+        return dataclasses.replace(self, **changes)
+
+    def to_json(self):
+        """Returns the fields as a dict of JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values):
+        """Returns the architecture that `to_json` described; fields it lacks get their defaults.
+
+        Raises:
+            InputError: As the class does, or if a field is unknown.
+        """
+        return cls(**_known(cls, values))
+
+    def _check_division(self):
+        for side, image, patch in zip(
+            ("height", "width"), self.image_shape, self.patch_shape, strict=True
+        ):
+            if image % patch:
+                below = image // patch * patch
+                nearest = " and ".join(str(n) for n in (below, below + patch) if n)
+                raise InputError(
+                    f"patch_shape={_shown(self.patch_shape)} does not divide "
+                    f"image_shape={_shown(self.image_shape)}: the {side} {image} is no multiple of "
+                    f"{patch}; the nearest that are: {nearest}"
+                )
+
+    def _check_products(self):
+        widest = max(self.dim, self.channels_mlp_dim)
+        counts = (
+            math.prod(self.image_shape) * self.channels,
+            max(self.patches * widest, self.tokens_mlp_dim * self.dim),
+            self.parameters,
+        )
+        for (what, most), count in zip(_MOST_VALUES.items(), counts, strict=True):
+            if count > most:
+                raise InputError(
+                    f"image_shape={_shown(self.image_shape)}, patch_shape="
+                    f"{_shown(self.patch_shape)}, depth={self.depth}, dim={self.dim}: {what} would "
+                    f"have {count:,} values, expected at most {most:,}; choose smaller sizes"
+                )
+
+
+_WIDTHS = {
+    "tokens_mlp_dim": lambda dim: max(1, dim // 2),
+    "channels_mlp_dim": lambda dim: 4 * dim,
+}
+FIELDS = tuple(field.name for field in dataclasses.fields(Architecture))
+DEFAULTS = {
+    field.name: field.default
+    for field in dataclasses.fields(Architecture)
+    if field.default not in (dataclasses.MISSING, None)
+}
+_REQUIRED = [name for name in FIELDS if name not in DEFAULTS and name not in _WIDTHS]
+
+
+def variant_values(variant):
+    """Returns the architecture's fields that a variant sets; {} for None.
+
+    Raises:
+        InputError: If there is no such variant.
+    """
+    if variant is None:
+        return {}
+    if variant not in VARIANTS:
+        raise InputError(
+            f"Unknown variant. Expected one of {', '.join(VARIANTS)}. Received: {variant!r}"
+        )
+    row = VARIANTS[variant]
+    values = {name: getattr(row, name) for name in row._fields if name in FIELDS}
+    return {"image_shape": IMAGE_SHAPE, "patch_shape": (row.patch, row.patch), **values}
+
+
+# === Values ===
+
+
+def _checked(field, value):
+    """Returns a value of the field's type, or refuses it."""
+    check = _CHECKS.get(field.name) or _CHECKS[field.type]
+    try:
+        return check(value)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{field.name}: expected {error}, received {value!r:.60}") from error
+
+
+def _size(low=1, high=_LARGEST_SIZE):
+    def check(value):
+        if isinstance(value, bool) or not hasattr(value, "__index__") or not low <= value <= high:
+            raise ValueError(f"an integer from {low} to {high}")
+        return operator.index(value)
+
+    return check
+
+
+def _shape(value):
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise ValueError("two positive integers, height and width")
+    return tuple(map(_size(), value))
+
+
+def _boolean(value):
+    if not isinstance(value, bool):
+        raise ValueError("true or false")
+    return value
+
+
+def _one_of(names):
+    def check(value):
+        if value not in names:
+            raise ValueError(f"one of {', '.join(names)}")
+        return value
+
+    return check
+
+
+_CHECKS = {
+    tuple[int, int]: _shape,
+    int: _size(),
+    bool: _boolean,
+    "depth": _size(high=_MOST_LAYERS),
+    "num_classes": _size(low=0),
+    "activation": _one_of(ACTIVATIONS),
+}
+
+
+def _shown(shape):
+    return ",".join(map(str, shape))
+
+
+def _known(kind, values):
+    """Returns the fields of a dataclass that JSON values hold; refuses what is none or missing."""
+    fields = dataclasses.fields(kind)
+    names = [field.name for field in fields]
+    if not isinstance(values, dict) or not values.keys() <= set(names):
+        found = ", ".join(map(str, values)) if isinstance(values, dict) else type(values).__name__
+        raise InputError(f"expected the fields {', '.join(names)}, received {found:.200}")
+    without = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in values]
+    if without:
+        raise InputError(f"expected the fields {', '.join(names)}, missing: {', '.join(without)}")
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+
+
+# === What travels with weights ===
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """How an image is fitted to the model, beyond its shape: see `preprocessing.resize`.
+
+    Attributes:
+        eval_crop: float. 0 resizes the whole image; from 0.1 to 1, the central share of each side
+            that is kept after resizing with the aspect ratio kept.
+    """
+
+    eval_crop: float = 0.0
+
+    def __post_init__(self):
+        crop = self.eval_crop
+        number = isinstance(crop, int | float) and not isinstance(crop, bool)
+        if not number or not (crop == 0 or SMALLEST_CROP <= crop <= 1):
+            raise InputError(
+                f"eval_crop={crop!r:.60}: expected 0, or a number from {SMALLEST_CROP} to 1; every "
+                f"image is enlarged by its inverse"
+            )
+
+    def __str__(self):
+        return f"eval_crop {self.eval_crop:.4g}"
+
+    @property
+    def sentence(self):
+        """What is done to an image, in words."""
+        if self.eval_crop:
+            return f"resized, and the central {self.eval_crop:.4g} of each side cropped"
+        return "resized whole, without its aspect ratio"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """Everything about a model but its weights: enough to build it and to feed it.
+
+    Attributes:
+        architecture: `Architecture`.
+        class_names: One name per class; None where they are not known.
+        preprocessing: `Preprocessing`.
+        loss: One of `LOSSES`: what it was trained with, which tells how logits become
+            probabilities.
+    """
+
+    architecture: Architecture
+    class_names: tuple[str, ...] | None = None
+    preprocessing: Preprocessing = Preprocessing()
+    loss: str = "softmax"
+
+    def __post_init__(self):
+        names, count = self.class_names, self.architecture.num_classes
+        if names is not None and [type(name) for name in names] != [str] * count:
+            raise InputError(f"class_names: expected {count} names, received {names!r:.60}")
+        if self.loss not in LOSSES:
+            raise InputError(f"loss: expected one of {', '.join(LOSSES)}, received {self.loss!r}")
+
+    @property
+    def names(self):
+        """The class names; numbers where they are not known."""
+        return self.class_names or tuple(map(str, range(self.architecture.num_classes)))
+
+    def replace(self, **changes):
+        """Returns the spec with some values changed."""
+        return dataclasses.replace(self, **changes)
+
+    def to_json(self):
+        """Returns the contents of model.json as a dict of JSON values."""
+        return {"format": FORMAT, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_json(cls, values):
+        """Returns the spec that `to_json` described; fields it lacks get their defaults.
+
+        Raises:
+            InputError: If it is of another format, or describes no Mixer.
+        """
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            found = values.get("format") if isinstance(values, dict) else values
+            raise InputError(
+                f"expected model.json of format {FORMAT}, received {found!r:.60}; it was written "
+                f"by another version of keras_mixer"
+            )
+        known = _known(cls, {name: v for name, v in values.items() if name != "format"})
+        known["architecture"] = Architecture.from_json(known["architecture"])
+        known["preprocessing"] = Preprocessing(
+            **_known(Preprocessing, known.get("preprocessing", {}))
+        )
+        return cls(**known)

@@ -1,0 +1,52 @@
+"""What the last bits of a result depend on besides the config: versions, settings, hardware."""
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+from keras_mixer import console
+
+
+def environment():
+    """Returns what a result depends on besides the config: versions and hardware, as strings."""
+    versions = {name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy")}
+    switches = ("TF_NUM_INTRAOP_THREADS", "TF_ENABLE_ONEDNN_OPTS", "XLA_FLAGS")
+    return versions | {
+        **{name: os.environ.get(name, "not set") for name in switches},
+        "python": platform.python_version(),
+        "cpu": _cpu_name(),
+        "cores": str(_cores()),
+    }
+
+
+def _cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _cpu_name():
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def note_changes(before):
+    """Prints what has changed since a run began, which may change its last bits.
+
+    Args:
+        before: dict that `environment` returned then.
+    """
+    now = environment()
+    changed = [
+        f"{name} was {then}, is {now.get(name)}"
+        for name, then in before.items()
+        if now.get(name) != then
+    ]
+    if changed:
+        console.say(
+            f"the run began in another environment ({'; '.join(changed)}): "
+            f"results may differ from an uninterrupted run's in their last bits"
+        )

@@ -1,0 +1,279 @@
+"""Opens a run directory: locks it, then checks that the run in it is the same one.
+
+Nothing here imports TensorFlow, so that every refusal comes within a second or two.
+"""
+
+import contextlib
+import dataclasses
+import importlib.util
+import shutil
+from pathlib import Path
+
+import filelock
+
+from keras_mixer.config.options import as_flags, shown
+from keras_mixer.config.resolve import resolve
+from keras_mixer.config.training import Config
+from keras_mixer.data.datasets import SPLITS
+from keras_mixer.data.sources import open_dataset
+from keras_mixer.errors import InputError, path_errors
+from keras_mixer.files import write_atomically
+from keras_mixer.model.architecture import Architecture
+from keras_mixer.training.environment import environment, note_changes
+from keras_mixer.training.run import (
+    BEST,
+    CHECKPOINTS,
+    CONFIG,
+    FLAGS,
+    FORMAT,
+    LOCK,
+    OURS,
+    Run,
+    read_record,
+    write_json,
+)
+from keras_mixer.weights.model_folder import digest
+from keras_mixer.weights.pretrained import read_pretrained
+
+
+@contextlib.contextmanager
+def open_run(config):
+    """Opens a run for training: locks the directory, opens the data, fills and checks the config.
+
+    Args:
+        config: `Config`, as given.
+
+    Yields:
+        A `Run`, new or to be continued. Until the block ends no other process can open it.
+
+    Raises:
+        InputError: If the data, the config or the directory forbid it.
+    """
+    directory = Path(config.output_dir)
+    with path_errors(f"--output_dir={directory}"):
+        _check_path(directory, config)
+    with _locked(directory):
+        record = _check_contents(directory)
+        dataset = open_dataset(**config.dataset_options())
+        start, pretrained = _starting_point(config, record)
+        resolved, spec = resolve(
+            config, dataset.class_names, dataset.channels, start and start["architecture"]
+        )
+        run = Run(directory, resolved, spec, dataset, pretrained)
+        _check_sizes(run)
+        if record and not config.overwrite:
+            _check_same_run(run, record)
+            _check_same_data(directory, record, dataset)
+            note_changes(record["environment"])
+        _clear(directory, config.overwrite)
+        _write_records(run, config, start)
+        yield run
+
+
+def plan_run(config):
+    """Returns the `Run` that a config would be: its data opened, the config filled.
+
+    Its directory is neither read nor made.
+
+    Args:
+        config: `Config`, as given.
+
+    Raises:
+        InputError: If the data or the config forbid it.
+    """
+    dataset = open_dataset(**config.dataset_options())
+    pretrained = config.checkpoint and read_pretrained(config.checkpoint, config.image_shape)
+    architecture = pretrained.spec.architecture if pretrained else None
+    resolved, spec = resolve(config, dataset.class_names, dataset.channels, architecture)
+    return Run(Path(config.output_dir), resolved, spec, dataset)
+
+
+def read_run(directory, data_dir=None, labels=None):
+    """Opens a run to look at it: its config and its data, without locking the directory.
+
+    Args:
+        directory: Path of a run directory.
+        data_dir: Where the data are now, if they moved.
+        labels: Where their table of labels is now, if it moved.
+
+    Returns:
+        A `Run`.
+
+    Raises:
+        InputError: If there is no run, or its data are gone or have changed.
+    """
+    directory = Path(directory)
+    with path_errors(directory):
+        record = read_record(directory)
+    if record is None:
+        raise InputError(f"{directory}: not a run directory (it holds no {CONFIG})")
+    config = Config.from_json(record["config"])
+    moved = {"data_dir": data_dir, "labels": labels}
+    moved = {name: path for name, path in moved.items() if path is not None}
+    dataset = open_dataset(**config.dataset_options() | moved)
+    _check_same_data(directory, record, dataset)
+    config, spec = resolve(config, dataset.class_names, dataset.channels)
+    return Run(directory, config, spec, dataset)
+
+
+# === Locking ===
+
+
+@contextlib.contextmanager
+def _locked(directory):
+    """Holds the directory's lock; removes a new directory again if no run came of it."""
+    made = [path for path in (directory, *directory.parents) if not path.exists()]
+    lock = filelock.FileLock(directory / LOCK, timeout=0)
+    with path_errors(f"--output_dir={directory}"):
+        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise InputError(
+                f"--output_dir={directory} is in use: another process is training there"
+            ) from error
+    try:
+        yield
+    finally:
+        if made and not (directory / CONFIG).exists():
+            with contextlib.suppress(OSError):
+                (directory / LOCK).unlink()
+                for path in made:
+                    path.rmdir()
+        lock.release()
+
+
+# === Checks ===
+
+
+def _check_path(directory, config):
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"--output_dir={directory}: a file is in the way; give another directory")
+    own = {directory.resolve(), (directory / BEST).resolve()}
+    if config.checkpoint and Path(config.checkpoint).resolve() in own:
+        raise InputError(
+            f"--checkpoint={config.checkpoint} is --output_dir={directory} itself, which the new "
+            f"run would overwrite; give another --output_dir"
+        )
+
+
+def _check_contents(directory):
+    """Returns the record of the run that is there, or None; refuses parts of a run without one."""
+    record = read_record(directory)
+    if record is None and (there := [name for name in OURS if (directory / name).exists()]):
+        raise InputError(
+            f"--output_dir={directory} holds {', '.join(there)} but no {CONFIG}, so it is "
+            f"not a run to continue; give another --output_dir"
+        )
+    return record
+
+
+def _starting_point(config, record):
+    """Returns what the run starts from, as config.json has it, and the `Pretrained` weights.
+
+    A run that has checkpoints of its own needs no weights, so they are not read again.
+    """
+    if config.checkpoint is None:
+        return None, None
+    recorded = record and not config.overwrite and record.get("start")
+    if recorded and any((Path(config.output_dir) / CHECKPOINTS).glob("step-*")):
+        return {**recorded, "architecture": Architecture.from_json(recorded["architecture"])}, None
+    pretrained = read_pretrained(config.checkpoint, config.image_shape)
+    start = {
+        "architecture": pretrained.spec.architecture,
+        "sha256": digest(pretrained.arrays),
+    }
+    if recorded and recorded["sha256"] != start["sha256"]:
+        raise InputError(
+            f"--checkpoint={config.checkpoint} has changed since {config.output_dir} began; "
+            f"give another --output_dir"
+        )
+    return start, pretrained
+
+
+def _check_sizes(run):
+    if run.steps_per_epoch == 0:
+        raise InputError(
+            f"--batch_size={run.config.batch_size}: there are only {len(run.dataset.train)} "
+            f"training images; give at most that many"
+        )
+    if run.config.early_stopping and run.dataset.validation is None:
+        raise InputError(
+            f"--early_stopping={run.config.early_stopping} needs a validation split; "
+            f"give --validation_fraction"
+        )
+    if run.config.tensorboard and not importlib.util.find_spec("tensorboard"):
+        raise InputError("--tensorboard needs a package: pip install 'keras_mixer[tensorboard]'")
+    if run.config.eval_split != "train":
+        run.dataset.split(run.config.eval_split)
+
+
+def _check_same_run(run, record):
+    """Refuses to continue a run under flags that would have given another result."""
+    config = run.config
+    before = Config.from_json(record["config"])
+    differing = [
+        f"--{field.name} was {shown(getattr(before, field.name))}, "
+        f"now {shown(getattr(config, field.name))}"
+        for field in dataclasses.fields(Config)
+        if field.metadata["result"] and getattr(before, field.name) != getattr(config, field.name)
+    ]
+    if differing:
+        raise InputError(
+            f"--output_dir={run.directory} holds another run: {'; '.join(differing)}. "
+            f"Give another --output_dir to keep it, or --overwrite to delete it"
+        )
+
+
+def _check_same_data(directory, record, dataset):
+    if record["data"]["identity"] != dataset.identity:
+        raise InputError(
+            f"{directory} was trained on other data: their files, order, labels or classes have "
+            f"changed since. Restore them, or give another --output_dir"
+        )
+
+
+# === Records ===
+
+
+def _clear(directory, overwrite):
+    """Removes half-written files of killed processes; to overwrite, all files of a run.
+
+    Nothing else is touched. config.json, which makes the directory a run of ours, goes last.
+    """
+    for unfinished in [*directory.glob(".*.tmp-*"), *directory.glob(f"{BEST}/.*.tmp-*")]:
+        unfinished.unlink()
+    for path in [directory / name for name in OURS] if overwrite else []:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _write_records(run, config, start):
+    """Writes config.json and flags.txt, unless they are there."""
+    if not (run.directory / CONFIG).exists():
+        write_json(run.directory / CONFIG, _record(run, start))
+    if not (run.directory / FLAGS).exists():
+        _write_flags(run.directory, config)
+
+
+def _write_flags(directory, config):
+    """Writes every flag that is not at its default, as a flagfile that repeats the run."""
+    lines = [f"{flag}\n" for flag in as_flags(dataclasses.replace(config, overwrite=False))]
+    write_atomically(directory / FLAGS, "".join(lines).encode(errors="surrogateescape"))
+
+
+def _record(run, start):
+    splits = {name: getattr(run.dataset, name) for name in SPLITS}
+    return {
+        "format": FORMAT,
+        "config": run.config.to_json(),
+        "data": {
+            "identity": run.dataset.identity,
+            "class_names": list(run.dataset.class_names),
+            "images": {name: len(s) for name, s in splits.items() if s is not None},
+        },
+        "environment": environment(),
+        "start": start and {**start, "architecture": start["architecture"].to_json()},
+    }

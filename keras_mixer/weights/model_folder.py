@@ -1,0 +1,89 @@
+"""Our own format: a folder with model.json (a `ModelSpec`) and model.safetensors (the weights).
+
+The spec never changes within a run and the weights are one file, replaced in one step, so whoever
+reads the folder while a run writes to it finds a complete model.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from keras_mixer.errors import InputError, named
+from keras_mixer.files import pack, write_atomically
+from keras_mixer.model.architecture import ModelSpec
+
+SPEC, WEIGHTS = "model.json", "model.safetensors"
+
+
+def write_spec(folder, spec):
+    """Writes model.json.
+
+    Args:
+        folder: `Path`, made if it does not exist.
+        spec: `ModelSpec`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / SPEC, json.dumps(spec.to_json(), indent=2).encode() + b"\n")
+
+
+def write_weights(folder, arrays, **facts):
+    """Replaces model.safetensors in one step.
+
+    Args:
+        folder: `Path` of the model.
+        arrays: dict from variable path, such as `"stem/kernel"`, to array.
+        **facts: JSON values kept with the weights, such as the epoch they come from.
+    """
+    # One entry, since safetensors writes several in an order that changes from run to run.
+    metadata = {"keras_mixer": json.dumps({"sha256": digest(arrays), "facts": facts})}
+    write_atomically(folder / WEIGHTS, pack(arrays, metadata))
+
+
+def is_model_folder(path):
+    """Tells whether a folder holds a model in this format."""
+    return (path / SPEC).is_file()
+
+
+def read_spec(folder):
+    """Returns the `ModelSpec` in model.json.
+
+    Raises:
+        InputError: If the file is missing, damaged or of another format.
+    """
+    path = folder / SPEC
+    with named(path):
+        try:
+            values = json.loads(path.read_text())
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(f"not a readable model.json ({error})") from error
+        return ModelSpec.from_json(values)
+
+
+def read_weights(folder):
+    """Returns (arrays, facts) from model.safetensors, checked against its sha256.
+
+    Raises:
+        InputError: If the file is missing or damaged.
+    """
+    path = Path(folder) / WEIGHTS
+    try:
+        with safe_open(path, framework="numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            record = json.loads((file.metadata() or {}).get("keras_mixer", "{}"))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
+    if record.get("sha256") != digest(arrays):
+        raise InputError(f"{path}: damaged, its contents do not match its sha256")
+    return arrays, record["facts"]
+
+
+def digest(arrays):
+    """Returns the hexadecimal sha256 of a dict of arrays: names, types, shapes and values."""
+    sha256 = hashlib.sha256()
+    for name in sorted(arrays):
+        sha256.update(f"{name} {arrays[name].dtype} {arrays[name].shape}\n".encode())
+        sha256.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return sha256.hexdigest()

@@ -1,0 +1,160 @@
+"""Tests `keras_mixer/weights/`: whole or refused, never half."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import GOLDEN
+
+from keras_mixer import InputError, build_mixer, load_mixer
+from keras_mixer.weights import official
+from keras_mixer.weights import model_folder
+from keras_mixer.weights.pretrained import assign_weights, model_weights, read_pretrained
+
+ARCHITECTURE = {
+    "image_shape": (8, 12), "patch_shape": (4, 2), "channels": 1, "depth": 2, "dim": 6,
+    "tokens_mlp_dim": 5, "channels_mlp_dim": 7, "num_classes": 3, "activation": "silu",
+    "token_mixing": True, "channel_mixing": True,
+}  # fmt: skip
+
+
+@pytest.fixture
+def model():
+    model = build_mixer(**ARCHITECTURE)
+    for variable in model.weights:
+        variable.assign(np.random.default_rng(0).normal(size=variable.shape))
+    return model
+
+
+@pytest.fixture
+def saved(model, tmp_path):
+    model_folder.write_spec(tmp_path, model_folder.Description(ARCHITECTURE, ("a", "b", "ü"), 0.875))
+    model_folder.write_weights(tmp_path, model_weights(model), epoch=3)
+    return tmp_path
+
+
+def test_native_round_trip(model, saved):
+    images = np.random.default_rng(1).uniform(-1, 1, (2, 8, 12, 1)).astype("float32")
+    again = load_mixer(saved)
+    np.testing.assert_array_equal(again(images), model(images))
+    description = read_pretrained(saved).description
+    assert description == (ARCHITECTURE, ("a", "b", "ü"), 0.875, "softmax")
+    assert model_folder.read_weights(saved)[1] == {"epoch": 3}
+
+
+def test_overrides_leave_the_weights_alone(model, saved):
+    half = load_mixer(saved, dtype="mixed_bfloat16", dropout=0.5)
+    for one, other in zip(half.weights, model.weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("place", [0.05, 0.5, 0.999])
+def test_flipped_bits_in_weights_are_noticed(saved, place):
+    path = saved / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="damaged|cannot be read"):
+        load_mixer(saved)
+
+
+def test_truncated_weights_are_noticed(saved):
+    path = saved / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(InputError, match="cannot be read"):
+        load_mixer(saved)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"format": 1}', '{"format": 9, "architecture": {}}']
+)
+def test_damaged_descriptions_are_noticed(saved, content):
+    (saved / "model.json").write_text(content)
+    with pytest.raises(InputError, match=r"model\.json: "):
+        load_mixer(saved)
+
+
+def test_everything_that_does_not_fit_is_listed(model):
+    arrays = model_weights(model)
+    arrays["extra/kernel"] = arrays.pop("stem/bias")
+    arrays["head/bias"] = np.zeros(4)
+    with pytest.raises(InputError) as error:
+        assign_weights(model, arrays, "here")
+    assert str(error.value) == (
+        "here does not fit the model: - stem/bias; + extra/kernel; ! head/bias (4,), expected (3,)"
+    )
+
+
+def test_a_fresh_head_stays_zero(model):
+    other = build_mixer(**{**ARCHITECTURE, "num_classes": 7})
+    assign_weights(other, model_weights(model), "here", fresh_head=True)
+    np.testing.assert_array_equal(other.get_layer("head").kernel, np.zeros((6, 7)))
+    np.testing.assert_array_equal(other.get_layer("stem").kernel, model.get_layer("stem").kernel)
+
+
+def test_official_file_without_a_square_grid_asks_for_the_image_shape():
+    with pytest.raises(InputError, match="24 patches are no square grid.*take it as image_shape"):
+        load_mixer(GOLDEN / "official_mixer.npz")
+
+
+def test_official_architecture_is_inferred():
+    checkpoint = read_pretrained(GOLDEN / "official_mixer.npz", (24, 16))
+    assert checkpoint.description.architecture == {
+        "image_shape": (24, 16), "patch_shape": (4, 4), "channels": 3, "depth": 3, "dim": 24,
+        "tokens_mlp_dim": 12, "channels_mlp_dim": 48, "num_classes": 5, "activation": "gelu",
+        "token_mixing": True, "channel_mixing": True,
+    }  # fmt: skip
+
+
+def test_official_names_become_ours_one_to_one():
+    description, arrays, _ = official.read(GOLDEN / "official_mixer.npz", (24, 16))
+    ours = {v.path: tuple(v.shape) for v in build_mixer(**description.architecture).weights}
+    assert {name: array.shape for name, array in arrays.items()} == ours
+
+
+def _without(name):
+    arrays = dict(np.load(GOLDEN / "official_mixer.npz"))
+    del arrays[name]
+    return arrays
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda p: p.write_text("text"), "not a readable .npz"),
+        (lambda p: p.write_bytes((GOLDEN / "official_mixer.npz").read_bytes()[:9000]), "readable"),
+        (lambda p: np.savez(p, x=np.array([{}], dtype=object)), "not a readable .npz"),
+        (lambda p: np.savez(p, x=np.zeros(3)), "not an official Mixer"),
+        (lambda p: np.savez(p, **_without("stem/bias")), "- stem/bias"),
+        (lambda p: np.savez(p, **_without("stem/kernel")), "not an official Mixer"),
+    ],
+)
+def test_bad_npz_files_are_refused(tmp_path, write, message):
+    write(tmp_path / "weights.npz")
+    with pytest.raises(InputError, match=message):
+        load_mixer(tmp_path / "weights.npz", image_shape=(24, 16))
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("nowhere", "no such checkpoint"),
+        ("https://example.org/x.npz", "only local files"),
+        ("gs://bucket/x.npz", "only local files"),
+        (str(GOLDEN), "not a checkpoint; expected a run directory, an official .npz, timm"),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused(path, message):
+    with pytest.raises(InputError, match=message):
+        load_mixer(path)
+
+
+def test_weights_of_another_model_are_refused(saved, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    shutil.copytree(saved, other, dirs_exist_ok=True)
+    description = json.loads((other / "model.json").read_text())
+    description["architecture"]["depth"] = 3
+    (other / "model.json").write_text(json.dumps(description))
+    with pytest.raises(InputError, match="does not fit the model: - mixer_block_2/"):
+        load_mixer(other)

@@ -1,0 +1,498 @@
+"""Tests `keras_mixer/data/records.py` and `tfds.py`: tensorflow-datasets, without a network."""
+
+import dataclasses
+import itertools
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from conftest import ROOT
+
+import keras_mixer
+from keras_mixer.data import sources
+from keras_mixer.data import tfrecords
+from keras_mixer.data.datasets import DATASETS, dataset_row
+from keras_mixer.preprocessing.input_pipeline import broken_images_named, evaluation_batches, training_batches
+from keras_mixer.data.tfrecords import Records, TFRecords, overlap
+from keras_mixer.data.splits import Split
+from keras_mixer.data.tfds import flag_of, read_tfds
+from keras_mixer.errors import InputError
+from keras_mixer.inference.few_shot import score_few_shot
+
+pytest.importorskip("importlib_resources", reason="tensorflow-datasets needs it to prepare data")
+
+SHAPES = {"image_shape": (6, 5), "channels": 3, "num_classes": 3, "batch_size": 4}
+
+
+def write_set(
+    directory,
+    set_name="shapes",
+    sizes=None,
+    features=None,
+    label=lambda index: index % 3,
+    file_format="tfrecord",
+    **kwargs,
+):
+    """Prepares a small set of tensorflow-datasets, each split in 3 files."""
+    sizes = sizes or {"train": 21, "test": 9}
+    features = features or {
+        "image": tfds.features.Image(shape=(6, 5, 3), encoding_format="png"),
+        "label": tfds.features.ClassLabel(names=["disc", "ring", "star"]),
+        "number": tfds.features.Scalar(np.int64),
+    }
+    image = features.get("image")
+    drawn = np.random.default_rng(0)
+
+    def examples(split):
+        for index in range(sizes[split]):
+            values = {"label": label(index), "number": index}
+            if image is not None:
+                values["image"] = drawn.integers(0, 256, image.shape, image.np_dtype)
+            yield index, {key: values.get(key, index) for key in features}
+
+    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        name = set_name
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features), **kwargs
+            )
+
+        def _split_generators(self, dl_manager):
+            return {split: examples(split) for split in sizes}
+
+        def _generate_examples(self):
+            pass
+
+    Builder(data_dir=directory).download_and_prepare(
+        download_config=tfds.download.DownloadConfig(num_shards=3), file_format=file_format
+    )
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch, tmp_path_factory):
+    def refuse(*arguments, **options):
+        raise OSError("the network is off in this test")
+
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setenv("KERAS_MIXER_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory):
+    """Folder with a prepared set that no code is registered for."""
+    directory = tmp_path_factory.mktemp("tfds")
+    write_set(directory)
+    return directory
+
+
+@pytest.fixture
+def own_shapes(shapes, tmp_path):
+    """A copy that may be damaged, and the folder of its files."""
+    shutil.copytree(shapes, tmp_path / "tfds")
+    return tmp_path / "tfds", tmp_path / "tfds" / "shapes" / "1.0.0"
+
+
+def load(directory, dataset="shapes", validation_fraction=0.0, **options):
+    return sources.open_dataset(dataset, directory, validation_fraction, **options)
+
+
+def images_of(split, **shapes):
+    batches = [x for x, _ in evaluation_batches(split, **{**SHAPES, **shapes})]
+    return np.round(np.concatenate(batches) * 127.5 + 127.5).astype(np.uint8)
+
+
+def tfds_numpy(directory, expression, name="shapes"):
+    builder = tfds.builder_from_directory(directory / name / "1.0.0")
+    examples = list(builder.as_dataset(split=expression).as_numpy_iterator())
+    return np.stack([e["image"] for e in examples]), np.array([e["label"] for e in examples])
+
+
+# === The same records as tensorflow-datasets itself ===
+
+
+@pytest.mark.parametrize(
+    "expression",
+    ["train", "train[:90%]", "train[5:17]", "train[-4:]", "test+train[:3]", "train[1shard]"],
+)
+def test_split_expressions_mean_what_they_mean_to_tfds(shapes, expression):
+    part = "test" if "test" not in expression else "train[3:]"
+    source = load(shapes, train_split=expression, test_split=part)
+    images, labels = tfds_numpy(shapes, expression)
+    np.testing.assert_array_equal(images_of(source.train), images)
+    np.testing.assert_array_equal(source.train.read_labels(), labels)
+    batches = evaluation_batches(source.train, **SHAPES)
+    assert batches.cardinality() == -(-len(labels) // 4)
+    np.testing.assert_array_equal(np.concatenate([y for _, y in batches]), np.eye(3)[labels])
+
+
+def test_prepared_data_need_neither_network_nor_code_nor_tensorflow(shapes):
+    source = load(shapes)
+    assert source.class_names == ("disc", "ring", "star")
+    assert [len(source.train), source.validation, len(source.test)] == [21, None, 9]
+    assert source.channels == 3
+    assert len(os.listdir(shapes / "shapes" / "1.0.0")) >= 6, "several shards"
+    code = (
+        "import sys; from keras_mixer.data.sources import open_dataset; "
+        f"open_dataset('shapes', {str(shapes)!r}); assert 'tensorflow' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_name_may_have_a_version(shapes):
+    assert load(shapes, "shapes:1.*.*").identity == load(shapes).identity
+    with pytest.raises(InputError, match="--dataset=shapes:2"):
+        load(shapes, "shapes:2.0.0")
+
+
+def test_a_version_prepared_by_another_release_of_tfds_is_found(tmp_path, capsys):
+    write_set(tmp_path, "cifar10")  # 1.0.0; the code that tfds has is for 3.0.2
+    assert len(load(tmp_path, "cifar10").train) == 21
+    assert "cifar10/1.0.0 is prepared, and is used" in capsys.readouterr().err
+
+
+def test_resumed_at_any_step_it_goes_on_as_if_nothing_happened(shapes):
+    options = {**SHAPES, "seed": 3, "flip": True, "crop_padding": 1}
+    split = load(shapes).train
+
+    def take(first, count):
+        batches = training_batches(split, **options, first_step=first)
+        assert batches.cardinality() == tf.data.INFINITE_CARDINALITY
+        assert batches.element_spec[0].shape == (4, 6, 5, 3)
+        return [x.numpy() for x, _ in itertools.islice(batches, count)]
+
+    whole = take(0, 12)
+    for first in (1, 4, 5, 11):
+        np.testing.assert_array_equal(take(first, 12 - first), whole[first:])
+
+
+def test_validation_is_set_aside_at_random_and_shares_no_image(shapes):
+    source, again = load(shapes, validation_fraction=0.3), load(shapes, validation_fraction=0.3)
+    other = load(shapes, validation_fraction=0.3, split_seed=1)
+    assert [len(source.train), len(source.validation)] == [15, 6]
+    both = np.concatenate([images_of(source.train), images_of(source.validation)])
+    everything, _ = tfds_numpy(shapes, "train")
+    assert {i.tobytes() for i in both} == {i.tobytes() for i in everything}
+    assert source.identity == again.identity != other.identity
+    with pytest.raises(InputError, match="--validation_fraction=0.01: of 21 images that would be"):
+        load(shapes, validation_fraction=0.01)
+
+
+def test_a_single_split_is_divided(tmp_path):
+    write_set(tmp_path, sizes={"train": 20})
+    source = load(tmp_path, validation_fraction=0.25)
+    assert [len(source.train), len(source.validation), len(source.test)] == [12, 4, 4]
+    given = load(tmp_path, train_split="train[:50%]", test_split="train[50%:]")
+    assert [len(given.train), given.validation, len(given.test)] == [10, None, 10]
+
+
+def test_official_validation_stands_back_for_what_train_takes(tmp_path):
+    write_set(tmp_path, sizes={"train": 6, "validation": 6, "test": 6})
+    assert len(load(tmp_path).validation) == 6
+    source = load(tmp_path, train_split="train+validation")
+    assert [len(source.train), source.validation, len(source.test)] == [12, None, 6]
+
+
+# === Refusals ===
+
+
+@pytest.mark.parametrize(
+    "splits, message",
+    [
+        (
+            {"train_split": "train[:90%]", "validation_split": "train[80%:]"},
+            r"--train_split=train\[:90%\] and --validation_split=train\[80%:\] have 2 images",
+        ),
+        ({"train_split": "train+test"}, "--test_split=test have 9 images in common"),
+        ({"train_split": "train+train[:2]"}, "takes images twice"),
+        ({"test_split": "trian"}, r"--test_split=trian: not a split .* train \(21\), test \(9\)"),
+        ({"train_split": "train[:"}, r"--train_split=train\[:: not a split"),
+        ({"train_split": "train[5:5]"}, r"train\[5:5\]: there are no images"),
+    ],
+)
+def test_splits_are_checked(shapes, splits, message):
+    with pytest.raises(InputError, match=message):
+        load(shapes, **splits)
+
+
+def test_split_flags_are_for_tfds_only():
+    with pytest.raises(InputError, match="--test_split=test is for sets of tensorflow-datasets"):
+        sources.open_dataset("digits", test_split="test")
+    assert [flag_of(name) for name in ("all", "test")] == ["train_split", "test_split"]
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("stanford_dog", "did you mean stanford_dogs"),
+        ("fodler", "expected one of digits, .*did you mean folder"),
+        ("a b", "--dataset=a b"),
+        ("cifar10/none", "--dataset=cifar10/none"),
+    ],
+)
+def test_unknown_names_are_refused(tmp_path, name, message):
+    with pytest.raises(InputError, match=message) as error:
+        load(tmp_path, name)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "imagenet2012", "mnist"])
+def test_what_cannot_be_prepared_is_explained_at_once(tmp_path, name):
+    with pytest.raises(InputError, match=f"--dataset={name}: not in {tmp_path}.*--data_dir") as e:
+        load(tmp_path, name)
+    assert "\n" not in str(e.value)
+    assert ("IDX" in str(e.value)) == (name == "mnist")
+    assert ("ILSVRC2012" in str(e.value)) == (name == "imagenet2012")
+
+
+def test_other_tasks_are_refused(tmp_path):
+    text = {
+        "text": tfds.features.Scalar(np.int64),
+        "label": tfds.features.ClassLabel(num_classes=3),
+    }
+    write_set(tmp_path, "texts", features=text)
+    with pytest.raises(InputError, match=r"texts: not a set .*label \(ClassLabel\), text"):
+        load(tmp_path, "texts")
+
+
+def test_images_of_other_kinds_are_refused(tmp_path):
+    image = tfds.features.Image(shape=(6, 5, 4), encoding_format="png")
+    label = tfds.features.ClassLabel(num_classes=3)
+    write_set(tmp_path, "clear", features={"image": image, "label": label})
+    with pytest.raises(InputError, match="expected images of 1 or 3 channels"):
+        load(tmp_path, "clear")
+
+
+def test_unlabelled_splits_are_refused(tmp_path):
+    write_set(tmp_path, label=lambda index: -1)
+    with pytest.raises(InputError, match="--train_split=train: its images have no labels"):
+        load(tmp_path)
+
+
+def test_gray_images_and_numbered_classes(tmp_path):
+    image = tfds.features.Image(shape=(6, 5, 1), encoding_format="png")
+    label = tfds.features.ClassLabel(num_classes=3)
+    write_set(tmp_path, features={"image": image, "label": label})
+    source = load(tmp_path)
+    assert (source.channels, source.class_names) == (1, ("0", "1", "2"))
+    images = images_of(source.train, channels=1)
+    np.testing.assert_array_equal(images, tfds_numpy(tmp_path, "train")[0])
+
+
+def test_supervised_keys_choose_among_labels(tmp_path):
+    features = {
+        "image": tfds.features.Image(shape=(6, 5, 3), encoding_format="png"),
+        "coarse": tfds.features.ClassLabel(num_classes=50),
+        "label": tfds.features.ClassLabel(num_classes=3),
+    }
+    write_set(tmp_path, features=features, supervised_keys=("image", "label"))
+    assert len(load(tmp_path).class_names) == 3
+
+
+# === Files ===
+
+
+def shard_of(folder, split="train", number=1):
+    return next(folder.glob(f"*{split}.tfrecord-0000{number}*"))
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda p: p.unlink(), "No such file"),
+        (lambda p: p.write_bytes(p.read_bytes()[:-7]), "does not end where it should.*prepare it"),
+        (lambda p: p.write_bytes(b"\xff" * 8 + p.read_bytes()[8:]), "does not end where it should"),
+        (lambda p: p.write_bytes(p.read_bytes() * 2), "holds 14 records, expected 7"),
+    ],
+)
+def test_damaged_shards_are_named(own_shapes, damage, message):
+    directory, folder = own_shapes
+    load(directory)
+    damage(shard_of(folder))
+    with pytest.raises(InputError, match=f"00001-of-00003.*{message}"):
+        load(directory)
+
+
+def test_images_damaged_later_are_named(own_shapes):
+    directory, folder = own_shapes
+    split = load(directory).train
+    content = bytearray(shard_of(folder).read_bytes())
+    place = content.index(b"\x89PNG", content.index(b"\x89PNG") + 1)  # of the second record
+    content[place : place + 4] = b"spam"
+    shard_of(folder).write_bytes(content)
+    with (
+        pytest.raises(
+            InputError, match=r"1 damaged image: record 1 of .*00001-of-00003 \(.*prepare it again"
+        ),
+        broken_images_named(split),
+    ):
+        images_of(split)
+
+
+def test_shards_cut_short_later_are_named(own_shapes):
+    directory, folder = own_shapes
+    split = load(directory).train
+    shard_of(folder).write_bytes(b"")
+    with (
+        pytest.raises(InputError, match="00001-of-00003.*became shorter"),
+        broken_images_named(split),
+    ):
+        images_of(split)
+
+
+def test_identity_follows_content_and_not_the_place(own_shapes, shapes, tmp_path):
+    before = load(shapes).identity
+    assert load(own_shapes[0]).identity == before
+    assert load(shapes, train_split="train[1:]").identity != before
+    write_set(tmp_path / "other", sizes={"train": 22, "test": 9})
+    assert load(tmp_path / "other").identity != before
+
+
+def test_walks_are_remembered_until_a_file_changes(own_shapes, monkeypatch):
+    directory, folder = own_shapes
+    walked = []
+    walk = records._walk
+    monkeypatch.setattr(
+        records, "_walk", lambda path, size: walked.append(path) or walk(path, size)
+    )
+    before = load(directory).identity
+    assert len(walked) == 6
+    assert load(directory).identity == before
+    assert len(walked) == 6
+    os.utime(shard_of(folder), (1, 1))
+    assert load(directory).identity == before
+    assert walked[6:] == [shard_of(folder)]
+    monkeypatch.setenv("KERAS_MIXER_CACHE", os.devnull)  # nothing can be kept there
+    assert load(directory).identity == before
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        lambda bounds: np.zeros_like(bounds),
+        lambda bounds: bounds.astype(np.float32),
+        lambda bounds: bounds + (np.arange(len(bounds)) == len(bounds) - 1),
+        lambda bounds: np.stack([bounds, bounds], axis=1),
+        lambda bounds: np.r_[0, bounds[-2:0:-1], bounds[-1]],
+        lambda bounds: np.array([{}], object),
+        None,
+    ],
+)
+def test_damaged_memories_are_made_again(shapes, content):
+    before = load(shapes).identity
+    kept = sorted(Path(os.environ["KERAS_MIXER_CACHE"]).glob("records/*.npy"))
+    assert len(kept) == 6
+    for path in kept:
+        if content is None:
+            path.write_bytes(path.read_bytes()[:-3])
+        else:
+            np.save(path, content(np.load(path)))
+    source = load(shapes)
+    assert source.identity == before
+    np.testing.assert_array_equal(images_of(source.train), tfds_numpy(shapes, "train")[0])
+
+
+def test_array_records_are_read_too(tmp_path, shapes):
+    pytest.importorskip("array_record")
+    write_set(tmp_path, file_format="array_record")
+    source, expected = (load(place, train_split="train[3:]") for place in (tmp_path, shapes))
+    np.testing.assert_array_equal(images_of(source.train), images_of(expected.train))
+    np.testing.assert_array_equal(source.train.read_labels(), expected.train.read_labels())
+    assert source.identity != load(tmp_path).identity
+
+
+def test_formats_without_random_access_are_refused(tmp_path):
+    write_set(tmp_path, file_format="parquet")
+    with pytest.raises(InputError, match="format that cannot be read in any order"):
+        load(tmp_path)
+
+
+def test_overlap_counts_records():
+    one = [("a", 0, 10, 20), ("b", 5, 5, 10)]
+    assert overlap(one, [("a", 8, 4, 20), ("b", 0, 6, 10), ("c", 0, 9, 9)]) == 3
+    assert overlap(one, one) == 15
+
+
+def test_records_are_picked_by_index(shapes):
+    split = load(shapes).train
+    picked = split.take(np.array([20, 3, 3]))
+    assert isinstance(picked.images, Records)
+    assert isinstance(picked.images.store, TFRecords)
+    np.testing.assert_array_equal(images_of(picked), images_of(split)[[20, 3, 3]])
+    assert picked.images.store.place(20).startswith("record 6 of")
+
+
+# === tfds's own mocking ===
+
+
+@pytest.mark.parametrize("name", ["stanford_dogs", "cifar100", "oxford_flowers102", "mnist"])
+def test_mocked_data_are_read(name):
+    with tfds.testing.mock_data(num_examples=12):
+        source = sources.open_dataset(name, None, 0.25)
+        row = DATASETS[name]
+        images, labels = next(
+            iter(
+                evaluation_batches(
+                    source.train,
+                    image_shape=row.image_shape,
+                    channels=source.channels,
+                    num_classes=len(source.class_names),
+                    batch_size=4,
+                )
+            )
+        )
+    assert images.shape == (4, *row.image_shape, row.channels)
+    np.testing.assert_array_equal(np.argmax(labels, 1), source.train.read_labels()[:4])
+    assert len(source.class_names) == {"mnist": 10, "stanford_dogs": 120}.get(name, len(labels[0]))
+
+
+def test_a_whole_run_on_mocked_data(tmp_path):
+    from keras_mixer.inference.evaluate import score_run
+
+    with tfds.testing.mock_data(num_examples=20):
+        config = keras_mixer.Config(
+            dataset="cifar10", depth=1, dim=8, num_steps=2, warmup_step=0, jit="false",
+            output_dir=str(tmp_path / "run"), export=False, batch_size=4,
+        )  # fmt: skip
+        run = keras_mixer.fit(config)
+        assert set(score_run(run)) >= {"validation", "test"}
+
+
+# === The table ===
+
+
+def test_any_name_has_a_row():
+    assert dataset_row("anything") == dataset_row("any/thing:1.0.0")
+    assert dataset_row("anything").image_shape == (256, 256)
+    assert dataset_row("cifar10:3.*.*") is DATASETS["cifar10"]
+    assert dataset_row("digits/x").origin == "tfds", "only the very name is ours"
+    names = tfds.list_builders(with_community_datasets=False)
+    assert {name for name, row in DATASETS.items() if row.origin == "tfds"} <= set(names)
+    assert sources.READERS["tfds"] is read_tfds
+
+
+def test_few_shots_are_those_of_the_same_images_in_memory(shapes):
+    """Labels lie with the records, so drawing them reads the records first."""
+    source = load(shapes)
+    in_memory = {
+        name: Split(images_of(split, channels=3), split.read_labels())
+        for name, split in (("train", source.train), ("test", source.test))
+    }
+    sizes = {"image_shape": (6, 5), "patch_shape": (3, 5), "depth": 1, "dim": 8}
+    model = keras_mixer.build_mixer(**sizes, num_classes=0)
+    scores, expected = (
+        score_few_shot(model, data, (2, 4), (0, 1), (1.0, 16.0))
+        for data in (source, dataclasses.replace(source, **in_memory))
+    )
+    assert scores == expected
+    assert [row["images"] for row in scores["shots"]] == [6, 12]
