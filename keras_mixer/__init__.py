@@ -4,6 +4,8 @@ The public names are loaded when they are first used (PEP 562), so importing the
 import TensorFlow.
 """
 
+import importlib
+
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -22,8 +24,6 @@ __all__ = sorted(_HOMES)
 def __getattr__(name):
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 

@@ -76,38 +76,32 @@ def few_shot(options, arguments):
     path = only(arguments, "CHECKPOINT")
     if options.output:
         check_writable(options.output)
-    pretrained = announce(read_pretrained(path, options.image_shape), path)
-    spec = pretrained.spec
-    if options.eval_crop is not None:
-        spec = spec.replace(preprocessing=Preprocessing(eval_crop=options.eval_crop))
+    pretrained = _pretrained(options, path)
     dataset = open_dataset(**options.dataset_options())
-    _check(options, dataset, path, spec.architecture.channels)
+    _check(options, dataset, path, pretrained.spec.architecture.channels)
     _note_other_splits(options, dataset, path)
+    with quiet_tensorflow():
+        from keras_mixer.inference.few_shot import as_table, score_few_shot
+        from keras_mixer.weights.load import build_pretrained
+
     shapes = (options.image_shape, options.patch_shape, options.resize_tokens)
-    scores = _scores(
-        options, dataset, path, adapt_pretrained(pretrained._replace(spec=spec), *shapes)
-    )
+    model = build_pretrained(adapt_pretrained(pretrained, *shapes), path)
+    scores = {"checkpoint": str(path), "dataset": options.dataset}
+    chosen = (options.shots, options.seeds, options.l2)
+    scores |= score_few_shot(model, dataset, *chosen, options.batch_size)
     text = json.dumps(scores, indent=2)
     if options.output:
         write(options.output, text + "\n")
-    print(text if options.format == "json" else _as_table(scores))
+    print(text if options.format == "json" else as_table(scores))
 
 
-def _scores(options, dataset, path, pretrained):
-    with quiet_tensorflow():
-        from keras_mixer.inference.few_shot import score_few_shot
-        from keras_mixer.weights.load import build_pretrained
-
-    model = build_pretrained(pretrained, path)
-    chosen = (options.shots, options.seeds, options.l2)
-    scores = score_few_shot(model, dataset, *chosen, options.batch_size)
-    return {"checkpoint": str(path), "dataset": options.dataset, **scores}
-
-
-def _as_table(scores):
-    from keras_mixer.inference.few_shot import as_table
-
-    return as_table(scores)
+def _pretrained(options, path):
+    """Reads the weights; --eval_crop takes precedence over what their spec says."""
+    pretrained = announce(read_pretrained(path, options.image_shape), path)
+    if options.eval_crop is None:
+        return pretrained
+    preprocessing = Preprocessing(eval_crop=options.eval_crop)
+    return pretrained._replace(spec=pretrained.spec.replace(preprocessing=preprocessing))
 
 
 def _check(options, dataset, path, channels):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from keras_mixer.commands.shared import check_writable, only, write
 from keras_mixer.config.options import option
-from keras_mixer.console import quiet_tensorflow, say, track
+from keras_mixer.console import quiet_tensorflow
 from keras_mixer.data.datasets import SPLITS
 from keras_mixer.errors import InputError, path_errors
 from keras_mixer.training.open_run import read_run
@@ -69,37 +69,13 @@ def predict(options, arguments):
     if options.output:
         check_writable(options.output)
     with quiet_tensorflow():
-        from keras_mixer.inference.predict import expand
+        from keras_mixer.inference.predict import expand, predictions_as_text
         from keras_mixer.weights.load import build_pretrained
 
-    paths = expand(images)
-    written = _submission if options.format == "kaggle" else _top_classes
-    text, failed = written(options, paths, lambda: build_pretrained(pretrained, run))
+    model = build_pretrained(pretrained, run)
+    text, complete = predictions_as_text(model, expand(images), options.format, options.top_k)
     write(options.output, text) if options.output else print(text, end="")
-    return 1 if failed else 0
-
-
-def _top_classes(options, paths, load):
-    """Returns the text of the most likely classes, and whether any image cannot be read."""
-    from keras_mixer.inference.predict import FORMATS, predict_files
-
-    rows = predict_files(load(), paths, options.top_k)
-    rows = list(track(rows, "predicting", len(paths)))
-    return FORMATS[options.format](rows), any("error" in row for row in rows)
-
-
-def _submission(options, paths, load):
-    """Returns the text of a submission to Kaggle, and whether images are missing from it."""
-    from keras_mixer.inference.predict import as_submission, classify, submission_ids
-
-    ids, model = submission_ids(paths), load()
-    rows = classify(model, paths)
-    found = list(track(rows, "predicting", len(paths)))
-    problems = [(path, reason) for path, reason in found if isinstance(reason, str)]
-    for path, reason in problems:
-        say(f"{path}: {reason}; it is not in the submission")
-    rows = [(id, p) for id, (_, p) in zip(ids, found, strict=True) if not isinstance(p, str)]
-    return as_submission(rows, model.spec.names), bool(problems)
+    return 0 if complete else 1
 
 
 # === export ===

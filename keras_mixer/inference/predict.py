@@ -11,7 +11,7 @@ import os
 import numpy as np
 import tensorflow as tf
 
-from keras_mixer.console import printable
+from keras_mixer.console import printable, say, track
 from keras_mixer.data.image_checks import check_image_file
 from keras_mixer.data.image_listing import list_images
 from keras_mixer.errors import InputError, some_of
@@ -109,6 +109,24 @@ def _top(probabilities, class_names, top_k):
 # === As text ===
 
 
+def predictions_as_text(model, paths, format, top_k=5):
+    """Classifies image files and writes the predictions in one of `FORMATS`, or for Kaggle.
+
+    Args:
+        model: `keras.Model` from `load_mixer`.
+        paths: list of paths.
+        format: string, a key of `FORMATS`, or `"kaggle"` for a submission with all classes.
+        top_k: int. Classes reported per image, at most.
+
+    Returns:
+        (text, complete): complete is False if any image could not be read.
+    """
+    if format == "kaggle":
+        return _submission(model, paths)
+    rows = list(track(predict_files(model, paths, top_k), "predicting", len(paths)))
+    return FORMATS[format](rows), not any("error" in row for row in rows)
+
+
 def as_table(rows):
     """Returns predictions as text for people, a line per image."""
     return "".join(f"{printable(row['file'])}: {printable(_found(row))}\n" for row in rows)
@@ -148,6 +166,17 @@ FORMATS = {"table": as_table, "json": as_json, "csv": as_csv}
 
 
 # === A submission to Kaggle ===
+
+
+def _submission(model, paths):
+    """Returns the text of a submission, and whether no image is missing from it."""
+    ids = submission_ids(paths)
+    found = list(track(classify(model, paths), "predicting", len(paths)))
+    problems = [(path, reason) for path, reason in found if isinstance(reason, str)]
+    for path, reason in problems:
+        say(f"{path}: {reason}; it is not in the submission")
+    rows = [(id, p) for id, (_, p) in zip(ids, found, strict=True) if not isinstance(p, str)]
+    return as_submission(rows, model.spec.names), not problems
 
 
 def submission_ids(paths):

@@ -10,6 +10,7 @@ import contextlib
 import json
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from keras_mixer.errors import InputError, named
 from keras_mixer.files import pack, write_atomically
@@ -75,8 +76,6 @@ def read_safetensors(path, image_shape=None):
     Raises:
         InputError: If the file cannot be read, is not a Mixer, or leaves the image shape open.
     """
-    from safetensors import SafetensorError, safe_open
-
     try:
         _check_header(path)
         with safe_open(path, framework="numpy") as file:
