@@ -6,7 +6,7 @@ from pathlib import Path
 
 from keras_mixer.commands.shared import check_writable, only, write
 from keras_mixer.config.data import DatasetOptions
-from keras_mixer.config.options import option, shown
+from keras_mixer.config.options import FRACTION, PIXELS, RATE, SEED, option, shown
 from keras_mixer.console import quiet_tensorflow, say
 from keras_mixer.data.sources import open_dataset
 from keras_mixer.errors import InputError, path_errors
@@ -24,8 +24,7 @@ class FewShotOptions(DatasetOptions):
         0.1,
         "Fraction of the training images that L2 is chosen on, stratified by class; only where the "
         "data have no validation split. 0: L2 is chosen by cross-validation on the shots.",
-        low=0.0,
-        below=1.0,
+        **RATE,
     )
     shots: tuple[int, ...] = option(
         (1, 5, 10, 25),
@@ -35,7 +34,7 @@ class FewShotOptions(DatasetOptions):
         heading="Regression",
     )
     seeds: tuple[int, ...] = option(
-        (0, 1, 2), "Seeds of the draws; scores are means over them.", low=0, high=2**31 - 1
+        (0, 1, 2), "Seeds of the draws; scores are means over them.", **SEED
     )
     l2: tuple[float, ...] = option(
         tuple(4**power for power in range(11)),
@@ -48,12 +47,11 @@ class FewShotOptions(DatasetOptions):
         None,
         "height,width of the images fed to the model, in pixels, to which its weights are adapted "
         "(default: the checkpoint's).",
-        low=1,
-        high=65536,
+        **PIXELS,
         heading="Model",
     )
     patch_shape: tuple[int, int] | None = option(
-        None, "height,width of a patch, in pixels, likewise.", low=1, high=65536
+        None, "height,width of a patch, in pixels, likewise.", **PIXELS
     )
     resize_tokens: str = option(
         "interpolate",
@@ -61,10 +59,7 @@ class FewShotOptions(DatasetOptions):
         choices=RESIZE_TOKENS,
     )
     eval_crop: float | None = option(
-        None,
-        "How images are resized, as in train (default: as the checkpoint says).",
-        low=0.0,
-        high=1.0,
+        None, "How images are resized, as in train (default: as the checkpoint says).", **FRACTION
     )
     batch_size: int = option(256, "Images per batch; does not change the scores.", low=1)
     format: str = option("table", "What is printed.", choices=("table", "json"), heading="Output")

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 from keras_mixer.commands.shared import check_writable, write
-from keras_mixer.config.options import as_flags, option, parse
+from keras_mixer.config.options import SEED, as_flags, option, parse
 from keras_mixer.config.training import Config
 from keras_mixer.console import quiet_tensorflow
 from keras_mixer.data.datasets import AVG5
@@ -54,7 +54,7 @@ class TransferOptions:
         "Data sets: NAME stands for the flagfile flags/finetune_NAME.flags, a path that ends in "
         ".flags for itself.",
     )
-    seeds: tuple[int, ...] = option((0, 1, 2), "Seeds, a run for each.", low=0, high=2**31 - 1)
+    seeds: tuple[int, ...] = option((0, 1, 2), "Seeds, a run for each.", **SEED)
     lrs: tuple[float, ...] = option(
         (0.003, 0.01, 0.03, 0.06),
         "Learning rates to choose from, on held-out training images (default: the paper's).",

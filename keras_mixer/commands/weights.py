@@ -5,7 +5,7 @@ import json
 
 from keras_mixer.commands.shared import only
 from keras_mixer.config.data import DatasetOptions
-from keras_mixer.config.options import option
+from keras_mixer.config.options import FRACTION, PIXELS, option
 from keras_mixer.console import printable, quiet_tensorflow, say
 from keras_mixer.data.datasets import SPLITS
 from keras_mixer.data.sources import open_dataset
@@ -27,8 +27,7 @@ def _image_shape():
     return option(
         None,
         "height,width of the images, in pixels; needed where the number of patches is no square.",
-        low=1,
-        high=65536,
+        **PIXELS,
     )
 
 
@@ -67,8 +66,7 @@ class VerifyOptions(DatasetOptions):
     expected: float | None = option(
         None,
         "Top-1 accuracy to compare with, as a fraction (default: the published one).",
-        low=0.0,
-        high=1.0,
+        **FRACTION,
     )
     image_shape: tuple[int, int] | None = _image_shape()
     confidence: float = option(

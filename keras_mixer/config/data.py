@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from keras_mixer.config.options import option, options_of
+from keras_mixer.config.options import FRACTION, PIXELS, RATE, SEED, option, options_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,22 +48,19 @@ class DatasetOptions:
         0.1,
         "Fraction of the training images used for validation, stratified by class; only where the "
         "data have no validation split. 0: no validation, and the last weights are kept.",
-        low=0.0,
-        below=1.0,
+        **RATE,
     )
     test_fraction: float = option(
         0.2,
         "Fraction of all images used for testing, stratified by class; only where the data have no "
         "splits.",
-        low=0.0,
-        below=1.0,
+        **RATE,
     )
     split_seed: int = option(
         0,
         "Seed of the random split. It is apart from --seed, so that runs of several seeds are "
         "scored on the same images.",
-        low=0,
-        high=2**31 - 1,
+        **SEED,
     )
 
     def dataset_options(self):
@@ -80,16 +77,14 @@ class PreprocessingOptions:
         "height,width of the images fed to the model, in pixels; one number for a square "
         "(default: the data set's, as 8,8 for digits; 256,256 for photos; 224,224 with --variant).",
         basic=True,
-        low=1,
-        high=65536,
+        **PIXELS,
     )
     eval_crop: float = option(
         0.0,
         "How images are resized to image_shape in evaluation. 0: the whole image, without its "
         "aspect ratio. From 0.1 to 1: with its aspect ratio, and this central fraction of each "
         "side is kept; the paper has 0.875.",
-        low=0.0,
-        high=1.0,
+        **FRACTION,
     )
 
 
@@ -101,17 +96,13 @@ class AugmentationOptions:
         False, "Random horizontal flip, with probability 1/2.", heading="Augmentation"
     )
     crop_padding: int = option(
-        0,
-        "Random crop after padding every side with this many black pixels.",
-        low=0,
-        high=1024,
+        0, "Random crop after padding every side with this many black pixels.", low=0, high=1024
     )
     inception_crop: float = option(
         0.0,
         "Inception crop (random resized crop): smallest fraction of the area that is kept, with an "
         "aspect ratio of 3/4 to 4/3; the official recipe is 0.05. 0: none.",
-        low=0.0,
-        high=1.0,
+        **FRACTION,
     )
     randaugment: tuple[int, int] | None = option(
         None,
@@ -124,14 +115,12 @@ class AugmentationOptions:
     color_jitter: float = option(
         0.0,
         "Color jitter: largest relative change of brightness, contrast and saturation.",
-        low=0.0,
-        high=1.0,
+        **FRACTION,
     )
     random_erasing: float = option(
         0.0,
         "Random erasing: probability that a rectangle of an image is replaced by noise.",
-        low=0.0,
-        high=1.0,
+        **FRACTION,
     )
     mixup: float = option(
         0.0,

@@ -64,6 +64,14 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+# Bounds of several options.
+PIXELS = {"low": 1, "high": 65536}
+COUNT = {"low": 1, "high": 1048576}
+STEPS = {"low": 1, "high": 10**9}
+RATE = {"low": 0.0, "below": 1.0}
+FRACTION = {"low": 0.0, "high": 1.0}
+SEED = {"low": 0, "high": 2**31 - 1}
+
 # === Checking ===
 
 _BOUNDS = {

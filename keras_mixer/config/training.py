@@ -8,7 +8,7 @@ import dataclasses
 import json
 
 from keras_mixer.config.data import AugmentationOptions, DatasetOptions, PreprocessingOptions
-from keras_mixer.config.options import check, option, options_of
+from keras_mixer.config.options import COUNT, PIXELS, RATE, SEED, STEPS, check, option, options_of
 from keras_mixer.data.datasets import SPLITS
 from keras_mixer.errors import InputError
 from keras_mixer.model.architecture import FIELDS, LOSSES, Preprocessing
@@ -28,6 +28,7 @@ OPTIMIZERS = (
 SCHEDULERS = ("cosine", "linear")
 CLASS_WEIGHTS = ("none", "balanced")
 FREEZES = ("none", "backbone")
+OF_CHECKPOINTS = ("checkpoint", "resize_tokens", "freeze", "layer_decay")  # only matter with one
 UNITS = ("epoch", "step")
 PRECISIONS = ("float32", "bfloat16", "float16")
 JIT_MODES = ("auto", "true", "false")
@@ -53,20 +54,19 @@ class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fiel
         "height,width of a patch, in pixels; must divide image_shape (default: the data set's, "
         "as 2,2 for digits; 16,16 for photos).",
         basic=True,
-        low=1,
-        high=65536,
+        **PIXELS,
     )
     depth: int | None = option(
         None, f"Number of mixer layers (default: {DEFAULT_DEPTH}).", basic=True, low=1, high=1000
     )
     dim: int | None = option(
-        None, f"Channels of a token (default: {DEFAULT_DIM}).", basic=True, low=1, high=65536
+        None, f"Channels of a token (default: {DEFAULT_DIM}).", basic=True, **PIXELS
     )
     tokens_mlp_dim: int | None = option(
-        None, "Hidden width of the token-mixing MLP (default: dim/2).", low=1, high=1048576
+        None, "Hidden width of the token-mixing MLP (default: dim/2).", **COUNT
     )
     channels_mlp_dim: int | None = option(
-        None, "Hidden width of the channel-mixing MLP (default: 4*dim).", low=1, high=1048576
+        None, "Hidden width of the channel-mixing MLP (default: 4*dim).", **COUNT
     )
     num_classes: int | None = option(
         None,
@@ -81,19 +81,16 @@ class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fiel
         choices=ACTIVATIONS,
     )
     token_mixing: bool | None = option(
-        None,
-        "Token mixing (across patches); false leaves it out of every layer (default: true).",
+        None, "Token mixing (across patches); false leaves it out of every layer (default: true)."
     )
     channel_mixing: bool | None = option(
-        None,
-        "Channel mixing (within a patch); false leaves it out of every layer (default: true).",
+        None, "Channel mixing (within a patch); false leaves it out of every layer (default: true)."
     )
-    dropout: float = option(0.0, "Dropout rate of the MLPs.", low=0.0, below=1.0)
+    dropout: float = option(0.0, "Dropout rate of the MLPs.", **RATE)
     stochastic_depth: float = option(
         0.0,
         "Stochastic depth (drop path): rate at the last layer, linearly from 0 at the first.",
-        low=0.0,
-        below=1.0,
+        **RATE,
     )
     checkpoint: str | None = option(
         None,
@@ -115,21 +112,15 @@ class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fiel
     optimizer: str = option(
         "sgd", "Optimizer.", choices=OPTIMIZERS, heading="Optimization", basic=True
     )
-    batch_size: int = option(16, "Images per optimizer step.", basic=True, low=1, high=1048576)
+    batch_size: int = option(16, "Images per optimizer step.", basic=True, **COUNT)
     accumulation: int = option(
         1,
         "Gradient accumulation: number of parts that each batch is computed in. Must divide "
         "batch_size.",
-        low=1,
-        high=1048576,
+        **COUNT,
     )
     lr: float = option(
-        1e-3,
-        "Peak learning rate.",
-        aliases=("learning_rate",),
-        basic=True,
-        above=0.0,
-        high=1000.0,
+        1e-3, "Peak learning rate.", aliases=("learning_rate",), basic=True, above=0.0, high=1000.0
     )
     layer_decay: float = option(
         1.0,
@@ -142,7 +133,7 @@ class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fiel
         "What is not trained. backbone: all but the head (linear probe); needs --checkpoint.",
         choices=FREEZES,
     )
-    momentum: float = option(0.9, "Momentum of SGD.", low=0.0, below=1.0)
+    momentum: float = option(0.9, "Momentum of SGD.", **RATE)
     decay: float = option(
         0.0,
         "Decoupled weight decay of the kernels, multiplied by the learning rate.",
@@ -191,13 +182,12 @@ class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fiel
     clip_norm: float = option(
         0.0, "Gradient clipping: largest global norm. 0: none.", low=0.0, high=1e9
     )
-    label_smoothing: float = option(0.0, "Label smoothing.", low=0.0, below=1.0)
+    label_smoothing: float = option(0.0, "Label smoothing.", **RATE)
     ema: float = option(
         0.0,
         "Exponential moving average of the weights (EMA): decay per step. The average is then "
         "validated, tested and exported. 0: none.",
-        low=0.0,
-        below=1.0,
+        **RATE,
     )
     early_stopping: int = option(
         0,
@@ -213,9 +203,7 @@ class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fiel
     jit: str = option(
         "auto", "Compile with XLA. auto: yes, except for bfloat16 on a CPU.", choices=JIT_MODES
     )
-    seed: int = option(
-        0, "Random seed: initial weights, order, augmentation, dropout.", low=0, high=2**31 - 1
-    )
+    seed: int = option(0, "Random seed: initial weights, order, augmentation, dropout.", **SEED)
 
     output_dir: str = option(
         "output/",
@@ -230,11 +218,7 @@ class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fiel
         result=False,
     )
     save_every: int = option(
-        1,
-        "Epochs (or steps, with --save_unit=step) between checkpoints.",
-        low=1,
-        high=1_000_000_000,
-        result=False,
+        1, "Epochs (or steps, with --save_unit=step) between checkpoints.", **STEPS, result=False
     )
     save_unit: str = option("epoch", "Unit of save_every.", choices=UNITS, result=False)
     tensorboard: bool = option(

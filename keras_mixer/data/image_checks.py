@@ -192,12 +192,7 @@ _WEBP_SIZES = {
     b"VP8X": lambda head: (1 + _bits(head[24:27], 0, 24), 1 + _bits(head[27:30], 0, 24)),
 }
 
-_PROBLEMS = {
-    "JPEG": _jpeg_problem,
-    "PNG": _png_problem,
-    "GIF": _gif_problem,
-    "BMP": _bmp_problem,
-}
+_PROBLEMS = {"JPEG": _jpeg_problem, "PNG": _png_problem, "GIF": _gif_problem, "BMP": _bmp_problem}
 
 
 # === Folders of them ===

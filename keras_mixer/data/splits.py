@@ -1,7 +1,8 @@
 """An open data set: its class names, its three splits, and its identity.
 
-A split is a set of labeled images in one of three forms with one interface: `ArrayImages` in
-memory, `FileImages` on disk, `tfrecords.RecordImages` in record files.
+A split is a set of labeled images of one of three classes: `ArrayImages` in memory, `FileImages`
+on disk, `tfrecords.RecordImages` in record files. They have one interface, `Images` in docstrings:
+`len`, `channels`, `labels` (None where they have to be read), `read_labels`, `take`, `digest`.
 
 The identity is a digest that changes whenever the images, their order, their labels or their
 classes do, so that a resumed run can tell that its data are still the same. (Of image files the
@@ -11,37 +12,12 @@ names and sizes are digested, not the contents: that would take hours for large 
 import dataclasses
 import hashlib
 import struct
-import typing
 
 import numpy as np
 
 from keras_mixer.data.datasets import SPLITS
 from keras_mixer.data.image_listing import Listing
 from keras_mixer.errors import InputError, some_of
-
-
-class Images(typing.Protocol):
-    """Labeled images in a fixed order: what the three forms have in common.
-
-    Attributes:
-        labels: int64 array `(n,)` of class indices; None where they have to be read first.
-        channels: Color channels of the images, 1 or 3.
-    """
-
-    labels: np.ndarray | None
-    channels: int
-
-    def __len__(self):
-        """Returns the number of images."""
-
-    def take(self, indices):
-        """Returns the images at these indices, in this order."""
-
-    def read_labels(self):
-        """Returns the labels as an int64 array `(n,)`, reading them if need be."""
-
-    def digest(self):
-        """Returns bytes that tell these images and labels from others; paths play no part."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -131,9 +107,9 @@ class Dataset:
     """
 
     class_names: tuple[str, ...]
-    train: Images
-    validation: Images | None
-    test: Images | None
+    train: object
+    validation: object
+    test: object
     identity: str
 
     @property

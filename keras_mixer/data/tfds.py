@@ -16,12 +16,7 @@ import numpy as np
 
 from keras_mixer import console
 from keras_mixer.data.datasets import DATASETS, SPLITS, dataset_row
-from keras_mixer.data.tfrecords import (
-    RandomAccessStore,
-    RecordImages,
-    TFRecordStore,
-    overlap,
-)
+from keras_mixer.data.tfrecords import RandomAccessStore, RecordImages, TFRecordStore, overlap
 from keras_mixer.errors import InputError
 
 SECONDS_TO_ANSWER = 20

@@ -150,10 +150,7 @@ class Architecture:
                 )
 
 
-_WIDTHS = {
-    "tokens_mlp_dim": lambda dim: max(1, dim // 2),
-    "channels_mlp_dim": lambda dim: 4 * dim,
-}
+_WIDTHS = {"tokens_mlp_dim": lambda dim: max(1, dim // 2), "channels_mlp_dim": lambda dim: 4 * dim}
 FIELDS = tuple(field.name for field in dataclasses.fields(Architecture))
 DEFAULTS = {
     field.name: field.default

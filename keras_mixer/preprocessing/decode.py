@@ -56,9 +56,7 @@ def decode_image(content, channels):
     """
     content = tf.convert_to_tensor(content)
     image = tf.cond(
-        _is_plain(content),
-        lambda: _decode_at_once(content),
-        lambda: _decode_with_care(content),
+        _is_plain(content), lambda: _decode_at_once(content), lambda: _decode_with_care(content)
     )
     image = tf.ensure_shape(image, (None, None, 3))
     return image if channels == 3 else _luma(image)

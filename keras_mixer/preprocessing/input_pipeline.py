@@ -73,9 +73,9 @@ def training_batches(
         return to_model_range(images), smoothed, tf.linalg.matvec(labels, class_weights)
 
     index_of = functools.partial(shuffled_index, seed=seed, count=len(split), batch_size=batch_size)
-    fit = _random_crop(spec, seed, inception_crop) if inception_crop else _whole_image(spec)
+    prepare = _random_crop(spec, seed, inception_crop) if inception_crop else _whole_image(spec)
     read = _reader_of(split, at_once=not inception_crop)
-    batches = read(positions, index_of, fit, split, batch_size, True)
+    batches = read(positions, index_of, prepare, split, batch_size, True)
     return batches.map(finish, **_IN_ORDER).prefetch(tf.data.AUTOTUNE)
 
 
@@ -93,11 +93,11 @@ def evaluation_batches(split, spec, batch_size=EVALUATION_BATCH_SIZE):
     """
     positions = tf.data.Dataset.range(len(split))
 
-    def fit(image, position):
+    def prepare(image, position):
         return preprocess(image, spec)
 
     read = _reader_of(split, at_once=True)
-    batches = read(positions, tf.identity, fit, split, batch_size, False)
+    batches = read(positions, tf.identity, prepare, split, batch_size, False)
     return batches.map(lambda _, *batch: batch, **_IN_ORDER).prefetch(tf.data.AUTOTUNE)
 
 
@@ -146,48 +146,48 @@ def _random_crop(spec, seed, smallest_area):
 _IN_ORDER = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
 
 
-def _gather_arrays(positions, index_of, fit, split, batch_size, drop_remainder):
+def _gather_arrays(positions, index_of, prepare, split, batch_size, drop_remainder):
     """Reads arrays in memory, a whole batch at a time."""
     pixels, labels = tf.constant(split.pixels), tf.constant(split.labels)
 
     def gather(position):
         index = index_of(position)
-        return position, fit(tf.gather(pixels, index), position), tf.gather(labels, index)
+        return position, prepare(tf.gather(pixels, index), position), tf.gather(labels, index)
 
     return positions.batch(batch_size, drop_remainder=drop_remainder).map(gather, **_IN_ORDER)
 
 
-def _read_arrays(positions, index_of, fit, split, batch_size, drop_remainder):
+def _read_arrays(positions, index_of, prepare, split, batch_size, drop_remainder):
     """Reads arrays in memory one by one, as a random crop of each needs it."""
     pixels, labels = tf.constant(split.pixels), tf.constant(split.labels)
 
     def read(position):
         index = index_of(position)
-        return position, fit(pixels[index], position), labels[index]
+        return position, prepare(pixels[index], position), labels[index]
 
     return positions.map(read, **_IN_ORDER).batch(batch_size, drop_remainder=drop_remainder)
 
 
-def _read_files(positions, index_of, fit, split, batch_size, drop_remainder):
+def _read_files(positions, index_of, prepare, split, batch_size, drop_remainder):
     """Reads image files one by one."""
     paths, labels = tf.constant(split.paths), tf.constant(split.labels)
 
     def read(position):
         index = index_of(position)
         image = decode_image(tf.io.read_file(paths[index]), split.channels)
-        return position, fit(image, position), labels[index]
+        return position, prepare(image, position), labels[index]
 
     return positions.map(read, **_IN_ORDER).batch(batch_size, drop_remainder=drop_remainder)
 
 
-def _read_records(positions, index_of, fit, split, batch_size, drop_remainder):
+def _read_records(positions, index_of, prepare, split, batch_size, drop_remainder):
     """Reads records a batch at a time, which was measured seven times faster than one by one."""
 
     def load(position):
         return position, *_load_records(split, index_of(position))
 
     def decode(position, content, label):
-        return position, fit(decode_image(content, split.channels), position), label
+        return position, prepare(decode_image(content, split.channels), position), label
 
     in_batches = positions.batch(batch_size, drop_remainder=drop_remainder)
     one_by_one = in_batches.map(load, **_IN_ORDER).unbatch().map(decode, **_IN_ORDER)

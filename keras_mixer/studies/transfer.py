@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from keras_mixer.config.options import shown
-from keras_mixer.config.training import Config
+from keras_mixer.config.training import OF_CHECKPOINTS, Config
 from keras_mixer.data.datasets import AVG5
 from keras_mixer.errors import InputError
 from keras_mixer.jobs import JobSequence
@@ -19,9 +19,6 @@ from keras_mixer.training.open_run import plan_run
 from keras_mixer.training.run import Run
 
 FINE_TUNED, SCRATCH = "fine-tuned", "from scratch"
-
-# The fields of a config that only matter with a checkpoint.
-_OF_CHECKPOINTS = ("checkpoint", "resize_tokens", "freeze", "layer_decay")
 
 
 class Result(NamedTuple):
@@ -83,7 +80,7 @@ def _starts(config, resolved, scratch):
     """The configs of a data set: that which is fine-tuned, and the same from scratch."""
     if not scratch:
         return {FINE_TUNED: config}
-    plain = {name: getattr(Config, name) for name in _OF_CHECKPOINTS}
+    plain = {name: getattr(Config, name) for name in OF_CHECKPOINTS}
     sizes = resolved.architecture()
     return {FINE_TUNED: config, SCRATCH: dataclasses.replace(config, **plain, **sizes)}
 

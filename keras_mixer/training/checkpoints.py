@@ -49,10 +49,7 @@ def save_checkpoint(folder, state):
     """
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f"{_name(state.step)}.tmp-{os.getpid()}"
-    contents = {
-        ARRAYS: pack(state.arrays),
-        PROGRESS: json.dumps(state.progress).encode(),
-    }
+    contents = {ARRAYS: pack(state.arrays), PROGRESS: json.dumps(state.progress).encode()}
     try:
         _write_sealed(temporary, contents)
         final = folder / _name(state.step)

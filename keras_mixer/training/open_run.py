@@ -179,10 +179,7 @@ def _starting_point(config, record):
     if recorded and any((Path(config.output_dir) / CHECKPOINTS).glob("step-*")):
         return {**recorded, "architecture": Architecture.from_json(recorded["architecture"])}, None
     pretrained = read_pretrained(config.checkpoint, config.image_shape)
-    start = {
-        "architecture": pretrained.spec.architecture,
-        "sha256": digest(pretrained.arrays),
-    }
+    start = {"architecture": pretrained.spec.architecture, "sha256": digest(pretrained.arrays)}
     if recorded and recorded["sha256"] != start["sha256"]:
         raise InputError(
             f"--checkpoint={config.checkpoint} has changed since {config.output_dir} began; "

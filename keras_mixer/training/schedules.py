@@ -6,10 +6,7 @@ import keras
 from keras import ops
 
 # Share of the peak that is left after a share t of the decay.
-DECAYS = {
-    "cosine": lambda t: 0.5 * (1 + ops.cos(math.pi * t)),
-    "linear": lambda t: 1 - t,
-}
+DECAYS = {"cosine": lambda t: 0.5 * (1 + ops.cos(math.pi * t)), "linear": lambda t: 1 - t}
 
 
 @keras.saving.register_keras_serializable(package="keras_mixer")

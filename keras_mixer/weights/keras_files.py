@@ -14,13 +14,7 @@ import numpy as np
 from keras_mixer.errors import InputError, named
 from keras_mixer.model.architecture import FIELDS, Architecture, ModelSpec
 from keras_mixer.weights.archives import open_archive
-from keras_mixer.weights.tensor_layouts import (
-    Layout,
-    Tensor,
-    infer_architecture,
-    renamer,
-    restore,
-)
+from keras_mixer.weights.tensor_layouts import Layout, Tensor, infer_architecture, renamer, restore
 
 LAYOUT = Layout(
     "a Mixer of this program in Keras's format",
@@ -67,15 +61,7 @@ _OF_BLOCKS = tuple(name for name in FIELDS if name not in _OF_OTHERS)
 def read_archive(path, image_shape=None):
     """Reads a .keras file of a model that `build_mixer` built.
 
-    Args:
-        path: `Path` of the file.
-        image_shape: Not needed; the file says it.
-
-    Returns:
-        (spec, arrays, source), as `official.read` does.
-
-    Raises:
-        InputError: If the file cannot be read, or is of any other model.
+    Args, Returns, Raises: As `official.read`.
     """
     with open_archive(path, "a readable .keras file") as (archive, members):
         if members.keys() != _MEMBERS:
@@ -162,17 +148,7 @@ def read_weights(path, image_shape=None):
 
     The activation is taken to be `"gelu"`, the default, since no tensor tells it.
 
-    Args:
-        path: `Path` of the file.
-        image_shape: (height, width) in pixels; only needed where the number of patches is no
-            square, or tokens are not mixed, so that the file cannot tell it.
-
-    Returns:
-        (spec, arrays, source), as `official.read` does.
-
-    Raises:
-        InputError: If the file cannot be read, is not of such a model, reaches into other files,
-            or leaves the image shape open.
+    Args, Returns, Raises: As `official.read`.
     """
     architecture, arrays = _read(path, Path(path), None, image_shape)
     return ModelSpec(architecture), arrays, LAYOUT.source

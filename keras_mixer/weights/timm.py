@@ -65,16 +65,7 @@ LAYOUT = Layout(
 def read_safetensors(path, image_shape=None):
     """Reads a .safetensors file of timm's, or one that `write` made.
 
-    Args:
-        path: `Path` of the file.
-        image_shape: (height, width) in pixels; only needed where the number of patches is no
-            square, so that the file cannot tell it.
-
-    Returns:
-        (spec, arrays, source), as `official.read` does.
-
-    Raises:
-        InputError: If the file cannot be read, is not a Mixer, or leaves the image shape open.
+    Args, Returns, Raises: As `official.read`.
     """
     try:
         _check_header(path)
@@ -185,16 +176,8 @@ def _from_model_range(arrays, mean, std):
 def read_torch(path, image_shape=None):
     """Reads a state dict that torch saved, through torch's unpickler of nothing but weights.
 
-    Args:
-        path: `Path` of the file.
-        image_shape: As in `read_safetensors`.
-
-    Returns:
-        (spec, arrays, source), as `official.read` does.
-
-    Raises:
-        InputError: If torch is missing or too old, or the file cannot be read without running
-            what is in it, is not a Mixer, or leaves the image shape open.
+    Args, Returns, Raises: As `official.read`; also if torch is missing or too old, or if the file
+    holds more than weights.
     """
     torch = _torch(path)
     with open_archive(path, "a .pth file of torch 1.6 or later") as (_, members):

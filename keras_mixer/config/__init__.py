@@ -1,0 +1,1 @@
+"""Options: dataclass fields that are flags, and the Config of a run."""

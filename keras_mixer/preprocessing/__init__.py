@@ -1,0 +1,1 @@
+"""From decoded images to batches that a model takes; TensorFlow begins here."""
