@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Trains an MLP-Mixer: `python train.py --depth 6 --dim 512 --scheduler cosine`.
 
-This file is kept short on purpose. The flags are the fields of keras_mixer/config.py, and the job
-is `train` in keras_mixer/verbs/training.py: fit, score the test set once, export. What comes
-out is a run directory (output/) and a SavedModel (saved_models/).
+The flags are the fields of `Config` in keras_mixer/config/training.py; the job is `run_job` in
+keras_mixer/jobs.py: train, evaluate the test set once, export. The results are a run directory
+(output/) and a SavedModel (saved_models/).
 
     python train.py --help                            every flag with its default
     python train.py --flagfile=flags/digits.flags     a preset; flags after it change it

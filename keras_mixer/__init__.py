@@ -1,6 +1,6 @@
 """MLP-Mixer for image classification, in Keras 3 on TensorFlow.
 
-The public names are loaded when they are first used (PEP 562), so importing the package does not
+Public names are imported when they are first used (PEP 562), so importing the package does not
 import TensorFlow.
 """
 

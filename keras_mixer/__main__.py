@@ -1,7 +1,5 @@
 """The command line: `python -m keras_mixer COMMAND`, also installed as `keras-mixer COMMAND`.
 
-Each command accepts only its own flags.
-
 Exit status: 0 done, 1 a run failed, 2 wrong input, 130 and 143 stopped by a signal.
 """
 
@@ -21,10 +19,10 @@ from keras_mixer.training.signals import Interrupted
 
 
 def main(arguments=None):
-    """Runs a command; returns the exit status.
+    """Runs a command and returns the exit status.
 
     Args:
-        arguments: list of strings, the command first. Defaults to the process's own.
+        arguments: list of strings, the command first. Defaults to `sys.argv[1:]`.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if not arguments or arguments[0] in ("--help", "-h", "help"):
@@ -70,7 +68,7 @@ class _Ending:
 
 @contextlib.contextmanager
 def _exit_statuses(name, arguments):
-    """Turns errors that a user can fix into one line, and signals into the status shells expect."""
+    """Prints errors that a user can fix as one line; yields an `_Ending` with the exit status."""
     ending = _Ending()
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
@@ -84,17 +82,17 @@ def _exit_statuses(name, arguments):
     except Interrupted as error:
         say(f"stopped by {error}, state saved; to continue: {_same_command(name, arguments)}")
         ending.status = error.exit_status
-    except BrokenPipeError:  # the reader of our output has gone, as in `| head`
+    except BrokenPipeError:  # standard output was closed, as by `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         ending.status = 1
-    except OSError as error:  # the disk, a permission, a name that is too long
+    except OSError as error:  # a full disk, no permission, a name that is too long
         ending.status = _complain(f"{error}; what was saved before is intact", 1)
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
 def _same_command(name, arguments):
-    """The command line that continues an interrupted run."""
+    """Returns the command line that continues an interrupted run."""
     entry = ["python", "train.py"] if sys.argv[0].endswith("train.py") else ["keras-mixer", name]
     return shlex.join([*entry, *(a for a in arguments if not a.startswith("--overwrite"))])
 

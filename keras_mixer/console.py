@@ -1,7 +1,7 @@
-"""Terminal output: notices and progress bars, all on standard error.
+"""Terminal output: messages and progress bars, all on standard error.
 
-Standard output belongs to results (tables, JSON, CSV), so that they can be piped. Names that come
-from files are printed literally: control characters are escaped, and nothing is read as markup.
+Standard output is for results (tables, JSON, CSV), so that they can be piped. Text is printed
+literally: control characters, as in file names, are escaped, and there is no rich markup.
 """
 
 import contextlib
@@ -25,10 +25,10 @@ from keras_mixer.errors import InputError
 
 
 class _StandardError:
-    """Standard error, or nothing once it is closed.
+    """Standard error, without errors once it is closed.
 
-    When the terminal closes, or the same Ctrl-C has ended `tee`, writing fails; that must not end
-    a run that is about to save its state.
+    Writing fails when the terminal is closed, or Ctrl-C has ended `tee`, too. That must not keep a
+    run from saving its state.
     """
 
     def write(self, text):
@@ -50,19 +50,19 @@ _console = Console(
 
 
 def say(text):
-    """Prints a line for the person at the terminal."""
+    """Prints a line to standard error."""
     _console.print(printable(text))
 
 
 def printable(text):
-    """Returns the text with control characters and undecodable bytes escaped, line ends kept."""
+    """Returns the text with control characters and undecodable bytes escaped, except newlines."""
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in str(text))
 
 
 def progress_bar():
-    """Returns a rich Progress with count, elapsed time and ETA; use it as a context manager.
+    """Returns a rich Progress with count, elapsed time and ETA, drawn on terminals only.
 
-    It is drawn on terminals only, and leaves no trace when it ends.
+    It is a context manager, and is erased at the end.
     """
     return Progress(
         TextColumn("{task.description}"),
@@ -80,13 +80,10 @@ def progress_bar():
 
 @contextlib.contextmanager
 def byte_bar(description):
-    """Shows how many bytes have come, how fast, and the ETA, on terminals only.
-
-    Args:
-        description: What the bar says.
+    """Shows a progress bar of a download with its speed and ETA, on terminals only.
 
     Yields:
-        Function of the bytes there are and the bytes there will be.
+        Function of the bytes received and the bytes in total, which updates the bar.
     """
     columns = (
         *(TextColumn("{task.description}"), BarColumn(bar_width=24)),
@@ -100,13 +97,12 @@ def byte_bar(description):
 
 
 def track(items, description, total=None):
-    """Yields the items under a progress bar.
+    """Yields the items of an iterable with a progress bar.
 
     Args:
         items: Any iterable.
-        description: What the bar says.
-        total: How many items there are, where `len` cannot tell; where nobody can, they are
-            counted.
+        description: Text before the bar.
+        total: int. Number of items; by default their `len`, or unknown.
     """
     with progress_bar() as bar:
         total = len(items) if total is None and isinstance(items, Sized) else total
@@ -118,10 +114,10 @@ def track(items, description, total=None):
 
 @contextlib.contextmanager
 def quiet_tensorflow():
-    """Keeps TensorFlow's start-up messages off the terminal, which no flag silences altogether.
+    """Hides TensorFlow's start-up messages; its errors are exceptions, and are not hidden.
 
-    TensorFlow 2.21 prints about oneDNN and missing CUDA libraries before its own log level is read
-    (https://github.com/tensorflow/tensorflow/issues/100442). Errors are exceptions, and pass.
+    TensorFlow 2.21 prints about oneDNN and missing CUDA libraries before its log level is read
+    (https://github.com/tensorflow/tensorflow/issues/100442).
     """
     if os.environ.setdefault("KERAS_BACKEND", "tensorflow") != "tensorflow":
         raise InputError(f"KERAS_BACKEND={os.environ['KERAS_BACKEND']}: expected tensorflow")
@@ -130,14 +126,14 @@ def quiet_tensorflow():
         yield
         return
     sys.stderr.flush()
-    kept = os.dup(2)
+    stderr = os.dup(2)
     try:
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
+        with open(os.devnull, "w") as devnull:
+            os.dup2(devnull.fileno(), 2)
         import tensorflow
 
         tensorflow.config.list_physical_devices()
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)

@@ -1,17 +1,17 @@
-"""Errors that a user can fix: on the command line they are one line, without a traceback."""
+"""Errors that a user can fix; the command line prints them as one line, without a traceback."""
 
 import contextlib
 
 
 class InputError(ValueError):
-    """Something given is wrong: a flag, a file, a folder. The command line exits with status 2.
+    """A flag, file or folder is not valid. The command line exits with status 2.
 
-    The message says what happened, what was expected, what was received, and which flag fixes it.
+    The message has what was expected, what was received, and the flag that fixes it.
     """
 
 
 class RunError(RuntimeError):
-    """A run cannot go on: the loss is not finite, the disk is full. The exit status is 1."""
+    """A run cannot go on, as when the loss is not finite. The command line exits with status 1."""
 
 
 @contextlib.contextmanager
@@ -19,7 +19,7 @@ def path_errors(given):
     """Turns an OSError about a path (too long, no permission) into an InputError.
 
     Args:
-        given: The flag or argument with its value, as the message begins.
+        given: Start of the message: a path, or a flag with its value.
     """
     try:
         yield
@@ -29,7 +29,7 @@ def path_errors(given):
 
 @contextlib.contextmanager
 def named(what):
-    """Puts what a message is about, such as a path, before the text of an InputError."""
+    """Puts `what` a message is about, such as a path, before the text of an InputError."""
     try:
         yield
     except InputError as error:
@@ -41,6 +41,6 @@ MOST_NAMED = 20
 
 
 def some_of(names):
-    """Returns the first names of a list as text, and how many more there are."""
+    """Returns the first names of a list as text, and the number of the others."""
     more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
     return ", ".join(names[:MOST_NAMED]) + more

@@ -1,4 +1,4 @@
-"""Writing so that a reader, or a power cut, meets the old content or the new, never a mix."""
+"""Atomic and durable writing of files: a kill or power cut leaves the old or the new content."""
 
 import os
 from pathlib import Path
@@ -10,24 +10,17 @@ import safetensors.numpy
 def pack(arrays, metadata=None):
     """Returns arrays as the bytes of a .safetensors file.
 
-    safetensors 0.8 takes an array's memory as it lies, so a transposed one would silently come back
-    as another; here every array is brought into row-major order first.
-
     Args:
         arrays: dict from name to array.
         metadata: dict from string to string.
     """
-    in_order = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    return safetensors.numpy.save(in_order, metadata)
+    # safetensors 0.8 ignores strides: a transposed array would be saved with other values.
+    row_major = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    return safetensors.numpy.save(row_major, metadata)
 
 
 def write_atomically(path, content):
-    """Writes bytes to a temporary neighbour, flushes them to disk and renames it into place.
-
-    Args:
-        path: `Path` of the file to create or replace.
-        content: bytes.
-    """
+    """Writes bytes to a temporary file, flushes it to disk, and renames it to `path`, a `Path`."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         write_durably(temporary, content)
@@ -57,7 +50,7 @@ def flush_tree(path):
 
 def flush_folder(path):
     """Flushes a folder's entries to disk, so that a rename within it survives a power cut."""
-    if os.name == "nt":  # Windows opens no folders, and flushes renames by itself
+    if os.name == "nt":  # Windows cannot open folders, and flushes renames itself
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -67,10 +60,9 @@ def flush_folder(path):
 
 
 def cache_folder():
-    """Returns the `Path` of the folder for what can be made again at any time.
+    """Returns the `Path` of the cache: `KERAS_MIXER_CACHE`, or a folder in the user's cache.
 
-    `KERAS_MIXER_CACHE` names another one than the user's own
-    (https://specifications.freedesktop.org/basedir-spec/latest/).
+    https://specifications.freedesktop.org/basedir-spec/latest/
     """
     if given := os.environ.get("KERAS_MIXER_CACHE"):
         return Path(given)

@@ -1,7 +1,4 @@
-"""The whole job of a config: train, evaluate once, export.
-
-`train.py`, the studies and notebooks call `run_job`.
-"""
+"""Jobs: train a config, evaluate it once and export it."""
 
 import contextlib
 import logging
@@ -13,10 +10,9 @@ from keras_mixer.training.open_run import open_run
 
 
 def run_job(config):
-    """Trains as a config says, evaluates the test set once, and exports a SavedModel.
+    """Trains a Mixer, evaluates it once on the test set, and exports a SavedModel.
 
-    Called again with the same config it continues where it was stopped; a finished job is left as
-    it is.
+    Called again with the same config, it continues an interrupted job and leaves a finished one.
 
     Args:
         config: `keras_mixer.Config`.
@@ -25,7 +21,7 @@ def run_job(config):
         The `Run`; its `scores` and `facts` are those of metrics.json.
 
     Raises:
-        InputError: If the config, the data or the directory forbid it.
+        InputError: If the config, the data or the directory are not valid.
         RunError: If the run cannot go on, such as when the loss is not finite.
         Interrupted: If a signal stopped the run, after its state was saved.
     """
@@ -38,7 +34,7 @@ def run_job(config):
 
 
 def _train_evaluate_export(run):
-    with console.quiet_tensorflow():  # which starts here, when nothing is left to be refused
+    with console.quiet_tensorflow():  # imported here, once all input has been checked
         from keras_mixer.inference.evaluate import score_run
         from keras_mixer.inference.export import export_model
         from keras_mixer.training.fit import fit_run
@@ -51,12 +47,9 @@ def _train_evaluate_export(run):
 
 
 class JobSequence:
-    """Runs many jobs, one after the other, and prints how far it has come.
+    """Runs `total` jobs one after the other, and prints the progress.
 
-    Every job has a run directory of its own, so the same sequence given again finds what is done.
-
-    Args:
-        total: int. How many jobs there will be.
+    Every job has its own run directory, so the same sequence run again skips finished jobs.
     """
 
     def __init__(self, total):
@@ -65,17 +58,14 @@ class JobSequence:
         self._durations = []  # in seconds, of the jobs that were not finished before
 
     def run(self, name, config):
-        """Runs a job, unless it is finished.
+        """Runs a job, unless it is finished, and returns its `Run`.
 
         Args:
-            name: What the job is called on the terminal.
-            config: `Config`, whose output_dir is the job's own.
-
-        Returns:
-            The `Run`.
+            name: Name of the job on the terminal.
+            config: `Config` with an output_dir that no other job has.
 
         Raises:
-            InputError, RunError, Interrupted: As `run_job` does.
+            InputError, RunError, Interrupted: See `run_job`.
         """
         self._begun += 1
         with open_run(config) as run:
@@ -96,22 +86,22 @@ class JobSequence:
 
 
 def _clear_session():
-    """Frees the models of a job, which Keras keeps in memory as long as the process runs."""
-    from keras.backend import clear_session  # imported with TensorFlow, when a job begins
+    """Frees the models of a job, which Keras keeps in memory until the process ends."""
+    from keras.backend import clear_session
 
     clear_session()
 
 
 @contextlib.contextmanager
 def _without_retracing_warnings():
-    """Many models mean many traced functions, which TensorFlow warns of."""
+    """Hides TensorFlow's warnings about retracing: every model of a sequence is traced anew."""
 
-    def is_news(record):
+    def is_other(record):
         return "retracing" not in record.getMessage()
 
     logger = logging.getLogger("tensorflow")
-    logger.addFilter(is_news)
+    logger.addFilter(is_other)
     try:
         yield
     finally:
-        logger.removeFilter(is_news)
+        logger.removeFilter(is_other)

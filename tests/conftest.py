@@ -5,6 +5,9 @@ import os
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import csv
+import dataclasses
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+from keras_mixer.model.architecture import Architecture
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
@@ -38,6 +43,26 @@ TINY = {
     "jit": "false",
 }
 
+# Image, patch, grid and widths all differ, so that one in the place of another is noticed.
+SMALL = Architecture(
+    image_shape=(8, 12), patch_shape=(4, 2), channels=2, depth=3, dim=6, tokens_mlp_dim=5,
+    channels_mlp_dim=7, num_classes=3,
+)  # fmt: skip
+
+
+def randomize(model):
+    """Fills every weight of a model with noise, biases and norms too; returns the model."""
+    generator = np.random.default_rng(0)
+    for variable in model.weights:
+        variable.assign(generator.normal(scale=0.4, size=variable.shape))
+    return model
+
+
+def read_history(run):
+    """Returns the rows of a run's history.csv as dicts of strings."""
+    with open(run.directory / "history.csv") as file:
+        return list(csv.DictReader(file))
+
 
 @pytest.fixture(autouse=True, scope="session")
 def cache(tmp_path_factory):
@@ -47,7 +72,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture
 def command(tmp_path):
-    """Runs `train.py` or a verb in a process of its own, in an empty folder."""
+    """Runs `train.py` or another command in a process of its own, in an empty folder."""
 
     def run(*arguments, verb=None, cwd=tmp_path, path=ROOT):
         entry = [str(ROOT / "train.py")] if verb is None else ["-m", "keras_mixer", verb]
@@ -60,6 +85,45 @@ def command(tmp_path):
             check=False,
             env={**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{ROOT}"},
         )
+
+    return run
+
+
+@pytest.fixture
+def default_signals():
+    """SIGINT and SIGHUP act as in a terminal, here and in processes started meanwhile.
+
+    A suite that was started in the background ignores them, and so would its children.
+    """
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def interrupted(monkeypatch, default_signals):
+    """Trains, and sends this process a signal after so many steps, as a terminal would."""
+    import keras_mixer
+    from keras_mixer.training import fit as fit_module
+    from keras_mixer.training.signals import Interrupted
+
+    def run(config, step, number=signal.SIGTERM):
+        class Interrupting(fit_module.Saver):
+            steps_left = step
+
+            def on_train_batch_end(self, batch, logs=None):
+                self.steps_left -= 1
+                if self.steps_left == 0:
+                    os.kill(os.getpid(), number)
+                super().on_train_batch_end(batch, logs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(fit_module, "Saver", Interrupting)
+            with pytest.raises(Interrupted) as error:
+                keras_mixer.fit(config)
+        return error.value
 
     return run
 
@@ -79,6 +143,30 @@ def trained(tmp_path_factory):
     run = keras_mixer.fit(config)
     score_run(run)
     return run
+
+
+@pytest.fixture
+def first_batch(tmp_path, monkeypatch):
+    """Returns the first batch that a run is trained on, as arrays."""
+    import keras
+
+    from keras_mixer.training.fit import fit_run
+
+    class Taken(Exception):
+        """Ends the run."""
+
+    def take(model, batches, **options):
+        raise Taken(next(batches.as_numpy_iterator()))
+
+    def first(run):
+        run = dataclasses.replace(run, directory=tmp_path / "first_batch")
+        with monkeypatch.context() as patch:
+            patch.setattr(keras.Model, "fit", take)
+            with pytest.raises(Taken) as taken:
+                fit_run(run)
+        return taken.value.args[0]
+
+    return first
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Tests `keras_mixer/data/augment.py` and `randaugment.py`: eagerly, as graphs, inside tf.data.
+"""Tests `preprocessing/augment.py` and `randaugment.py`: eagerly, as graphs, inside tf.data.
 
 The references are Pillow, NumPy, and properties of what comes out.
 """
@@ -180,7 +180,7 @@ VALUE_REFERENCES = {  # operation -> (Pillow's, bound of the deviation at a magn
     "equalize": (lambda image, m: ImageOps.equalize(image), 0),
     "solarize": (lambda image, m: ImageOps.solarize(image, 256 - 256 * abs(m) / 30), 0),
     "posterize": (lambda image, m: ImageOps.posterize(image, 8 - round(abs(m) / 7.5)), 0),
-    # Pillow rounds the image without (colour, sharpness, ...), times which the factor goes
+    # Pillow rounds the image without (color, sharpness, ...), times which the factor goes
     "color": (enhanced(ImageEnhance.Color), lambda m: 1 + 0.09 * abs(m) * 0.6),
     "contrast": (enhanced(ImageEnhance.Contrast), 1),
     "brightness": (enhanced(ImageEnhance.Brightness), 1),
@@ -356,7 +356,7 @@ print("done")
     assert done.stdout.strip() == "done", done.stderr
 
 
-# === Colour jitter ===
+# === Color jitter ===
 
 
 @pytest.mark.parametrize("channels", [1, 3])

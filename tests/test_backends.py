@@ -1,6 +1,6 @@
 """Tests the model on Keras's other backends: the logits, gradients and weights are TensorFlow's.
 
-A process has one backend, so each question is answered in one of its own, by `on_backend.py`.
+A process has one backend, so each question is answered in one of its own, by `tools/on_backend.py`.
 """
 
 import functools
@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from conftest import GOLDEN, ROOT
 
-from keras_mixer.weights.pretrained import read_pretrained
 from keras_mixer.weights.model_folder import digest
+from keras_mixer.weights.pretrained import read_pretrained
 
 pytestmark = pytest.mark.backends
 
@@ -41,12 +41,12 @@ def run_on(backend, *command):
 
 @pytest.fixture(scope="session")
 def ask(tmp_path_factory):
-    """Returns the arrays that a function of `on_backend.py` answers with under a backend."""
+    """Returns the arrays that a function of `tools/on_backend.py` answers with under a backend."""
 
     @functools.cache
     def ask(backend, question, *arguments):
         path = tmp_path_factory.mktemp(backend) / "answers.npz"
-        run_on(backend, "tests/on_backend.py", question, path, *arguments)
+        run_on(backend, ROOT / "tools" / "on_backend.py", question, path, *arguments)
         with np.load(path) as answers:
             return dict(answers)
 
@@ -75,9 +75,8 @@ def test_official_checkpoint_gives_the_official_logits(ask, backend):
 
 
 def test_run_trained_on_tensorflow_is_loaded(ask, backend, trained, tmp_path):
-    checkpoint = read_pretrained(trained.directory)
-    architecture, arrays = checkpoint.description.architecture, checkpoint.arrays
-    shape = (5, *architecture["image_shape"], architecture["channels"])
+    spec, arrays, _ = read_pretrained(trained.directory)
+    shape = (5, *spec.architecture.image_shape, spec.architecture.channels)
     images = np.random.default_rng(0).uniform(-1, 1, shape).astype("float32")
     np.savez(tmp_path / "images.npz", images=images)
     question = ("loaded", trained.directory, tmp_path / "images.npz")
@@ -95,5 +94,6 @@ def test_fit_of_keras_learns_and_draws_anew(ask, backend):
 
 def test_tests_of_the_model_and_its_weights_pass(backend):
     """Among them: the mean under stochastic depth, bfloat16 with a float32 head, .keras files."""
-    files = [f"tests/test_{subject}.py" for subject in ("mixer", "layers", "weights")]
+    subjects = ("mixer", "layers", "architecture", "model_folder")
+    files = [f"tests/test_{subject}.py" for subject in subjects]
     run_on(backend, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", *files)

@@ -1,18 +1,19 @@
-"""Tests `keras_mixer/config.py`, `keras_mixer/resolve.py` and `keras_mixer/commandline.py`."""
+"""Tests `keras_mixer/config/`: flags, their checks, and what is filled in."""
 
 import dataclasses
 import inspect
 
 import pytest
-from conftest import GOLDEN
+from conftest import GOLDEN, SMALL
 
+from keras_mixer.config.data import AugmentationOptions, DatasetOptions
 from keras_mixer.config.options import as_flags, describe, option, parse
-from keras_mixer.config.training import ARCHITECTURE, PREPARATION, Config
-from keras_mixer.data.sources import open_dataset
-from keras_mixer.config.data import DataOptions, DatasetOptions
-from keras_mixer.errors import InputError
-from keras_mixer.model.variants import VARIANTS
 from keras_mixer.config.resolve import resolve
+from keras_mixer.config.training import Config
+from keras_mixer.data.sources import open_dataset
+from keras_mixer.errors import InputError
+from keras_mixer.model.architecture import FIELDS as ARCHITECTURE
+from keras_mixer.model.variants import VARIANTS
 
 FIELDS = dataclasses.fields(Config)
 
@@ -21,12 +22,21 @@ def parsed(*arguments):
     return parse(Config, arguments)[0]
 
 
+CHECKPOINT = SMALL.replace(activation="relu", channel_mixing=False)
+
+
+def resolved(classes=10, **fields):
+    """Returns the filled config for gray images of so many classes; a checkpoint is CHECKPOINT."""
+    names, start = tuple(map(str, range(classes))), CHECKPOINT if "checkpoint" in fields else None
+    return resolve(Config(**fields), names, 1, start)[0]
+
+
 # === Flags ===
 
 
 @dataclasses.dataclass(frozen=True)
 class Lists:
-    """Options that are lists, as verbs have them."""
+    """Options that are lists, as several commands have them."""
 
     shots: tuple[int, ...] = option((1, 5), "Numbers.", low=1)
     lrs: tuple[float, ...] | None = option(None, "Numbers.", above=0.0)
@@ -63,14 +73,25 @@ def test_bad_lists_are_refused(argument, message):
         parse(Lists, [argument])
 
 
-def test_options_of_the_data_are_what_the_data_are_asked_with():
-    source, names = (
+def test_options_are_the_arguments_of_the_functions_they_are_passed_to():
+    from keras_mixer.preprocessing.augment import augment
+    from keras_mixer.preprocessing.input_pipeline import training_batches
+
+    dataset, augmentation = (
         {field.name for field in dataclasses.fields(options)}
-        for options in (DatasetOptions, DataOptions)
+        for options in (DatasetOptions, AugmentationOptions)
     )
-    elsewhere = {"num_classes", "batch_size", "seed", "label_smoothing"}
-    assert source == set(inspect.signature(open_dataset).parameters)
-    assert names == {*source, *PREPARATION, "class_weights"} - elsewhere
+    batches, augmented = (
+        inspect.signature(function).parameters for function in (training_batches, augment)
+    )
+    assert dataset == set(inspect.signature(open_dataset).parameters)
+    assert augmentation == {"inception_crop", "mixup", "cutmix"} | {*augmented} - {"images", "seed"}
+    assert augmentation - set(augmented) < set(batches)
+
+
+def test_option_refuses_unknown_keywords():
+    with pytest.raises(TypeError, match="hihg"):
+        option(1, "A number.", hihg=3)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +108,12 @@ def test_options_of_the_data_are_what_the_data_are_asked_with():
         ("--export=false", "export", False),
         ("--token_mixing=false", "token_mixing", False),
         ("--scheduler=linear", "scheduler", "linear"),
+        ("--optimizer=adamW", "optimizer", "adamw"),
+        ("--variant=b/16", "variant", "B/16"),
+        ("--epochs=3", "num_steps", 3),
+        ("--warmup_epochs=3", "warmup_step", 3),
+        ("--learning_rate=0.1", "lr", 0.1),
+        ("--weight_decay=0.1", "decay", 0.1),
     ],
 )
 def test_flags_are_read(argument, name, value):
@@ -128,6 +155,10 @@ def test_flagfile_is_read_and_later_flags_win(tmp_path):
         (["flags/digits.flags"], "presets --flagfile=flags/digits.flags"),
         (["--flagfile=/nowhere.flags"], "unable to open flagfile"),
         ([f"--flagfile={GOLDEN / 'official_mixer.npz'}"], "--flagfile: not a text file"),
+        (["--epochs=0"], "--num_steps: expected an integer at least 1"),
+        (["--learning_rate=x"], "--lr: expected a number, received x"),
+        (["--epochs=3", "--schedule_unit=step"], "--epochs counts epochs, --schedule_unit=step"),
+        (["--warmup_epochs=1", "--schedule_unit=step"], "give --num_steps and --warmup_step with"),
     ],
 )
 def test_mistakes_are_one_line_that_names_the_flag(arguments, message):
@@ -158,11 +189,12 @@ def test_library_users_get_the_same_checks():
         Config(image_shape=(8, 8, 3))
 
 
-def test_help_names_every_flag_with_its_default():
+def test_help_describes_every_flag_once_with_its_default():
     text = describe(Config, "usage")
     for field in FIELDS:
-        section = text.split(f"  --{field.name}\n")[1].split("\n  --")[0]
-        flat = " ".join(section.split())
+        heading = ", ".join(f"--{name}" for name in (field.name, *field.metadata["aliases"]))
+        _, section = text.split(f"\n  {heading}\n")
+        flat = " ".join(section.split("\n  --")[0].split())
         if field.default is not None:
             assert "(default:" in flat, field.name
         if field.metadata["choices"]:
@@ -171,15 +203,27 @@ def test_help_names_every_flag_with_its_default():
         assert sentence in " ".join(text.split())
 
 
+def test_help_begins_with_examples_and_the_flags_to_start_with():
+    title, examples, basic, *others = describe(Config, "usage", ("one", "two")).split("\n\n")
+    assert (title, examples) == ("usage", "Examples:\n  one\n  two")
+    assert basic.startswith("Flags to start with:\n  --dataset\n")
+    for name in ("checkpoint", "depth", "lr", "num_steps", "output_dir"):
+        assert f"\n  --{name}" in basic
+    assert [text.split(":")[0] for text in others[:-1]] == [
+        "Data", "Augmentation", "Model", "Optimization", "Run",
+    ]  # fmt: skip
+    assert others[-1].startswith("  --flagfile\n")
+
+
 def test_defaults_are_those_of_the_public_readme():
-    config = resolve(Config(), 10)
+    config = resolved()
     expected = {
         "depth": 6, "dim": 512, "batch_size": 16, "lr": 1e-3, "momentum": 0.9, "decay": 0,
         "num_steps": 30, "warmup_step": 10, "scheduler": "cosine", "output_dir": "output/",
         "checkpoint": None,
     }  # fmt: skip
     assert {name: getattr(config, name) for name in expected} == expected
-    photos = resolve(Config(dataset="folder"), 120)
+    photos = resolved(120, dataset="folder")
     assert (photos.image_shape, photos.patch_shape, photos.num_classes) == (
         (256, 256), (16, 16), 120,
     )  # fmt: skip
@@ -189,24 +233,24 @@ def test_defaults_are_those_of_the_public_readme():
 
 
 def test_widths_follow_dim():
-    config = resolve(Config(dim=48), 10)
+    config = resolved(dim=48)
     assert (config.tokens_mlp_dim, config.channels_mlp_dim) == (24, 192)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variants_set_patch_depth_and_widths(name):
-    config = resolve(Config(variant=name), 10)
+    config = resolved(variant=name)
     row = VARIANTS[name]
     assert config.image_shape == (224, 224)
     assert config.patch_shape == (row.patch, row.patch)
     for field in ("depth", "dim", "tokens_mlp_dim", "channels_mlp_dim"):
         assert getattr(config, field) == getattr(row, field)
-    assert resolve(Config(variant=name, depth=2), 10).depth == 2
+    assert resolved(variant=name, depth=2).depth == 2
 
 
 @pytest.mark.parametrize(("num_steps", "warmup"), [(30, 10), (100, 10), (10, 3), (2, 0), (1, 0)])
-def test_warmup_left_open_fits_short_runs(num_steps, warmup):
-    assert resolve(Config(num_steps=num_steps), 10).warmup_step == warmup
+def test_the_default_warmup_fits_short_runs(num_steps, warmup):
+    assert resolved(num_steps=num_steps).warmup_step == warmup
 
 
 @pytest.mark.parametrize(
@@ -219,45 +263,58 @@ def test_warmup_left_open_fits_short_runs(num_steps, warmup):
         ),
         ({"patch_shape": (2, 16)}, "the width 8 is no multiple of 16; the nearest that are: 16"),
         ({"randaugment": (1, 9), "image_shape": (2, 2)}, "at least 3 pixels a side"),
-        ({"eval_crop": 0.01}, "--eval_crop=0.01: expected 0, or at least 0.1"),
+        ({"eval_crop": 0.01}, "--eval_crop=0.01: expected 0, or a number from 0.1 to 1"),
         ({"randaugment": (0, 9)}, "--randaugment=0,9: expected n,m with n at least 1"),
         ({"warmup_step": 30}, "--warmup_step=30 must be below --num_steps=30"),
         ({"optimizer": "adam", "momentum": 0.5}, "--momentum=0.5 is for --optimizer=sgd"),
         ({"token_mixing": False, "channel_mixing": False}, "leave nothing to train"),
+        (
+            {"dim": 65536},
+            "--image_shape=8,8, --patch_shape=2,2, --depth=6, --dim=65536: a layer's activations "
+            "would have 2,147,483,648 values, expected at most 1,073,741,824",
+        ),
+        ({"checkpoint": "x", "depth": 2}, "--depth=2: the checkpoint x has depth 3; leave the"),
+        (
+            {"checkpoint": "x", "image_shape": (16, 24), "tokens_mlp_dim": 5},
+            "--tokens_mlp_dim=5: the checkpoint x has tokens_mlp_dim 20 once it is resized",
+        ),
+        (
+            {"checkpoint": "x", "variant": "B/16"},
+            "--variant=B/16 has image_shape 224,224, the checkpoint x image_shape 8,12; "
+            "leave --variant out",
+        ),
     ],
 )
 def test_contradictions_are_named(fields, message):
     with pytest.raises(InputError) as error:
-        resolve(Config(**fields), 10)
+        resolved(**fields)
     assert message in str(error.value)
 
 
-CHECKPOINT = {
-    "image_shape": (8, 8), "patch_shape": (4, 4), "channels": 1, "depth": 2, "dim": 6,
-    "tokens_mlp_dim": 5, "channels_mlp_dim": 7, "num_classes": 3, "activation": "relu",
-    "token_mixing": True, "channel_mixing": False,
+BAD_VALUES = {
+    int: (-1, (1 << 20) + 1, 2.0, True), tuple: ((0, 4), (4, (1 << 20) + 1), (4, 4, 4), 4),
+    str: ("swish",), bool: (1, "yes"),
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("name", sorted(set(ARCHITECTURE) - {"channels"}))
+def test_what_an_architecture_refuses_is_refused_in_terms_of_flags(name):
+    for value in BAD_VALUES[type(getattr(SMALL, name))]:
+        with pytest.raises(InputError, match=f"^{name}: expected"):
+            SMALL.replace(**{name: value})
+        with pytest.raises(InputError, match=f"^--{name}: expected"):
+            Config(**{name: value})
+
+
 def test_a_checkpoint_brings_its_architecture():
-    config = resolve(Config(checkpoint="x"), 10, CHECKPOINT)
-    for name in set(ARCHITECTURE) - {"num_classes"}:
-        assert getattr(config, name) == CHECKPOINT[name]
+    config = resolved(checkpoint="x")
+    for name in set(ARCHITECTURE) - {"num_classes", "channels"}:
+        assert getattr(config, name) == getattr(CHECKPOINT, name)
     assert config.num_classes == 10
 
 
-def test_flags_that_contradict_the_checkpoint_are_named():
-    with pytest.raises(InputError, match=r"--depth=3: the checkpoint x has depth=2"):
-        resolve(Config(checkpoint="x", depth=3), 10, CHECKPOINT)
-
-
-def test_a_variant_that_contradicts_the_checkpoint_is_named():
-    with pytest.raises(InputError, match="--variant=B/16 has .*; leave --variant out"):
-        resolve(Config(checkpoint="x", variant="B/16"), 10, CHECKPOINT)
-
-
 def test_json_round_trip():
-    config = resolve(Config(image_shape=(16, 8), flip=True, ema=0.9), 10)
+    config = resolved(image_shape=(16, 8), flip=True, ema=0.9)
     assert Config.from_json(config.to_json()) == config
     with pytest.raises(InputError, match="unknown options: colour"):
         Config.from_json({"colour": 1})

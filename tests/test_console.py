@@ -1,14 +1,12 @@
 """Tests `keras_mixer/console.py`: it prints literally, and never stops a run."""
 
-import io
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT
-from rich.console import Console
 
-from keras_mixer import console
-from keras_mixer.console import byte_bar, printable, say
+from keras_mixer.console import printable, say
 
 
 def test_names_are_printed_literally(capsys):
@@ -21,29 +19,30 @@ def test_printable_keeps_what_can_be_read():
     assert printable("caf\udce9") == "caf\\udce9"
 
 
-def test_bytes_are_drawn_on_terminals_only(monkeypatch):
-    for terminal in (True, False):
-        screen = io.StringIO()
-        monkeypatch.setattr(
-            console, "_console", Console(file=screen, force_terminal=terminal, width=120)
-        )
-        with byte_bar("downloading") as show:
-            show(1 << 20, 4 << 20)
-        drawn = "downloading" in screen.getvalue() and "1.0/4.0 MiB" in screen.getvalue()
-        assert drawn == terminal
-
-
-def test_nobody_listening_stops_nothing():
-    """`train.py 2>&1 | tee log`: Ctrl-C kills tee first; the run must still come to its saving."""
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_bar_of_bytes_is_drawn_on_terminals_only(monkeypatch, terminal):
+    """rich takes standard error for a terminal where FORCE_COLOR is set."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("FORCE_COLOR", "1") if terminal else monkeypatch.delenv("FORCE_COLOR", False)
     code = (
-        "import time\nfrom keras_mixer.console import progress_bar, say\n"
-        "say('a'); time.sleep(1)\nwith progress_bar(): say('b')\nsay('c'); print('went on')"
+        "from keras_mixer.console import byte_bar\n"
+        "with byte_bar('downloading') as show: show(1 << 20, 4 << 20)"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
+    assert (b"downloading" in done.stderr and b"1.0/4.0 MiB" in done.stderr) == terminal
+    assert (done.stderr != b"") == terminal
+
+
+def test_a_closed_standard_error_stops_nothing():
+    """`train.py 2>&1 | tee log`: Ctrl-C kills tee first; the run must still save its state."""
+    code = (
+        "from keras_mixer.console import progress_bar, say\n"
+        "say('a'); input()\nwith progress_bar(): say('b')\nsay('c'); print('went on')"
     )
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, **pipes)
     assert process.stderr.readline() == b"a\n"
     process.stderr.close()
-    assert process.stdout.read() == b"went on\n"
-    process.stdout.close()
-    assert process.wait() == 0
+    assert process.communicate(b"\n")[0] == b"went on\n"
+    assert process.returncode == 0

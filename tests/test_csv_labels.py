@@ -1,4 +1,4 @@
-"""Tests `keras_mixer/data/tables.py`: labels from a CSV file."""
+"""Tests `keras_mixer/data/csv_labels.py`: images with labels from a CSV file."""
 
 import os
 import shutil
@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from keras_mixer.data.sources import open_dataset
 from keras_mixer.data.csv_labels import LABEL_COLUMNS
+from keras_mixer.data.sources import open_dataset
 from keras_mixer.errors import InputError
 
 BREEDS = ("boxer", "corgi", "pug")
@@ -20,7 +20,7 @@ def write_table(path, header, rows, encoding="utf-8", delimiter=","):
 
 @pytest.fixture
 def kaggle(tmp_path, write_image):
-    """Kaggle's dog breeds in small: 30 labelled images in train/, 4 in test/ without labels."""
+    """Kaggle's dog breeds in small: 30 labeled images in train/, 4 in test/ without labels."""
     folder = tmp_path / "dogs"
     rows = [(f"{index:03x}f", BREEDS[index % 3]) for index in range(30)]
     for index, (name, _) in enumerate(rows):
@@ -32,24 +32,24 @@ def kaggle(tmp_path, write_image):
     return folder
 
 
-def labels_by_name(source):
+def labels_by_name(dataset):
     return {
-        os.path.basename(os.fsdecode(path)): source.class_names[label]
-        for split in (source.train, source.validation, source.test)
+        os.path.basename(os.fsdecode(path)): dataset.class_names[label]
+        for split in (dataset.train, dataset.validation, dataset.test)
         if split is not None
-        for path, label in zip(split.images, split.labels, strict=True)
+        for path, label in zip(split.paths, split.labels, strict=True)
     }
 
 
 def test_kaggles_layout_is_read_and_split_by_class(kaggle):
-    source = open_dataset("csv", kaggle, 0.25, split_seed=1)
-    assert source.class_names == BREEDS
-    assert labels_by_name(source) == {f"{i:03x}f.jpg": BREEDS[i % 3] for i in range(30)}
-    for split, n in ((source.train, 18), (source.validation, 6), (source.test, 6)):
+    dataset = open_dataset("csv", kaggle, 0.25, split_seed=1)
+    assert dataset.class_names == BREEDS
+    assert labels_by_name(dataset) == {f"{i:03x}f.jpg": BREEDS[i % 3] for i in range(30)}
+    for split, n in ((dataset.train, 18), (dataset.validation, 6), (dataset.test, 6)):
         assert np.bincount(split.labels).tolist() == [n // 3] * 3
-        assert split.sizes.tolist() == [os.stat(path).st_size for path in split.images]
+        assert split.listing.sizes.tolist() == [os.stat(path).st_size for path in split.paths]
     other = open_dataset("csv", kaggle, 0.25, split_seed=2)
-    assert other.test.images.tolist() != source.test.images.tolist()
+    assert other.test.paths.tolist() != dataset.test.paths.tolist()
 
 
 def test_the_order_of_the_rows_does_not_matter(kaggle):
@@ -104,15 +104,12 @@ def test_the_column_of_labels_is_found_by_its_name(kaggle, name):
 
 def test_a_column_of_splits_is_used(kaggle):
     splits = {0: "train", 1: "val", 2: "Test"}
-    _rewrite(
-        kaggle,
-        lambda id, breed: (id, splits[int(id[:3], 16) // 3 % 3], breed),
-        ("id", "split", "anything"),
-    )
-    source = open_dataset("csv", kaggle, 0.5)
+    row = lambda id, breed: (id, splits[int(id[:3], 16) // 3 % 3], breed)  # noqa: E731
+    _rewrite(kaggle, row, ("id", "split", "anything"))
+    dataset = open_dataset("csv", kaggle, 0.5)
     rows = [line.split(",") for line in (kaggle / "labels.csv").read_text().splitlines()[1:]]
     for name, written in (("train", "train"), ("validation", "val"), ("test", "Test")):
-        names = [os.path.basename(p)[:-4].decode() for p in source.split(name).images]
+        names = [os.path.basename(p)[:-4].decode() for p in dataset.split(name).paths]
         assert names == [id for id, split, _ in rows if split == written]
         assert len(names) >= 9
 
@@ -123,10 +120,10 @@ def test_an_image_is_looked_for_in_the_folder_of_its_split(kaggle, write_image):
         write_image(kaggle / "train" / f"{name}.jpg", (7, 7, 3))
     rows = [(n, s, BREEDS[n % 2]) for n in range(4) for s in ("train", "test")]
     write_table(kaggle / "labels.csv", ("id", "split", "breed"), rows)
-    source = open_dataset("csv", kaggle, 0.0)
-    assert [len(source.train), source.validation, len(source.test)] == [4, None, 4]
-    assert all(b"/train/" in path for path in source.train.images)
-    assert all(b"/test/" in path for path in source.test.images)
+    dataset = open_dataset("csv", kaggle, 0.0)
+    assert [len(dataset.train), dataset.validation, len(dataset.test)] == [4, None, 4]
+    assert all(b"/train/" in path for path in dataset.train.paths)
+    assert all(b"/test/" in path for path in dataset.test.paths)
 
 
 ROW = "000f,boxer\n001f,corgi\n"
@@ -193,7 +190,7 @@ def test_a_name_that_fits_two_suffixes_is_refused(kaggle, write_image):
     assert len(open_dataset("csv", kaggle).class_names) == 3
 
 
-def test_only_labelled_images_must_be_sound(kaggle):
+def test_only_labeled_images_must_be_readable(kaggle):
     (kaggle / "test" / "0.jpg").write_bytes(b"broken")
     open_dataset("csv", kaggle)
     (kaggle / "train" / "000f.jpg").write_bytes(b"broken")
@@ -201,7 +198,7 @@ def test_only_labelled_images_must_be_sound(kaggle):
         open_dataset("csv", kaggle)
 
 
-def test_a_folder_without_images(kaggle):
+def test_a_folder_without_images_is_refused(kaggle):
     for name in ("train", "test"):
         shutil.rmtree(kaggle / name)
     with pytest.raises(InputError, match="30 rows without an image"):

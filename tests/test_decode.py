@@ -1,19 +1,28 @@
-"""Tests `keras_mixer/data/decode.py` against Pillow, the reference decoder."""
+"""Tests `keras_mixer/preprocessing/decode.py` against Pillow, the reference decoder."""
 
 import io
 import struct
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import SMALL, randomize
 from PIL import Image, ImageOps
 
-from keras_mixer.preprocessing.decode import decode_image
-from keras_mixer.preprocessing.resize import check_image_file, resize_images, to_model_range
+from keras_mixer.data.image_checks import check_image_file
+from keras_mixer.data.image_listing import list_images
+from keras_mixer.data.splits import FileImages
+from keras_mixer.inference.export import export_model
+from keras_mixer.inference.predict import classify
+from keras_mixer.model.architecture import ModelSpec, Preprocessing
+from keras_mixer.model.mixer import build_mixer
+from keras_mixer.preprocessing.decode import decode_image, decoding_problem, find_undecodable
 from keras_mixer.preprocessing.input_pipeline import evaluation_batches, training_batches
-from keras_mixer.data.sources import open_dataset
-from keras_mixer.inference.predict import _read
+from keras_mixer.preprocessing.resize import preprocess
+from keras_mixer.weights.convert import write_folder
+from keras_mixer.weights.load import model_weights
 
 RANDOM = np.random.default_rng(0)
 PIXELS = RANDOM.integers(0, 256, (9, 11, 3), np.uint8)
@@ -48,10 +57,10 @@ def chunk(name, data):
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
-def png(rows, depth, colour, extra=b"", pixels_per_byte=1):
-    """A PNG of any depth and colour type, out of its rows of bytes, each `(width, values)`."""
+def png(rows, depth, color, extra=b"", pixels_per_byte=1):
+    """A PNG of any depth and color type, out of its rows of bytes, each `(width, values)`."""
     height, width = rows.shape[:2]
-    header = struct.pack(">IIBBBBB", width * pixels_per_byte, height, depth, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width * pixels_per_byte, height, depth, color, 0, 0, 0)
     data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
     chunks = chunk(b"IHDR", header) + extra + chunk(b"IDAT", data) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + chunks
@@ -71,7 +80,7 @@ def random_bytes(count):
 
 FRAMES = [Image.fromarray(np.roll(PIXELS, k, 0)) for k in range(3)]
 MANY = {"save_all": True, "append_images": FRAMES[1:]}
-COLOURED = NOISE.convert("P")
+COLORED = NOISE.convert("P")
 ADOBE_CMYK = encoded(PHOTO.convert("CMYK"), "JPEG", quality=95, subsampling=0)
 _TRANSFORM = ADOBE_CMYK.index(b"Adobe") + 11  # 0: CMYK, 2: YCCK
 
@@ -79,8 +88,8 @@ FILES = {
     **{f"png {m}": encoded(NOISE.convert(m), "PNG") for m in ("1", "L", "LA", "P", "RGB", "RGBA")},
     **{f"png palette of {b} bits": encoded(NOISE.quantize(2**b), "PNG", bits=b) for b in (1, 2, 4)},
     "png half transparent": encoded(VEILED, "PNG"),
-    "png palette with tRNS": encoded(COLOURED, "PNG", transparency=bytes(range(0, 256))),
-    "png one colour transparent": encoded(NOISE, "PNG", transparency=tuple(map(int, PIXELS[0, 0]))),
+    "png palette with tRNS": encoded(COLORED, "PNG", transparency=bytes(range(0, 256))),
+    "png one color transparent": encoded(NOISE, "PNG", transparency=tuple(map(int, PIXELS[0, 0]))),
     "png gray of 2 bits": png(PIXELS[..., :1], 2, 0, pixels_per_byte=4),
     "png with gamma": png(PIXELS, 8, 2, chunk(b"gAMA", struct.pack(">I", 10000))),
     "png with something appended": encoded(NOISE, "PNG") + bytes(1000),
@@ -88,9 +97,9 @@ FILES = {
     "bmp palette downwards": bmp(8, random_bytes(108), palette=random_bytes(1024), height=-9),
     "bmp of 24 bits downwards": bmp(24, random_bytes(36 * 9), height=-9),
     "gif gray": encoded(NOISE.convert("L"), "GIF"),
-    "gif palette": encoded(COLOURED, "GIF"),
-    "gif transparent": encoded(COLOURED, "GIF", transparency=int(np.asarray(COLOURED)[0, 0])),
-    "gif interlaced": encoded(COLOURED, "GIF", interlace=1),
+    "gif palette": encoded(COLORED, "GIF"),
+    "gif transparent": encoded(COLORED, "GIF", transparency=int(np.asarray(COLORED)[0, 0])),
+    "gif interlaced": encoded(COLORED, "GIF", interlace=1),
     "gif animated": encoded(FRAMES[0], "GIF", **MANY),
     "webp lossless": encoded(NOISE, "WEBP", lossless=True),
     "webp lossless, half transparent": encoded(VEILED, "WEBP", lossless=True, exact=True),
@@ -98,7 +107,7 @@ FILES = {
     "webp lossy, half transparent": encoded(VEILED, "WEBP"),
     "webp with a profile": encoded(NOISE, "WEBP", lossless=True, icc_profile=b"profile"),
     "jpeg gray": encoded(PHOTO.convert("L"), "JPEG"),
-    "jpeg colour": encoded(PHOTO, "JPEG"),
+    "jpeg color": encoded(PHOTO, "JPEG"),
     "jpeg progressive": encoded(PHOTO, "JPEG", progressive=True, quality=95),
     "jpeg rgb": encoded(PHOTO, "JPEG", keep_rgb=True),
     "jpeg with comment": encoded(PHOTO, "JPEG", comment=b"Exif\0\0" * 9),
@@ -125,12 +134,12 @@ def test_every_kind_of_file_decodes_as_pillow_does(name, channels, tmp_path):
         assert np.abs(decoded - expected).max() <= tolerance
 
 
-@pytest.mark.parametrize("colour, values", [(0, 1), (2, 3), (4, 2), (6, 4)])
-def test_the_high_byte_of_sixteen_bits_stays(colour, values):
+@pytest.mark.parametrize("color, values", [(0, 1), (2, 3), (4, 2), (6, 4)])
+def test_the_high_byte_of_sixteen_bits_stays(color, values):
     """Gray, RGB, gray and RGB with transparency, which is dropped."""
     wide = RANDOM.integers(0, 65536, (5, 7, values), np.uint16)
     expected = (wide >> 8)[..., : 1 if values < 3 else 3].astype(np.uint8)
-    content = png(wide.astype(">u2"), 16, colour)
+    content = png(wide.astype(">u2"), 16, color)
     np.testing.assert_array_equal(decode_image(content, 3), np.broadcast_to(expected, (5, 7, 3)))
     if values < 3:
         np.testing.assert_array_equal(decode_image(content, 1), expected)
@@ -238,23 +247,13 @@ def test_exif_data_of_other_formats_are_ignored(kind, options):
 
 
 def test_damaged_files_raise_and_static_shapes_are_known():
-    for name, content in FILES.items():
-        if name in ("png with something appended", "gif animated", "jpeg with several pictures"):
-            continue  # the half of them holds a whole image
-        for decode in (in_graph[3], lambda content: decode_image(content, 3)):
+    whole = ("png with something appended", "gif animated", "jpeg with several pictures")
+    halves = [c[: len(c) // 2] for name, c in FILES.items() if name not in whole]
+    starts = [b"", b"x", b"BM", b"RIFF1234WEBPVP8X", b"GIF8", b"\xff\xd8", b"\xff\xd8\xff\xe1"]
+    for decode in (in_graph[3], lambda content: decode_image(content, 3)):
+        for content in halves + starts:
             with pytest.raises(tf.errors.InvalidArgumentError):
-                decode(tf.constant(content[: len(content) // 2]))
-    for content in (
-        b"",
-        b"x",
-        b"BM",
-        b"RIFF1234WEBPVP8X",
-        b"GIF8",
-        b"\xff\xd8",
-        b"\xff\xd8\xff\xe1",
-    ):
-        with pytest.raises(tf.errors.InvalidArgumentError):
-            decode_image(content, 3)
+                decode(tf.constant(content))
     for channels in (1, 3):
         graph = in_graph[channels].get_concrete_function(tf.TensorSpec((), tf.string))
         assert graph.output_shapes.as_list() == [None, None, channels]
@@ -268,46 +267,57 @@ def test_an_animated_webp_never_reaches_the_op_that_overflows():
         in_graph[3](tf.constant(content))
 
 
-def test_a_saved_model_and_map_fn_decode_the_same(tmp_path):
-    contents = [with_exif(exif(o)) for o in (1, 3, 6)]
-    contents += [FILES[n] for n in ("bmp P", "gif palette", "webp lossless", "png P", "jpeg cmyk")]
-    spec = tf.TensorSpec((8, 8, 3), tf.float32)
-
-    def read(content):
-        return resize_images(decode_image(content, 3), (8, 8))
-
-    module = tf.Module()
-    module.read = tf.function(
-        lambda contents: tf.map_fn(read, contents, fn_output_signature=spec),
-        input_signature=[tf.TensorSpec((None,), tf.string)],
-    )
-    tf.saved_model.save(module, str(tmp_path))
-    served = tf.saved_model.load(str(tmp_path)).read(tf.constant(contents))
-    np.testing.assert_array_equal(served, [read(content) for content in contents])
+def test_undecodable_images_are_found_among_good_ones(tmp_path):
+    content, path = encoded(NOISE, "PNG"), tmp_path / "flipped.png"
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 1
+    path.write_bytes(flipped)
+    assert check_image_file(path) is None, "only decoding shows damage in the middle"
+    contents = [("good", content), ("cut", content[:60]), ("flipped", path.read_bytes)]
+    (cut, reason), (damaged, _) = find_undecodable(contents, 3)
+    assert (cut, damaged) == ("cut", "flipped")
+    assert reason.startswith("Invalid PNG")
 
 
-SAME = ["jpeg colour", "jpeg cmyk", "png P", "png half transparent", "bmp P", "gif animated",
-        "webp lossless, half transparent"]  # fmt: skip
+def test_reasons_come_without_tensorflows_internals():
+    with pytest.raises(tf.errors.InvalidArgumentError) as caught:
+        decode_image(b"", 3)
+    assert decoding_problem(caught.value) == "Input is empty."
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_training_evaluation_and_prediction_see_the_same_pixels(tmp_path, channels):
-    contents = [FILES[name] for name in SAME] + [with_exif(exif(o)) for o in (3, 6, 8)]
-    for split in ("train", "val"):
-        for label in ("ant", "bee"):
-            folder = tmp_path / split / label
-            folder.mkdir(parents=True)
-            for index, content in enumerate(contents):
-                (folder / f"{index}.jpg").write_bytes(content)
-    source = open_dataset("folder", tmp_path)
-    given = {"image_shape": (8, 12), "channels": channels, "num_classes": 2, "batch_size": 20}
-    (evaluated, _), *_ = evaluation_batches(source.validation, **given)
-    predicted = [_read(path, (8, 12), channels, 0.0) for path in source.validation.images]
-    np.testing.assert_array_equal(evaluated, predicted)
-    trained, _ = next(iter(training_batches(source.train, seed=0, **given)))
-    np.testing.assert_array_equal(
-        sorted(x.tobytes() for x in trained.numpy()), sorted(x.tobytes() for x in predicted)
-    )
-    for image, content in zip(predicted, 2 * contents, strict=True):
-        expected = to_model_range(resize_images(by_pillow(content, channels), (8, 12)))
+SAME = ["jpeg color", "jpeg cmyk", "png P", "png half transparent", "bmp P", "gif palette",
+        "gif animated", "webp lossless", "webp lossless, half transparent"]  # fmt: skip
+
+
+@pytest.mark.parametrize("channels, eval_crop", [(1, 0.0), (3, 0.75)])
+def test_training_evaluation_prediction_and_export_see_the_same(tmp_path, channels, eval_crop):
+    contents = [FILES[name] for name in SAME] + [with_exif(exif(o)) for o in (1, 3, 6, 8)]
+    for index, content in enumerate(contents):
+        (tmp_path / f"{index:02}.jpg").write_bytes(content)
+    images = FileImages(list_images(tmp_path)[0], np.zeros(len(contents), int), channels)
+    architecture = SMALL.replace(depth=1, channels=channels)
+    spec = ModelSpec(architecture, preprocessing=Preprocessing(eval_crop))
+    ((evaluated, _),) = evaluation_batches(images, spec)
+    for image, content in zip(evaluated, contents, strict=True):
+        expected = preprocess(by_pillow(content, channels), spec)
         assert np.abs(image - expected).max() <= 2 / 127.5
+
+    trained, _ = next(iter(training_batches(images, spec, batch_size=len(images), seed=0)))
+    one, other = (sorted(x.tobytes() for x in batch.numpy()) for batch in (trained, evaluated))
+    assert one == other
+
+    predicted = []
+    recorder = SimpleNamespace(spec=spec)
+    recorder.predict_on_batch = lambda batch: predicted.append(batch) or np.zeros((len(batch), 3))
+    list(classify(recorder, images.paths))
+    np.testing.assert_array_equal(predicted, [evaluated])
+
+    model = randomize(build_mixer(**vars(architecture)))
+    write_folder(tmp_path / "model", spec, model_weights(model))
+    exported = export_model(tmp_path / "model", tmp_path, "exported")
+    serve = tf.saved_model.load(str(exported)).signatures
+    by_bytes = serve["serve_bytes"](image_bytes=tf.constant(contents))
+    by_pixels = serve["serving_default"](images=decode_image(contents[0], channels)[None])
+    for answer in (by_bytes, by_pixels):
+        expected = model(evaluated)[: len(answer["logits"])]
+        np.testing.assert_allclose(answer["logits"], expected, rtol=0, atol=1e-4)

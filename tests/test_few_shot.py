@@ -1,4 +1,4 @@
-"""Tests `keras_mixer/inference/fewshot.py` and `keras_mixer/verbs/fewshot.py`."""
+"""Tests `keras_mixer/inference/few_shot.py` and its command, fewshot."""
 
 import dataclasses
 import json
@@ -10,7 +10,8 @@ from conftest import GOLDEN
 import keras_mixer.inference.few_shot as module
 from keras_mixer import InputError, build_mixer, load_mixer
 from keras_mixer.__main__ import main
-from keras_mixer.data.splits import Split
+from keras_mixer.commands.few_shot import FewShotOptions
+from keras_mixer.data.splits import ArrayImages
 from keras_mixer.inference.few_shot import (
     Examples,
     as_table,
@@ -21,7 +22,6 @@ from keras_mixer.inference.few_shot import (
     regression,
     score_few_shot,
 )
-from keras_mixer.commands.few_shot import FewshotOptions, fewshot
 
 L2 = (1.0, 64.0, 4096.0)
 
@@ -29,9 +29,9 @@ L2 = (1.0, 64.0, 4096.0)
 def blobs(classes=4, images=12, dim=30, noise=1.0, seed=0):
     """Features of classes that lie apart, drawn in one order."""
     generator = np.random.default_rng(seed)
-    centres = np.random.default_rng(99).normal(size=(classes, dim))
+    centers = np.random.default_rng(99).normal(size=(classes, dim))
     labels = np.repeat(np.arange(classes), images)
-    features = centres[labels] + noise * generator.normal(size=(len(labels), dim))
+    features = centers[labels] + noise * generator.normal(size=(len(labels), dim))
     return Examples(features * 10 + 3, labels, draw(labels, seed))
 
 
@@ -59,14 +59,14 @@ def test_a_model_without_a_head_gives_them_as_it_is():
 
 def test_draws_are_nested_balanced_and_seeded():
     labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 3], [40, 30, 5]))
-    places = draw(labels, 7)
+    ranks = draw(labels, 7)
     for label, count in ((0, 40), (1, 30), (3, 5)):
-        assert sorted(places[labels == label]) == list(range(count))
+        assert sorted(ranks[labels == label]) == list(range(count))
     for count in (1, 5, 10):
-        taken = np.bincount(labels[places < count], minlength=4)
+        taken = np.bincount(labels[ranks < count], minlength=4)
         assert list(taken) == [count, count, 0, min(count, 5)]
-    np.testing.assert_array_equal(places, draw(labels, 7))
-    assert not np.array_equal(places, draw(labels, 8))
+    np.testing.assert_array_equal(ranks, draw(labels, 7))
+    assert not np.array_equal(ranks, draw(labels, 8))
 
 
 def test_every_image_is_as_likely_to_be_drawn():
@@ -119,25 +119,18 @@ def test_regression_is_that_of_the_normal_equations(classes, images, l2):
 
 
 def test_l2_is_what_does_best_on_validation():
-    """Few images, much noise: little L2 follows the noise. Reckoned by the normal equations."""
+    """Few images, much noise: little L2 follows the noise. Computed by the normal equations."""
     draws = [blobs(noise=5.0, images=8, seed=seed) for seed in range(3)]
-    validation = blobs(noise=3.0, images=200, seed=9)
-    chosen, accuracies = choose_l2(draws, validation, [1e-3, 100.0, 1e5])
-    expected = [
-        np.mean(
-            [
-                np.mean(official(shots, validation.features, l2, 4).argmax(1) == validation.labels)
-                for shots in draws
-            ]
-        )
-        for l2 in (1e-3, 100.0, 1e5)
-    ]
+    validation, values = blobs(noise=3.0, images=200, seed=9), [1e-3, 100.0, 1e5]
+    chosen, accuracies = choose_l2(draws, validation, values)
+    outputs = [[official(shots, validation.features, l2, 4) for shots in draws] for l2 in values]
+    expected = [np.mean(np.argmax(of_l2, axis=2) == validation.labels) for of_l2 in outputs]
     np.testing.assert_allclose(accuracies, expected, atol=2e-3)
     assert max(accuracies) - min(accuracies) > 0.02
-    assert chosen == [1e-3, 100.0, 1e5][int(np.argmax(expected))]
+    assert chosen == values[int(np.argmax(expected))]
 
 
-def test_of_equals_the_middle_l2_is_chosen():
+def test_of_equally_good_values_the_middle_l2_is_chosen():
     draws = [blobs(noise=0.01)]
     chosen, accuracies = choose_l2(draws, blobs(noise=0.01, seed=1), [1.0, 2.0, 4.0, 8.0, 16.0])
     assert accuracies == [1.0] * 5
@@ -149,21 +142,21 @@ def test_without_validation_the_shots_are_cross_validated():
     shots = blobs(noise=2.0, images=5)
     _, (accuracy,) = choose_l2([shots], None, [10.0])
     right = 0
-    for place in range(5):
-        out = shots.places == place
+    for rank in range(5):
+        out = shots.ranks == rank
         kept = Examples(*(column[~out] for column in shots))
         right += (official(kept, shots.features[out], 10.0, 4).argmax(1) == shots.labels[out]).sum()
     assert accuracy == right / 20
     assert 0.3 < accuracy < 1.0
 
 
-def test_cross_validation_bears_a_class_of_a_single_image():
+def test_cross_validation_accepts_a_class_of_a_single_image():
     shots = blobs(classes=3, images=6)
-    kept = (shots.labels < 2) | (shots.places == 0)
+    kept = (shots.labels < 2) | (shots.ranks == 0)
     choose_l2([Examples(*(column[kept] for column in shots))], None, [1.0, 10.0])
 
 
-# === The whole of it ===
+# === Scores ===
 
 
 @pytest.fixture(scope="module")
@@ -172,17 +165,17 @@ def scored(trained):
 
 
 def test_scores_are_those_of_the_normal_equations_on_the_models_own_features(trained, scored):
-    model, source = pre_logits_of(load_mixer(trained.best)), trained.dataset
+    model, dataset = pre_logits_of(load_mixer(trained.best)), trained.dataset
     train, test = (
-        model.predict_on_batch((s.images.astype(np.float32) - 127.5) / 127.5).astype(np.float64)
-        for s in (source.train, source.test)
+        model.predict_on_batch((s.pixels.astype(np.float32) - 127.5) / 127.5).astype(np.float64)
+        for s in (dataset.train, dataset.test)
     )
     for row in scored["shots"]:
         for seed, top1 in zip((0, 3), row["top1"], strict=True):
-            kept = draw(source.train.labels, seed) < row["shots"]
-            shots = Examples(train[kept], source.train.labels[kept])
+            kept = draw(dataset.train.labels, seed) < row["shots"]
+            shots = Examples(train[kept], dataset.train.labels[kept])
             outputs = official(shots, test, row["l2"], 10)
-            assert abs(top1 - np.mean(outputs.argmax(1) == source.test.labels)) < 0.006
+            assert abs(top1 - np.mean(outputs.argmax(1) == dataset.test.labels)) < 0.006
 
 
 def test_scores_say_what_they_are_of(scored):
@@ -202,9 +195,9 @@ def test_scores_say_what_they_are_of(scored):
 
 def test_the_test_images_take_no_part_in_the_choice(trained, scored):
     test = trained.dataset.test
-    mutated = Split(test.images[::-1], (test.labels + 1) % 10)
-    source = dataclasses.replace(trained.dataset, test=mutated)
-    other = score_few_shot(load_mixer(trained.best), source, (1, 5), (0, 3), L2)
+    mutated = ArrayImages(test.pixels[::-1], (test.labels + 1) % 10)
+    dataset = dataclasses.replace(trained.dataset, test=mutated)
+    other = score_few_shot(load_mixer(trained.best), dataset, (1, 5), (0, 3), L2)
     for before, after in zip(scored["shots"], other["shots"], strict=True):
         assert after["choice"] == before["choice"]
         assert after["l2"] == before["l2"]
@@ -214,22 +207,22 @@ def test_the_test_images_take_no_part_in_the_choice(trained, scored):
 def test_only_what_is_drawn_is_computed_and_only_once(trained, monkeypatch):
     computed = []
 
-    def recorded(model, split, *arguments):
+    def recorded(model, spec, split, *arguments):
         computed.append(split)
-        return original(model, split, *arguments)
+        return original(model, spec, split, *arguments)
 
     original = module.compute_logits
     monkeypatch.setattr(module, "compute_logits", recorded)
-    source = trained.dataset
+    dataset = trained.dataset
     model = load_mixer(trained.best)
-    score_few_shot(model, source, (1, 3), (0, 1), [64.0])
+    score_few_shot(model, dataset, (1, 3), (0, 1), [64.0])
     train, test = computed
-    union = np.min([draw(source.train.labels, seed) for seed in (0, 1)], axis=0) < 3
-    np.testing.assert_array_equal(train.images, source.train.images[union])
+    union = np.min([draw(dataset.train.labels, seed) for seed in (0, 1)], axis=0) < 3
+    np.testing.assert_array_equal(train.pixels, dataset.train.pixels[union])
     assert 30 < len(train) <= 60
-    assert test is source.test, "a single L2 needs no validation images"
+    assert test is dataset.test, "a single L2 needs no validation images"
     computed.clear()
-    score_few_shot(model, source, (1, 3), (0, 1), L2)
+    score_few_shot(model, dataset, (1, 3), (0, 1), L2)
     assert [len(split) for split in computed] == [len(train), 144, 360]
 
 
@@ -238,13 +231,13 @@ def test_more_classes_than_features(trained):
     generator = np.random.default_rng(0)
     labels = np.tile(np.arange(40), 3)
     images = generator.integers(0, 256, (120, 8, 8, 1), np.uint8)
-    split = Split(images, labels)
+    split = ArrayImages(images, labels)
     names = tuple(map(str, range(40)))
-    source = dataclasses.replace(
+    dataset = dataclasses.replace(
         trained.dataset, class_names=names, train=split, test=split, validation=None
     )
     model = load_mixer(trained.best)
-    scores = score_few_shot(model, source, (3,), (0,), [1.0])
+    scores = score_few_shot(model, dataset, (3,), (0,), [1.0])
     features = pre_logits_of(model).predict_on_batch((images.astype(np.float32) - 127.5) / 127.5)
     known = Examples(features.astype(np.float64), labels)
     right = official(known, known.features, 1.0, 40).argmax(axis=1) == labels
@@ -337,8 +330,8 @@ def test_a_run_on_other_splits_is_pointed_out(capsys, trained):
         (["{run}", "--shots=1,500"], "--shots=500: no class has more than"),
         (["{run}", "--test_fraction=0"], "--dataset=digits: there are no test images to score"),
         (["{run}", "--validation_fraction=0"], "--shots=1: without validation images"),
-        (["{run}", "--eval_crop=0.01"], "--eval_crop=0.01: expected 0, or at least 0.1"),
-        (["{run}", "--patch_shape=3"], "--patch_shape=3,3 must divide --image_shape=8,8"),
+        (["{run}", "--eval_crop=0.01"], "--eval_crop=0.01: expected 0, or a number from 0.1 to 1"),
+        (["{run}", "--patch_shape=3"], "--patch_shape=3,3 does not divide --image_shape=8,8"),
         (["{run}", "--output=no/where.json"], "--output=no/where.json: its folder does not exist"),
         (["{run}", "--dataset=folder", "--data_dir={folder}"], "images of 1 channels, --dataset"),
     ],
@@ -353,8 +346,7 @@ def test_mistakes_are_one_line(capsys, trained, folder, arguments, message):
 
 
 def test_defaults_are_the_official_ones():
-    options = FewshotOptions()
+    options = FewShotOptions()
     assert options.shots == (1, 5, 10, 25)
     assert options.seeds == (0, 1, 2)
     assert 1024 in options.l2
-    assert fewshot.__doc__

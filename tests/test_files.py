@@ -1,4 +1,4 @@
-"""Tests `keras_mixer/files.py`."""
+"""Tests `keras_mixer/files.py`: atomic writes and packed arrays."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from safetensors.numpy import load
 from keras_mixer import files
 
 
-def test_a_write_that_fails_leaves_the_old_content_and_no_remains(tmp_path, monkeypatch):
+def test_a_write_that_fails_leaves_the_old_content_and_no_other_file(tmp_path, monkeypatch):
     path = tmp_path / "file"
     files.write_atomically(path, b"old")
 
@@ -21,7 +21,7 @@ def test_a_write_that_fails_leaves_the_old_content_and_no_remains(tmp_path, monk
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-def test_packed_arrays_come_back_whatever_their_order_in_memory():
+def test_arrays_of_any_memory_layout_are_read_back_equal():
     arrays = {
         "transposed": np.arange(6, dtype="float32").reshape(2, 3).T,
         "every other": np.arange(10, dtype="int64")[::2],

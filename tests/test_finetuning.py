@@ -1,22 +1,17 @@
-"""Tests fine-tuning: `keras_mixer/training/trained.py`, rates per layer, the official presets."""
-
-import re
+"""Tests `keras_mixer/training/finetuning.py`: rates per layer, freezing, official presets."""
 
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from conftest import GOLDEN, ROOT
-from test_records import write_set
+from test_tfrecords import write_set
 
-import keras_mixer.training.fit as fit_module
 from keras_mixer import Config, InputError, build_mixer, fit
 from keras_mixer.config.options import parse
 from keras_mixer.config.resolve import resolve
 from keras_mixer.training.checkpoints import newest_checkpoint
+from keras_mixer.training.finetuning import describe_trained, freeze_backbone, layer_rates
 from keras_mixer.training.open_run import plan_run
-from keras_mixer.training.optimizers import OPTIMIZERS, build_optimizer
-from keras_mixer.training.finetuning import described, freeze_backbone, layer_rates
 from keras_mixer.weights import model_folder
 from keras_mixer.weights.load import model_weights
 
@@ -37,7 +32,7 @@ def rates_of_beit(paths, depth, decay):
 
 def test_rates_are_those_of_beit():
     depth = 12  # two digits
-    model = build_mixer((4, 4), (2, 2), 1, depth, 4, num_classes=2)
+    model = build_mixer((4, 4), (2, 2), channels=1, depth=depth, dim=4, num_classes=2)
     paths = [weight.path for weight in model.weights]
     rates = layer_rates(model.weights, depth, 0.75)
     assert rates == list(rates_of_beit(paths, depth, 0.75))
@@ -48,72 +43,6 @@ def test_rates_are_those_of_beit():
     assert min(rates) == of["stem/kernel"]
 
 
-def weights():
-    """A stem, two matrices, a vector."""
-    drawn = np.random.default_rng(0)
-    shapes = {"stem": (2, 2, 1, 3), "low": (3, 4), "high": (3, 4), "bias": (4,)}
-    return [
-        keras.Variable(
-            drawn.normal(size=shape), name="bias" if name == "bias" else "kernel", dtype="float32"
-        )
-        for name, shape in shapes.items()
-    ]
-
-
-RATES = [0.25, 0.5, 1.0, 0.5]
-
-
-def moved(name, rates, size=1.0, jit=False, **options):
-    """What one step with these rates adds to each weight; gradients are drawn, of some size."""
-    variables, drawn = weights(), np.random.default_rng(1)
-    before = [v.numpy() for v in variables]
-    gradients = [tf.constant(size * drawn.normal(size=v.shape), tf.float32) for v in variables]
-    optimizer = build_optimizer(name, 0.1, variables, rates=rates, **options)
-    tf.function(lambda: optimizer.apply(gradients, variables), jit_compile=jit)()
-    return [v.numpy() - b for v, b in zip(variables, before, strict=True)]
-
-
-COMBINED = {"clip_norm": 0.1, "ema": 0.9}
-
-
-@pytest.mark.parametrize(
-    "name, options",
-    [
-        *((name, {}) for name in OPTIMIZERS),
-        *((name, COMBINED) for name in OPTIMIZERS),
-        ("adamw", {**COMBINED, "jit": True}),
-        ("sgd", {"scale_loss": True, "size": 2.0**15}),  # by which it divides at first
-    ],
-)
-def test_every_optimizer_moves_each_weight_by_its_share(name, options):
-    """Those that divide by the size of the gradients, too; after clipping."""
-    whole, shares = moved(name, None, **options), moved(name, RATES, **options)
-    assert all(abs(step).max() > 1e-6 for step in whole)
-    for full, part, rate in zip(whole, shares, RATES, strict=True):
-        np.testing.assert_allclose(part, rate * full, rtol=1e-4, atol=3e-7)
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_decay_has_the_share_of_the_rate(name):
-    steps = moved(name, RATES, size=0.0, decay=0.5)
-    for variable, rate, step in zip(weights(), RATES, steps, strict=True):
-        expected = 0.1 * 0.5 * rate * variable.numpy() * (variable.name == "kernel")
-        np.testing.assert_allclose(step, -expected, rtol=1e-4, atol=3e-7)
-
-
-def test_without_layer_decay_it_is_kerass_own_optimizer():
-    for name, kind in OPTIMIZERS.items():
-        assert type(build_optimizer(name, 0.1, weights())) is kind
-
-
-def test_the_names_of_the_state_are_the_same():
-    def names(rates):
-        optimizer = build_optimizer("adamw", 0.1, weights(), rates=rates)
-        return [re.sub(r"_[0-9]+", "", v.path) for v in optimizer.variables]  # as in state.py
-
-    assert names(None) == names(RATES)
-
-
 # === Runs ===
 
 
@@ -122,10 +51,10 @@ def start(tmp_path_factory):
     """Weights for digits whose head knows something, so that every gradient is other than zero."""
     path = tmp_path_factory.mktemp("start")
     keras.utils.set_random_seed(0)
-    model = build_mixer((8, 8), (2, 2), 1, 2, 16, num_classes=10)
+    spec = plan_run(Config(depth=2, dim=16)).spec
+    model = build_mixer(**vars(spec.architecture))
     model.get_layer("head").kernel.assign(np.random.default_rng(0).normal(size=(16, 10)))
-    architecture = resolve(Config(depth=2, dim=16), 10).architecture() | {"channels": 1}
-    model_folder.write_spec(path, model_folder.Description(architecture, tuple("0123456789"), 0.0))
+    model_folder.write_spec(path, spec)
     model_folder.write_weights(path, model_weights(model))
     return path
 
@@ -188,7 +117,7 @@ def test_a_frozen_backbone_keeps_every_bit_and_that_is_said(tune, start, capsys)
 
 
 def test_a_frozen_model_is_described_by_what_is_left():
-    model = build_mixer((4, 4), (2, 2), 1, 2, 4, num_classes=3)
+    model = build_mixer((4, 4), (2, 2), channels=1, depth=2, dim=4, num_classes=3)
     freeze_backbone(model)
     assert [weight.path for weight in model.trainable_weights] == ["head/kernel", "head/bias"]
     assert "2 of 30 weights, 15 of" in describe_trained(model)
@@ -205,7 +134,7 @@ def test_a_frozen_model_is_described_by_what_is_left():
 )
 def test_what_would_change_nothing_is_refused(fields, message):
     with pytest.raises(InputError, match=message):
-        resolve(Config(**fields), 10)
+        resolve(Config(**fields), tuple("0123456789"), 1)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.1, -0.5])
@@ -270,11 +199,10 @@ def test_presets_are_the_protocol(name):
 @pytest.mark.parametrize("name", PROTOCOL)
 def test_presets_choose_on_a_share_of_what_the_last_run_learns_from(prepared, name):
     train, validation, test = PROTOCOL[name][3]
-    source = plan_run(preset(name, *small(prepared))).source
-    assert [len(s) for s in (source.train, source.validation, source.test)] == [
-        train, validation, test,
-    ]  # fmt: skip
-    last = plan_run(preset(name, *small(prepared), "--validation_fraction=0")).source
+    first = plan_run(preset(name, *small(prepared))).dataset
+    splits = (first.train, first.validation, first.test)
+    assert [len(split) for split in splits] == [train, validation, test]
+    last = plan_run(preset(name, *small(prepared), "--validation_fraction=0")).dataset
     assert last.validation is None
     assert (len(last.train), len(last.test)) == (train + validation, test)
 
@@ -286,19 +214,10 @@ TRAINED = [  # the others differ in names, numbers and splits only
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_presets_train(prepared, tmp_path, monkeypatch, name):
+def test_presets_train(prepared, tmp_path, name):
     """For three steps, from official weights."""
-    heads = []
-
-    def drive(model, *rest, original=fit_module._drive):
-        heads.append(model.get_layer("head").kernel.numpy())
-        original(model, *rest)
-
-    monkeypatch.setattr(fit_module, "_drive", drive)
     flags = ["--num_steps=3", "--warmup_step=1", "--jit=false", f"--output_dir={tmp_path}"]
-    run = fit(preset(name, *small(prepared), *flags))
-    assert not heads[0].any(), "a fresh head starts at zero"
-    after = arrays_of(run.best)
+    after = arrays_of(fit(preset(name, *small(prepared), *flags)).best)
     assert after["head/kernel"].any()
     with np.load(GOLDEN / "official_mixer.npz") as before:
         assert 0 < abs(after["stem/kernel"] - before["stem/kernel"]).max() < 0.1

@@ -1,23 +1,24 @@
 """Tests `keras_mixer/training/fit.py`: exact runs, which go on as if never interrupted."""
 
-import csv
 import os
-import random
+import shutil
 import signal
-import time
+import subprocess
+import sys
+import weakref
 from pathlib import Path
 
 import keras
-import kill_runs
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import TINY
+from conftest import ROOT, TINY, read_history
 
 import keras_mixer.training.fit as fit_module
+import keras_mixer.training.open_run as open_module
 from keras_mixer import Config, InputError, RunError, fit
 from keras_mixer.data.sources import open_dataset
-from keras_mixer.training.callbacks import averaged
+from keras_mixer.training.callbacks import use_ema_weights
 from keras_mixer.training.checkpoints import newest_checkpoint
 from keras_mixer.training.optimizers import ema_variables
 from keras_mixer.training.signals import Interrupted
@@ -32,16 +33,11 @@ def config(tmp_path):
     return make
 
 
-def rows(run):
-    with open(run.directory / "history.csv") as file:
-        return list(csv.DictReader(file))
-
-
 def state(run):
     """Everything that must not depend on interruptions, as comparable values."""
     checkpoint = newest_checkpoint(run.checkpoints)
     best, facts = model_folder.read_weights(run.best)
-    history = rows(run)
+    history = read_history(run)
     for row in history:
         del row["seconds"], row["images_per_second"]
     arrays = {**checkpoint.arrays, **{f"best {k}": v for k, v in best.items()}}
@@ -49,7 +45,7 @@ def state(run):
 
 
 @pytest.fixture
-def interrupted(monkeypatch):
+def interrupted(monkeypatch, default_signals):
     """Trains, and sends this process a signal after so many steps, as a terminal would."""
 
     def run(config, step, number=signal.SIGTERM):
@@ -71,12 +67,25 @@ def interrupted(monkeypatch):
     return run
 
 
+@pytest.fixture
+def assert_exact(config, interrupted):
+    """Asserts that a run interrupted after so many steps ends as if nothing had happened."""
+
+    def check(*steps, **fields):
+        expected = state(fit(config("undisturbed", **fields)))
+        for step in steps:
+            interrupted(config(**fields), step)
+        assert state(fit(config(**fields))) == expected
+
+    return check
+
+
 # === What a run leaves behind ===
 
 
 def test_history_has_a_row_per_epoch(config):
     run = fit(config())
-    history = rows(run)
+    history = read_history(run)
     assert [row["epoch"] for row in history] == ["1", "2", "3"]
     assert [row["step"] for row in history] == ["20", "40", "60"]
     assert float(history[-1]["lr"]) > 0, "the rate of the last step, not of the one after"
@@ -87,7 +96,7 @@ def test_history_has_a_row_per_epoch(config):
 def test_best_weights_are_those_of_the_best_validation_epoch(config):
     run = fit(config(num_steps=4))
     _, facts = model_folder.read_weights(run.best)
-    ranks = [(float(r["val_accuracy"]), -float(r["val_loss"])) for r in rows(run)]
+    ranks = [(float(r["val_accuracy"]), -float(r["val_loss"])) for r in read_history(run)]
     assert facts["epoch"] == 1 + ranks.index(max(ranks))
 
 
@@ -100,7 +109,7 @@ def test_same_seed_same_bits_other_seed_other_bits(config):
 def test_without_validation_the_last_weights_are_kept(config):
     run = fit(config(validation_fraction=0.0, ema=0.0))
     assert model_folder.read_weights(run.best)[1]["epoch"] == 3
-    assert rows(run)[-1]["val_accuracy"] == ""
+    assert read_history(run)[-1]["val_accuracy"] == ""
     last = newest_checkpoint(run.checkpoints).arrays
     kernel = next(v for k, v in last.items() if k.endswith("/stem/kernel") and "model" in k)
     np.testing.assert_array_equal(model_folder.read_weights(run.best)[0]["stem/kernel"], kernel)
@@ -108,20 +117,22 @@ def test_without_validation_the_last_weights_are_kept(config):
 
 def test_a_length_in_steps_may_end_within_an_epoch(config):
     run = fit(config(num_steps=47, warmup_step=5, schedule_unit="step"))
-    assert [row["step"] for row in rows(run)] == ["20", "40", "47"]
+    assert [row["step"] for row in read_history(run)] == ["20", "40", "47"]
     assert newest_checkpoint(run.checkpoints).step == 47
 
 
 # === Interrupted and continued ===
 
 
-def test_interrupted_anywhere_it_continues_bit_for_bit(config, interrupted):
-    """Twice in one run, once within an epoch and once at its end, and once in the first step."""
-    expected = state(fit(config("undisturbed")))
-    interrupted(config(), 1)
-    interrupted(config(), 26)
-    interrupted(config(), 13)  # step 40, the end of the second epoch
-    assert state(fit(config())) == expected
+def test_interrupted_anywhere_it_continues_bit_for_bit(assert_exact):
+    """In the first step, within an epoch, and at step 40, which ends the second epoch."""
+    assert_exact(1, 26, 13)
+
+
+EVERYTHING_RANDOM = {
+    "inception_crop": 0.3, "randaugment": (2, 10), "color_jitter": 0.3, "random_erasing": 0.5,
+    "mixup": 0.4, "cutmix": 1.0, "class_weights": "balanced", "accumulation": 2,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -132,41 +143,22 @@ def test_interrupted_anywhere_it_continues_bit_for_bit(config, interrupted):
         {"jit": "true"},
         {"optimizer": "sgd", "clip_norm": 1.0, "label_smoothing": 0.1, "layer_decay": 0.5},
         {"num_steps": 47, "warmup_step": 5, "schedule_unit": "step"},
+        pytest.param(EVERYTHING_RANDOM, id="everything random"),
     ],
     ids=str,
 )
-def test_other_settings_continue_bit_for_bit(config, interrupted, fields):
-    expected = state(fit(config("undisturbed", **fields)))
-    interrupted(config(**fields), 27)
-    assert state(fit(config(**fields))) == expected
+def test_other_settings_continue_bit_for_bit(assert_exact, fields):
+    assert_exact(27, **fields)
 
 
-def test_a_frozen_backbone_continues_bit_for_bit(config, interrupted, trained):
-    fields = {"dim": 16, "dropout": 0.0, "stochastic_depth": 0.0, "freeze": "backbone",
-              "checkpoint": str(trained.directory)}  # fmt: skip
-    expected = state(fit(config("undisturbed", **fields)))
-    interrupted(config(**fields), 27)
-    assert state(fit(config(**fields))) == expected
+def test_a_frozen_backbone_continues_bit_for_bit(assert_exact, trained):
+    fields = {"dim": 16, "dropout": 0.0, "stochastic_depth": 0.0, "freeze": "backbone"}
+    assert_exact(27, **fields, checkpoint=str(trained.directory))
 
 
-EVERYTHING_RANDOM = {
-    "inception_crop": 0.3, "randaugment": (2, 10), "color_jitter": 0.3, "random_erasing": 0.5,
-    "mixup": 0.4, "cutmix": 1.0, "class_weights": "balanced", "accumulation": 2,
-}  # fmt: skip
-
-
-def test_with_every_augmentation_it_continues_bit_for_bit(config, interrupted):
-    expected = state(fit(config("undisturbed", **EVERYTHING_RANDOM)))
-    interrupted(config(**EVERYTHING_RANDOM), 27)
-    assert state(fit(config(**EVERYTHING_RANDOM))) == expected
-
-
-def test_images_from_files_continue_bit_for_bit(config, interrupted, folder):
-    fields = {"dataset": "folder", "data_dir": str(folder), "image_shape": (8, 8),
-              "patch_shape": (4, 4), "batch_size": 4}  # fmt: skip
-    expected = state(fit(config("undisturbed", **fields)))
-    interrupted(config(**fields), 8)
-    assert state(fit(config(**fields))) == expected
+def test_images_from_files_continue_bit_for_bit(assert_exact, folder):
+    fields = {"image_shape": (8, 8), "patch_shape": (4, 4), "batch_size": 4}
+    assert_exact(8, dataset="folder", data_dir=str(folder), **fields)
 
 
 def test_continued_from_the_checkpoint_before_a_damaged_one(config, interrupted, capsys):
@@ -179,7 +171,7 @@ def test_continued_from_the_checkpoint_before_a_damaged_one(config, interrupted,
         file.write(b"\xff")
     assert state(fit(config())) == expected
     said = capsys.readouterr().err
-    assert f"damaged checkpoint passed over: {folder}/{newest}" in said
+    assert f"damaged checkpoint skipped: {folder}/{newest}" in said
     assert "at step 20 of 60" in said
 
 
@@ -222,13 +214,13 @@ def test_a_loss_that_is_no_number_stops_the_run_and_is_never_saved(config):
 def test_an_image_that_goes_bad_during_the_run_is_named(config, folder, monkeypatch, damage):
     fields = {"dataset": "folder", "data_dir": str(folder), "image_shape": (8, 8),
               "patch_shape": (4, 4), "batch_size": 25}  # fmt: skip
-    path = Path(os.fsdecode(open_dataset("folder", folder).train.images[3]))
+    path = Path(os.fsdecode(open_dataset("folder", folder).train.paths[3]))
 
-    def spoil(*arguments, drive=fit_module._drive):
+    def spoil(*arguments, batches=fit_module.training_batches, **options):
         path.unlink() if damage == "removed" else path.write_bytes(path.read_bytes()[:60])
-        drive(*arguments)
+        return batches(*arguments, **options)
 
-    monkeypatch.setattr(fit_module, "_drive", spoil)
+    monkeypatch.setattr(fit_module, "training_batches", spoil)
     with pytest.raises(InputError, match=f"1 unreadable image, mend or remove: {path}"):
         fit(config(**fields))
 
@@ -246,11 +238,10 @@ def test_best_weights_of_an_epoch_that_is_repeated_are_not_trusted(config, inter
     """Killed between best/ and the checkpoint: best/ is of an epoch that the checkpoint lacks."""
     expected = state(fit(config("undisturbed", num_steps=4)))
     interrupted(config(num_steps=4), 42)
-    run = fit_module.open_run(config(num_steps=4))
-    with run as opened:
-        arrays, facts = model_folder.read_weights(opened.best)
-        strange = {name: array + 1 for name, array in arrays.items()}
-        model_folder.write_weights(opened.best, strange, **{**facts, "step": 60, "val_accuracy": 0.9})
+    best = config_path(config) / "best"
+    arrays, facts = model_folder.read_weights(best)
+    strange = {name: array + 1 for name, array in arrays.items()}
+    model_folder.write_weights(best, strange, **{**facts, "step": 60, "val_accuracy": 0.9})
     found = state(fit(config(num_steps=4)))
     if found["facts"]["step"] > 40:  # an epoch after the interruption is the best one
         assert found == expected
@@ -259,10 +250,10 @@ def test_best_weights_of_an_epoch_that_is_repeated_are_not_trusted(config, inter
 
 def test_damaged_best_weights_are_said_aloud_and_replaced(config, interrupted, capsys):
     interrupted(config(num_steps=4), 42)
-    path = Path(config().output_dir) / "best" / "model.safetensors"
+    path = config_path(config) / "best" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-3] + b"abc")
     run = fit(config(num_steps=4))
-    assert "takes its place" in capsys.readouterr().err
+    assert "replaced by the best epoch from here on" in capsys.readouterr().err
     assert model_folder.read_weights(run.best)[1]["step"] > 42
 
 
@@ -271,13 +262,12 @@ def test_damaged_best_weights_are_said_aloud_and_replaced(config, interrupted, c
 
 def test_a_signal_before_the_first_step_of_a_continued_run(config, interrupted, monkeypatch):
     interrupted(config(), 13)
-    build = fit_module._validation_batches
 
-    def signalled(run):
+    def signalled(*arguments, batches=fit_module.evaluation_batches):
         os.kill(os.getpid(), signal.SIGTERM)
-        return build(run)
+        return batches(*arguments)
 
-    monkeypatch.setattr(fit_module, "_validation_batches", signalled)
+    monkeypatch.setattr(fit_module, "evaluation_batches", signalled)
     with pytest.raises(Interrupted):
         fit(config())
     assert newest_checkpoint(config_path(config) / "checkpoints").step == 13
@@ -300,7 +290,7 @@ def test_validation_uses_the_average_and_training_goes_on_from_the_weights():
     own = [v.numpy() for v in model.trainable_variables]
     for index, average in enumerate(ema_variables(optimizer)):
         average.assign(tf.fill(average.shape, float(index) + 7))
-    with averaged(model):
+    with use_ema_weights(model):
         assert float(model.trainable_variables[0][0, 0]) == 7
     for variable, value in zip(model.trainable_variables, own, strict=True):
         np.testing.assert_array_equal(variable, value)
@@ -311,51 +301,61 @@ def test_best_weights_are_the_average(config):
     arrays = newest_checkpoint(run.checkpoints).arrays
     averages = [v for k, v in arrays.items() if "average" in k and "stem" in k and "kernel" in k]
     assert len(averages) == 1
-    np.testing.assert_array_equal(model_folder.read_weights(run.best)[0]["stem/kernel"], averages[0])
+    np.testing.assert_array_equal(
+        model_folder.read_weights(run.best)[0]["stem/kernel"], averages[0]
+    )
 
 
 # === Starting from a checkpoint ===
 
 
 def test_a_run_can_start_from_anothers_weights(config, trained):
-    run = fit(
-        Config(
-            checkpoint=str(trained.directory),
-            output_dir=config("next").output_dir,
-            num_steps=1,
-            lr=1e-9,
-            warmup_step=0,
-            batch_size=64,
-        )
-    )
+    fields = {"num_steps": 1, "lr": 1e-9, "warmup_step": 0, "batch_size": 64}
+    output_dir = config("next").output_dir
+    run = fit(Config(**fields, checkpoint=str(trained.directory), output_dir=output_dir))
     before, after = (model_folder.read_weights(r.best)[0] for r in (trained, run))
     for name, array in before.items():
         np.testing.assert_allclose(after[name], array, atol=1e-6)
-    assert float(rows(run)[0]["val_accuracy"]) > 0.5
+    assert float(read_history(run)[0]["val_accuracy"]) > 0.5
+
+
+def test_a_pretrained_file_is_read_once_and_its_arrays_are_released(config, trained, monkeypatch):
+    """Training needs it no more: it is removed once the run is open."""
+    start = Path(shutil.copytree(trained.best, config_path(config).with_name("start")))
+    read, paths = open_module.read_pretrained, []
+    monkeypatch.setattr(
+        open_module, "read_pretrained", lambda path, *rest: paths.append(path) or read(path, *rest)
+    )
+    fields = {"checkpoint": str(start), "dim": 16, "num_steps": 1}
+    with open_module.open_run(config(**fields)) as run:
+        shutil.rmtree(start)
+        references = [weakref.ref(array) for array in run.pretrained.arrays.values()]
+        fit_module.fit_run(run)
+        assert [reference() for reference in references] == [None] * len(references)
+    assert paths == [str(start)]
 
 
 # === In processes of their own ===
 
 
-def test_killed_runs_end_as_if_nothing_had_happened(tmp_path):
-    """Two kills after the first step; `python tests/kill_runs.py --kills=20` does more."""
-    expected, seconds = kill_runs.undisturbed(tmp_path / "undisturbed")
-    dice, kills, attempt = random.Random(0), 0, 0
-    while kills < 2:
-        directory = tmp_path / f"killed{attempt}"
-        done, found = kill_runs.disturbed(directory, 0.8 * seconds, 2 - kills, dice)
-        assert kill_runs.differences(expected, found) == []
-        kills, attempt = kills + done, attempt + 1
-        assert attempt < 10, "the runs end before they can be killed"
+def test_killed_runs_end_as_if_nothing_had_happened():
+    """Two kills after the first step; `python tools/kill_runs.py --kills=20` does more."""
+    command = [sys.executable, ROOT / "tools" / "kill_runs.py", "--kills=2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "kills 2, " in done.stdout
 
 
+@pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signalled_process_saves_and_tells_how_to_go_on(tmp_path, number, status):
-    process = kill_runs.start(tmp_path / "run", "--save_every=1000", "--num_steps=1000")
-    kill_runs.wait_for_first_step(process)
-    time.sleep(0.5)
+    flags = ["--depth=2", "--dim=8", "--save_every=1000", "--num_steps=1000", "--output_dir=run"]
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "train.py", *flags], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    assert any("first step done" in line for line in process.stderr)
     process.send_signal(number)
-    said = process.communicate()[1]
+    said = process.communicate(timeout=120)[1]
     assert process.returncode == status
     assert "to continue: python train.py" in said
     assert newest_checkpoint(tmp_path / "run" / "checkpoints").step > 0

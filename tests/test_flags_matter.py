@@ -2,12 +2,12 @@
 
 import dataclasses
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import GOLDEN
 
-import keras_mixer.training.fit as fit_module
 from keras_mixer import Config, fit
 from keras_mixer.model.variants import VARIANTS, Variant
 from keras_mixer.training.open_run import plan_run
@@ -38,7 +38,7 @@ OTHER_BATCHES = {
 
 # Where the data come from (test_sources.py), what can only be left out or right (test_config.py),
 # what the weights start from (test_fit.py) and how they are adapted (test_resize.py) or frozen
-# (test_finetune.py), what has tests of its own below or in test_recipes.py.
+# (test_finetuning.py), what has tests of its own below or in test_recipes.py.
 ELSEWHERE = {
     "dataset", "num_classes", "checkpoint", "resize_tokens", "variant", "jit", "accumulation",
     "early_stopping", "freeze",
@@ -74,20 +74,12 @@ def test_flag_changes_the_result(base, tmp_path_factory, name):
     assert not same(weights(tmp_path_factory, **{name: OTHER[name]}), base)
 
 
-@pytest.fixture(scope="module")
-def batch():
-    """The first batch of a run whose images are larger than those of the data."""
-
-    def first(**fields):
-        run = plan_run(Config(**{**BASE, "image_shape": (16, 8), **fields}))
-        return next(fit_module._batches(run, fit_module._class_weights(run)).as_numpy_iterator())
-
-    return first
-
-
 @pytest.mark.parametrize("name", OTHER_BATCHES)
-def test_flag_changes_the_batches(batch, name):
-    one, other = batch(), batch(**{name: OTHER_BATCHES[name]})
+def test_flag_changes_the_batches(first_batch, name):
+    """Of images that are larger than those of the data."""
+    fields = {**BASE, "image_shape": (16, 8)}
+    one = first_batch(plan_run(Config(**fields)))
+    other = first_batch(plan_run(Config(**{**fields, name: OTHER_BATCHES[name]})))
     assert len(one) != len(other) or not all(map(np.array_equal, one, other))
 
 
@@ -111,12 +103,10 @@ def test_flag_changes_no_bit_of_the_result(base, tmp_path_factory, name, value):
 )
 def test_jit_decides_on_compilation(base, tmp_path_factory, monkeypatch, jit, precision, compiled):
     """It is compared on resume because its last bits may differ, not because more may."""
-    models = []
+    models, fit_model = [], keras.Model.fit
     monkeypatch.setattr(
-        fit_module, "_drive", lambda model, *rest, drive=fit_module._drive: (
-            models.append(model), drive(model, *rest),
-        ),
-    )  # fmt: skip
+        keras.Model, "fit", lambda model, *a, **k: models.append(model) or fit_model(model, *a, **k)
+    )
     found = weights(tmp_path_factory, jit=jit, precision=precision)
     assert models[0].jit_compile is compiled
     for name, array in base.items() if precision == "float32" else ():
@@ -134,7 +124,7 @@ def test_variant_is_trained(tmp_path_factory, monkeypatch):
 
 
 def test_golden_checkpoint_can_be_trained_on(tmp_path_factory, folder):
-    """Official weights, whose 24 patches leave the image shape to the flag, with a fresh head."""
+    """Official weights, whose 24 patches leave the image shape to the flag, and a head of zeros."""
     directory = tmp_path_factory.mktemp("run")
     config = Config(
         **{"dataset": "folder", "data_dir": str(folder), "batch_size": 8, "num_steps": 1},
@@ -146,3 +136,4 @@ def test_golden_checkpoint_can_be_trained_on(tmp_path_factory, folder):
     with np.load(GOLDEN / "official_mixer.npz") as expected:
         np.testing.assert_allclose(found["stem/kernel"], expected["stem/kernel"], atol=1e-6)
     assert found["head/kernel"].shape == (24, 3)
+    np.testing.assert_allclose(found["head/kernel"], 0, atol=1e-6)

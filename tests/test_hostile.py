@@ -19,10 +19,12 @@ import zipfile
 import h5py
 import numpy as np
 import pytest
-from conftest import GOLDEN, ROOT
+from conftest import GOLDEN, ROOT, SMALL
 
 from keras_mixer import InputError, build_mixer
-from keras_mixer.weights import archives
+from keras_mixer.files import pack
+from keras_mixer.model.architecture import ModelSpec
+from keras_mixer.weights import archives, model_folder
 from keras_mixer.weights.pretrained import read_pretrained
 
 HOSTILE = {}  # name of the file: (how it is made, what it is refused with)
@@ -46,7 +48,7 @@ class Material:
         self.secret = folder / "secret.h5"
         self.keras = folder / "honest.keras"
         self.weights = folder / "honest.weights.h5"
-        model = build_mixer((8, 8), (4, 4), 3, 2, 6, 5, 7, 3)
+        model = build_mixer((8, 8), (4, 4), depth=2, dim=6, num_classes=3)
         model.save(self.keras)
         model.save_weights(self.weights)
         with h5py.File(self.secret, "w") as file:
@@ -127,6 +129,7 @@ for class_name in ("TorchModuleWrapper", "TFSMLayer", "StringLookup", "TimeDistr
         f"stem is a {class_name}",
     )
 keras_with(instead_of_stem("evil", "Conv2D"), "foreign.keras", "stem is a Conv2D of evil")
+keras_with(instead_of_stem("e\nvil", "Conv2D"), "newline.keras", "stem is a Conv2D of e.{1,2}vil")
 
 
 def swap_blocks(config, layers, material):
@@ -156,7 +159,7 @@ keras_with(swap_blocks, "swapped.keras", "mixer_block_0 does not follow tokens")
 keras_with(add_layer, "added.keras", "its layers are others: extra")
 keras_with(deepen, "empty.keras", "its layers are others|IndexError")
 keras_with(another_epsilon, "epsilon.keras", "has epsilon=0.001, expected 1e-06")
-keras_with(huge, "huge.keras", "no Mixer has dim=")
+keras_with(huge, "huge.keras", "dim: expected an integer from 1 to 1048576, received 1152921504")
 
 for name, member in (
     ("climbing", "../x"), ("absolute", "/etc/x"), ("extra", "assets/x"), ("nested", "x.zip"),
@@ -253,6 +256,11 @@ def strings(group, material):
     group.create_dataset("0", data=np.array([b"x"] * 288).reshape(4, 4, 3, 6))
 
 
+@h5_with("newline.weights.h5", "does not fit .*x.{1,2}y")
+def newline(group, material):
+    group["0"], group["x\ny"] = np.ones((4, 4, 3, 6), "f4"), np.ones(1, "f4")
+
+
 @hostile("nested_link.keras", "vars/0 is a link")
 def write_link_within_archive(path, material):
     content = io.BytesIO(material.weights.read_bytes())
@@ -317,6 +325,7 @@ npz_with(
 
 
 npz_with("long_name.npz", "not an official Mixer", ("x" * 60_000, npy_header((1,)) + bytes(4)))
+npz_with("newline.npz", "it holds x.{1,2}y", ("x\ny", npy_header((1,)) + bytes(4)))
 
 
 npz_with(
@@ -376,19 +385,83 @@ safetensors_with(
     b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
     b'"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', bytes(4),
 )  # fmt: skip
-safetensors_with(
-    "description.safetensors", "no Mixer|an architecture has|describe no Mixer",
-    {"__metadata__": {"keras_mixer": '{"format": 1, "architecture": {"depth": 1e99}}'},
-     "a": entry()}, bytes(4),
-)  # fmt: skip
-
-
 safetensors_with("header_5MB.safetensors", "a header of 5,000,000 bytes", b" " * 5_000_000)
 
 
 @hostile("length.safetensors", "a header of 9,223,372,036,854,775,808 bytes")
 def write_header_length(path, material):
     path.write_bytes(struct.pack("<Q", 1 << 63) + b"{}")
+
+
+safetensors_with(
+    "newline.safetensors", "it holds stem.{1,2}error", {"stem\nerror: none": entry()}, bytes(4)
+)
+
+
+# === Specs: model.json of a folder, and the metadata of .safetensors ===
+
+
+def spec_with(name, value):
+    """Returns a spec as JSON, with one of its values, or one more, replaced by other JSON."""
+    spec = ModelSpec(SMALL, ("a", "b", "c")).to_json()
+    places = (spec, spec["architecture"], spec["preprocessing"])
+    next((place for place in places if name in place), spec)[name] = "@"
+    return json.dumps(spec).replace('"@"', value)
+
+
+SIZE = "dim: expected an integer from 1 to 1048576, received "
+NAMES = "class_names: expected 3 names, received "
+SPECS = {
+    "list": ("[]", r"expected model\.json of format 2, received \[\]"),
+    "nan": ("NaN", r"expected model\.json of format 2, received nan"),
+    "deep": ("[" * 100_000, "not a readable .*recursion"),
+    "half": ('{"format": 2,', "not a readable .*line 1 column 1"),
+    "digits": (spec_with("format", "2" * 5000), "not a readable .*4300 digits"),
+    "fields": (spec_with("a\nb", "1"), "expected the fields architecture, .*, received .*a.{1,2}b"),
+    "no_architecture": (spec_with("architecture", "null"), "fields image_shape, .* NoneType"),
+    "inf": (spec_with("dim", "1e999"), f"{SIZE}inf"),
+    "large": (spec_with("dim", "9" * 4000), f"{SIZE}9{{60}}$"),
+    "nested": (spec_with("dim", "[" * 900 + "]" * 900), rf"{SIZE}\("),
+    "function": (spec_with("activation", '{"os": "system"}'), "activation: expected one of gelu"),
+    "crop": (spec_with("eval_crop", "NaN"), "eval_crop=nan: expected 0, or a number from 0.1 to 1"),
+    "no_names": (spec_with("class_names", "3"), f"{NAMES}3"),
+    "one_name": (spec_with("class_names", '"abc"'), f"{NAMES}'abc'"),
+    "named_names": (spec_with("class_names", '{"a": 1, "b": 2, "c": 3}'), NAMES),
+    "lists_of_names": (spec_with("class_names", '[["a"], ["b"], ["c"]]'), NAMES),
+    "long": (spec_with("loss", f'"{"x" * 10_000}"'), "loss: expected one of softmax, sigmoid"),
+}
+for name, (text, message) in SPECS.items():
+    safetensors_with(
+        f"{name}_spec.safetensors", message,
+        {"__metadata__": {"keras_mixer": text}, "a": entry()}, bytes(4),
+    )  # fmt: skip
+
+    @hostile(f"{name}_spec", message)
+    def write_folder_of_spec(path, material, text=text):
+        path.mkdir()
+        (path / "model.json").write_text(text)
+
+
+NUMBER = {"a": np.zeros(1, "float32")}
+for name, record in {
+    "list": "[]", "null": "null", "nested": "[" * 100_000, "half": "{", "number": "1",
+    "no_facts": json.dumps({"sha256": model_folder.digest(NUMBER)}),
+}.items():  # fmt: skip
+
+    @hostile(f"{name}_record", "cannot be read|damaged|does not fit")
+    def write_folder_of_record(path, material, record=record):
+        model_folder.write_spec(path, ModelSpec(SMALL))
+        (path / "model.safetensors").write_bytes(pack(NUMBER, {"keras_mixer": record}))
+
+
+for dtype, size in (("BF16", 2), ("F8_E4M3", 1)):
+
+    @hostile(f"{dtype}_folder", "cannot be read|damaged")
+    def write_folder_of_type(path, material, dtype=dtype, size=size):
+        model_folder.write_spec(path, ModelSpec(SMALL))
+        header = json.dumps({"a": entry(offsets=(0, size), dtype=dtype)}).encode()
+        content = struct.pack("<Q", len(header)) + header + bytes(size)
+        (path / "model.safetensors").write_bytes(content)
 
 
 # === X5 without torch, X6: zip files ===
@@ -524,7 +597,7 @@ def test_nothing_was_deserialised_and_no_memory_taken(verdict):
 def test_honest_files_beside_them_are_read(tmp_path):
     material = Material(tmp_path)
     for path in (material.keras, material.weights):
-        assert read_pretrained(path).description.architecture["depth"] == 2
+        assert read_pretrained(path).spec.architecture.depth == 2
 
 
 def test_every_flipped_byte_of_an_archive_is_noticed_or_means_nothing(tmp_path):

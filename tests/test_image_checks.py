@@ -1,44 +1,54 @@
-"""Tests `keras_mixer/data/images.py`: what is refused and why; resizing as Pillow does it."""
+"""Tests `keras_mixer/data/image_checks.py`: which files are refused and why, and its memory."""
 
 import builtins
 import io
+import os
+import shutil
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
+import PIL
 import pytest
-import tensorflow as tf
+from conftest import ROOT
 from PIL import Image
 
-from keras_mixer.preprocessing import resize
-from keras_mixer.preprocessing.resize import (
-    IMAGE_SUFFIXES,
-    check_image_file,
-    decode_image,
-    decoding_problem,
-    find_undecodable,
-    resize_images,
-    to_model_range,
-)
+from keras_mixer.data import image_checks
+from keras_mixer.data.image_checks import check_image_file
+from keras_mixer.data.image_listing import IMAGE_SUFFIXES
+from keras_mixer.data.sources import open_dataset
+from keras_mixer.errors import InputError
+from keras_mixer.files import cache_folder
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (9, 11, 3), np.uint8)
-
-
-def _bytes(image, kind, **options):
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 KINDS = ("JPEG", "PNG", "BMP", "WEBP", "GIF")
 
 
+def encoded(kind, pixels=PIXELS, **options):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.fixture
+def problem_of(tmp_path):
+    """Returns what is wrong with a file of these bytes; the content counts, not the name."""
+
+    def check(content):
+        (tmp_path / "image.jpg").write_bytes(content)
+        return check_image_file(tmp_path / "image.jpg")
+
+    return check
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_sound_files_pass(tmp_path, kind):
-    path = tmp_path / "image.jpg"  # the content counts, not the name
-    path.write_bytes(_bytes(Image.fromarray(PIXELS), kind))
-    assert check_image_file(path) is None
-    assert check_image_file(bytes(path)) is None
+def test_whole_files_pass(problem_of, tmp_path, kind):
+    assert problem_of(encoded(kind)) is None
+    assert check_image_file(bytes(tmp_path / "image.jpg")) is None
 
 
 def test_every_suffix_is_known_to_pillow():
@@ -48,11 +58,9 @@ def test_every_suffix_is_known_to_pillow():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("kept", [0.0, 0.01, 0.1, 0.25, 0.5, 0.75, 0.95])
-def test_truncated_files_do_not_pass(tmp_path, kind, kept):
-    content = _bytes(Image.fromarray(PIXELS), kind)
-    path = tmp_path / "image.jpg"
-    path.write_bytes(content[: int(kept * len(content))])
-    assert check_image_file(path) is not None
+def test_truncated_files_do_not_pass(problem_of, kind, kept):
+    content = encoded(kind)
+    assert problem_of(content[: int(kept * len(content))]) is not None
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -61,7 +69,7 @@ def test_of_large_files_only_header_and_tail_are_read(tmp_path, kind, monkeypatc
     large = np.random.default_rng(0).integers(0, 256, (500, 600, 3), np.uint8)
     options = {"lossless": True} if kind == "WEBP" else {"quality": 95}
     path = tmp_path / "image"
-    Image.fromarray(large).save(path, kind, **options)
+    path.write_bytes(encoded(kind, large, **options))
     count = 0
 
     class Counted(io.FileIO):
@@ -88,66 +96,64 @@ def _bmp(bits, *, compression=0, header_size=40, masks=b""):
 
 
 def _gif_that_is_larger_than_its_frame():
-    content = bytearray(_bytes(Image.fromarray(PIXELS), "GIF"))
+    content = bytearray(encoded("GIF"))
     content[6:10] = struct.pack("<HH", 20, 15)
     return bytes(content)
 
 
 def _jpeg(frame):
-    content = _bytes(Image.fromarray(PIXELS), "JPEG")
-    place = content.index(b"\xff\xc0")
-    return content[: place + 1] + bytes([frame]) + content[place + 2 :]
+    content = encoded("JPEG")
+    marker = content.index(b"\xff\xc0") + 1
+    return content[:marker] + bytes([frame]) + content[marker + 1 :]
 
 
 def _animation():
-    frames = [Image.fromarray(np.roll(PIXELS, k, 0)) for k in range(2)]
-    return _bytes(frames[0], "WEBP", save_all=True, append_images=frames[1:])
+    second = Image.fromarray(np.roll(PIXELS, 1, 0))
+    return encoded("WEBP", save_all=True, append_images=[second])
+
+
+LOSSLESS = "a lossless or hierarchical JPEG: save it as PNG"
+UNCOMMON_BMP = "a BMP other than of plain 8, 24 or 32 bits per pixel: save it as PNG"
+NO_IMAGE = "not a JPEG, PNG, BMP, WebP or GIF image"
 
 
 @pytest.mark.parametrize(
     "content, reason",
     [
-        (_jpeg(0xC3), "a lossless or hierarchical JPEG: save it as PNG"),
-        (_jpeg(0xCD), "a lossless or hierarchical JPEG: save it as PNG"),
+        (_jpeg(0xC3), LOSSLESS),
+        (_jpeg(0xCD), LOSSLESS),
         (_animation(), "an animated WebP: save its first frame as PNG"),
         (_gif_that_is_larger_than_its_frame(), "does not fill it: save that frame as PNG"),
-        (_bmp(1), "a BMP other than of plain 8, 24 or 32 bits"),
-        (_bmp(4), "a BMP other than of plain 8, 24 or 32 bits"),
-        (_bmp(8, compression=1), "a BMP other than of plain 8, 24 or 32 bits"),
-        (_bmp(16), "a BMP other than of plain 8, 24 or 32 bits"),
-        (_bmp(24, header_size=12), "a BMP other than of plain 8, 24 or 32 bits"),
-        (
-            _bmp(32, compression=3, masks=struct.pack("<III", 0xFF000000, 0xFF0000, 0xFF00)),
-            "a BMP other than of plain 8, 24 or 32 bits",
-        ),
+        (_bmp(1), UNCOMMON_BMP),
+        (_bmp(4), UNCOMMON_BMP),
+        (_bmp(8, compression=1), UNCOMMON_BMP),
+        (_bmp(16), UNCOMMON_BMP),
+        (_bmp(24, header_size=12), UNCOMMON_BMP),
+        (_bmp(32, compression=3, masks=struct.pack("<III", 255 << 24, 255 << 16, 255 << 8)),
+         UNCOMMON_BMP),
         (b"\xff\xd8\xff" + bytes(100), "damaged header"),
         (b"BM" + bytes(100), "damaged header"),
         (b"RIFF\1\0\0\0WEBPVP9X" + bytes(100), "damaged header"),
-        (bytes(100), "not a JPEG, PNG, BMP, WebP or GIF image"),
-        (_bytes(Image.fromarray(PIXELS), "TIFF"), "not a JPEG, PNG, BMP, WebP or GIF image"),
-        (_bytes(Image.fromarray(PIXELS), "JPEG2000"), "not a JPEG, PNG, BMP, WebP or GIF image"),
+        (bytes(100), NO_IMAGE),
+        (encoded("TIFF"), NO_IMAGE),
+        (encoded("JPEG2000"), NO_IMAGE),
         (b"", "empty file"),
     ],
-)
-def test_what_tensorflow_cannot_decode_is_refused_with_advice(tmp_path, content, reason):
-    path = tmp_path / "image.png"
-    path.write_bytes(content)
-    assert reason in check_image_file(path)
+)  # fmt: skip
+def test_files_that_tensorflow_cannot_decode_are_refused(problem_of, content, reason):
+    assert reason in problem_of(content)
 
 
 @pytest.mark.parametrize("bits, compression", [(8, 0), (24, 0), (32, 0), (32, 3)])
-def test_plain_bitmaps_pass(tmp_path, bits, compression):
+def test_plain_bitmaps_pass(problem_of, bits, compression):
     masks = struct.pack("<III", 0xFF0000, 0xFF00, 0xFF) if compression else b""
-    path = tmp_path / "image.bmp"
-    path.write_bytes(_bmp(bits, compression=compression, masks=masks))
-    assert check_image_file(path) is None
+    assert problem_of(_bmp(bits, compression=compression, masks=masks)) is None
 
 
 def _png_header(width, height):
     def chunk(name, data):
-        return (
-            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        )
+        checksum = struct.pack(">I", zlib.crc32(name + data))
+        return struct.pack(">I", len(data)) + name + data + checksum
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
     pixels = chunk(b"IDAT", zlib.compress(b"\0" * 100))
@@ -155,10 +161,8 @@ def _png_header(width, height):
 
 
 @pytest.mark.parametrize("size", [(10_000, 9_000), (30_000, 30_000), (2**31 - 1, 1)])
-def test_decompression_bombs_are_refused_by_their_header(tmp_path, size):
-    path = tmp_path / "bomb.png"
-    path.write_bytes(_png_header(*size))
-    assert "pixels" in check_image_file(path)
+def test_decompression_bombs_are_refused_by_their_header(problem_of, size):
+    assert "pixels" in problem_of(_png_header(*size))
 
 
 @pytest.mark.parametrize(
@@ -166,13 +170,12 @@ def test_decompression_bombs_are_refused_by_their_header(tmp_path, size):
     [("RGB", False, b"VP8 "), ("RGBA", True, b"VP8L"), ("RGBA", False, b"VP8X")],
 )
 def test_webp_bombs_are_refused_by_their_header(tmp_path, monkeypatch, mode, lossless, kind):
-    """Their sizes we read ourselves, since Pillow would read the whole file."""
+    """Our own code reads their sizes, since Pillow would read the whole file."""
     path = tmp_path / "bomb.webp"
-    colour = (1, 2, 3, 4)[: len(mode)]
-    Image.new(mode, (300, 517), colour).save(path, lossless=lossless)
+    Image.new(mode, (300, 517), (1, 2, 3, 4)[: len(mode)]).save(path, lossless=lossless)
     assert path.read_bytes()[12:16] == kind
     assert check_image_file(path) is None
-    monkeypatch.setattr(images_module, "MOST_PIXELS", 300 * 517 - 1)
+    monkeypatch.setattr(image_checks, "MOST_PIXELS", 300 * 517 - 1)
     assert check_image_file(path) == "300x517 is more than 155099 pixels"
 
 
@@ -180,125 +183,195 @@ def test_missing_files_are_named(tmp_path):
     assert check_image_file(tmp_path / "missing.png") == "not a regular file"
 
 
-def test_resizing_to_the_same_shape_changes_no_bit():
-    np.testing.assert_array_equal(resize_images(PIXELS, (9, 11)), PIXELS)
-    any_size = tf.TensorSpec((None, None, 3), tf.uint8)  # as in the exported model
-    resize = tf.function(lambda x: resize_images(x, (9, 11)), input_signature=[any_size])
-    np.testing.assert_array_equal(resize(PIXELS), PIXELS)
-
-
-@pytest.mark.parametrize("shape", [(4, 5), (18, 22), (30, 3)])
-def test_resizing_is_antialiased_bilinear_as_pillow_does_it(shape):
-    expected = Image.fromarray(PIXELS).resize(shape[::-1], Image.Resampling.BILINEAR)
-    result = resize_images(PIXELS, shape).numpy()
-    assert np.abs(result - np.asarray(expected, np.float32)).max() <= 1.01  # Pillow rounds twice
-
-
-@pytest.mark.parametrize("eval_crop", [1.0, 0.875, 0.5])
-@pytest.mark.parametrize("size", [(40, 70), (70, 40), (9, 11), (32, 24)])
-@pytest.mark.parametrize("shape", [(16, 16), (8, 20), (24, 18)])
-def test_the_evaluation_crop_is_pillows(size, shape, eval_crop):
-    """Scaled to cover, cut from the centre. Largest difference seen: 1 level (Pillow rounds)."""
-    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (*size, 3), np.uint8))
-    scale = max(s / eval_crop / o for s, o in zip(shape, size, strict=True))
-    height, width = (round(side * scale) for side in size)
-    top, left = (height - shape[0]) // 2, (width - shape[1]) // 2
-    scaled = image.resize((width, height), Image.Resampling.BILINEAR)
-    expected = scaled.crop((left, top, left + shape[1], top + shape[0]))
-    result = resize_images(np.asarray(image), shape, eval_crop)
-    assert result.shape == (*shape, 3)
-    assert np.abs(result - np.asarray(expected, np.float32)).max() <= 1.01
-    any_size = tf.TensorSpec((None, None, None, 3), tf.uint8)
-    resize = tf.function(lambda x: resize_images(x, shape, eval_crop), input_signature=[any_size])
-    np.testing.assert_allclose(resize(np.asarray(image)[None])[0], result, atol=1e-3)
-    assert resize.get_concrete_function().output_shapes.as_list() == [None, *shape, 3]
-
-
-def test_the_papers_evaluation_crop_keeps_the_aspect_ratio_and_the_centre():
-    """`resize_small(256)|central_crop(224)` of a slope: its steps are equal in both directions."""
-    rows, columns = np.meshgrid(np.arange(512.0), np.arange(1024.0), indexing="ij")
-    slope = np.stack([rows, columns], -1) / 4
-    result = resize_images(slope, (224, 224), 0.875).numpy()
-    np.testing.assert_allclose(np.diff(result[..., 0], axis=0), 0.5, atol=1e-3)
-    np.testing.assert_allclose(np.diff(result[..., 1], axis=1), 0.5, atol=1e-3)
-    centre = result[111:113, 111:113].mean(axis=(0, 1))
-    np.testing.assert_allclose(centre, [511 / 8, 1023 / 8], atol=1e-3)
-
-
-def test_model_range():
-    np.testing.assert_allclose(to_model_range(np.array([0, 127.5, 255])), [-1, 0, 1])
-
-
-def test_undecodable_files_are_found_among_good_ones(tmp_path):
-    good, bad = tmp_path / "good.png", tmp_path / "bad.png"
-    content = _bytes(Image.fromarray(PIXELS), "PNG")
-    good.write_bytes(content)
-    bad.write_bytes(content[:60])
-    ((path, reason),) = find_undecodable([bytes(good), bytes(bad)])
-    assert path == bytes(bad)
-    assert reason.startswith("Invalid PNG")
-
-
-def test_tensorflows_internals_stay_out_of_what_is_said():
-    with pytest.raises(tf.errors.InvalidArgumentError) as caught:
-        decode_image(b"", 3)
-    assert decoding_problem(caught.value) == "Input is empty."
-
-
-def test_jpegs_as_cameras_write_them_pass(tmp_path):
-    """Several pictures in one file, as phones write them; a film or notes after the end marker."""
-    photo = Image.fromarray(PIXELS)
-    several = tmp_path / "several.jpg"
-    photo.save(several, "MPO", save_all=True, append_images=[photo])
-    with Image.open(several) as image:
-        assert image.format == "MPO"
-    assert check_image_file(several) is None
-    assert decode_image(several.read_bytes(), 3).shape == (9, 11, 3)
-    film = tmp_path / "film.jpg"
-    film.write_bytes(_bytes(photo, "JPEG") + bytes(5000))
-    assert check_image_file(film) is None
-    film.write_bytes(_bytes(photo, "JPEG")[:-2] + bytes(5000))
-    assert check_image_file(film) == "truncated"
-
-
-def test_damage_in_the_middle_of_a_png_is_found_by_decoding(tmp_path):
-    path = tmp_path / "image.png"
-    content = bytearray(_bytes(Image.fromarray(PIXELS), "PNG"))
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-    assert check_image_file(path) is None
-    ((found, _),) = find_undecodable([bytes(path)])
-    assert found == bytes(path)
-
-
-def test_a_png_with_a_damaged_header_does_not_pass(tmp_path):
-    path = tmp_path / "image.png"
-    content = bytearray(_bytes(Image.fromarray(PIXELS), "PNG"))
-    content[18] ^= 1  # in the width, whose checksum follows
-    path.write_bytes(content)
-    assert "damaged" in check_image_file(path)
+def test_something_may_be_appended_to_a_jpeg(problem_of):
+    """Cameras append films and notes."""
+    assert problem_of(encoded("JPEG") + bytes(5000)) is None
+    assert problem_of(encoded("JPEG")[:-2] + bytes(5000)) == "truncated"
 
 
 @pytest.mark.parametrize("length", [10, 100_000])
-def test_something_may_be_appended_to_a_png(tmp_path, length):
-    path = tmp_path / "image.png"
-    content = _bytes(Image.fromarray(PIXELS), "PNG")
-    path.write_bytes(content + bytes(length))
-    assert check_image_file(path) is None
-    path.write_bytes(content[:-12] + bytes(length))
-    assert check_image_file(path) == "truncated"
+def test_something_may_be_appended_to_a_png(problem_of, length):
+    assert problem_of(encoded("PNG") + bytes(length)) is None
+    assert problem_of(encoded("PNG")[:-12] + bytes(length)) == "truncated"
 
 
-def test_hostile_bytes_never_raise(tmp_path):
+def test_a_png_with_a_damaged_header_does_not_pass(problem_of):
+    content = bytearray(encoded("PNG"))
+    content[18] ^= 1  # in the width, whose checksum follows
+    assert "damaged" in problem_of(content)
+
+
+def test_hostile_bytes_never_raise(problem_of):
     """250 mutations of each kind: a reason or None, never an exception."""
     generator = np.random.default_rng(0)
-    path = tmp_path / "image"
     for kind in KINDS:
-        content = _bytes(Image.fromarray(PIXELS), kind)
+        content = encoded(kind)
         for _ in range(250):
             mutated = bytearray(content)
-            for place in generator.integers(0, len(content), generator.integers(1, 8)):
-                mutated[place] = generator.integers(0, 256)
-            path.write_bytes(mutated)
-            reason = check_image_file(path)
+            for index in generator.integers(0, len(content), generator.integers(1, 8)):
+                mutated[index] = generator.integers(0, 256)
+            reason = problem_of(mutated)
             assert reason is None or isinstance(reason, str)
+
+
+# === Memory ===
+
+
+@pytest.fixture
+def checked(monkeypatch):
+    """The names of the files that were checked, as they are checked."""
+    names = []
+
+    def check(path, check_image_file=image_checks.check_image_file):
+        names.append(os.path.basename(os.fsdecode(path)))
+        return check_image_file(path)
+
+    monkeypatch.setattr(image_checks, "check_image_file", check)
+    return names
+
+
+OPENED = """
+import os, sys
+from keras_mixer.data.sources import open_dataset
+
+def note(event, arguments):
+    if event == "open" and os.fsdecode(os.fspath(arguments[0])).startswith(sys.argv[1] + "/"):
+        opened.append(arguments[0])
+
+opened = []
+sys.addaudithook(note)
+print(open_dataset("folder", sys.argv[1]).identity, len(opened))
+"""
+
+
+def test_images_are_opened_again_only_after_the_checks_changed(folder, tmp_path):
+    """In processes that import a copy of the package. How images are resized plays no part."""
+    package = tmp_path / "keras_mixer"
+    shutil.copytree(ROOT / "keras_mixer", package)
+    starts = []
+    for changed in (None, None, "preprocessing/resize.py", "data/image_checks.py"):
+        if changed:
+            (package / changed).write_text((package / changed).read_text() + "# changed\n")
+        start = [sys.executable, "-c", OPENED, str(folder)]
+        done = subprocess.run(start, cwd=tmp_path, capture_output=True, text=True, check=True)
+        starts.append(done.stdout.split())
+    assert [int(opened) for _, opened in starts] == [36, 0, 0, 36]
+    assert len({identity for identity, _ in starts}) == 1
+
+
+def test_only_new_and_changed_images_are_checked_again(folder, checked, write_image):
+    open_dataset("folder", folder)
+    assert len(checked) == 36
+    checked.clear()
+    shutil.copy(folder / "ant" / "0.png", folder / "ant" / "new.png")
+    (folder / "bee" / "1.jpg").unlink()
+    write_image(folder / "bee" / "2.png", (40, 41, 3))
+    os.utime(folder / "cat" / "3.jpg", ns=(1, 1))
+    open_dataset("folder", folder)
+    assert sorted(checked) == ["2.png", "3.jpg", "new.png"]
+    checked.clear()
+    open_dataset("folder", folder)
+    assert checked == []
+
+
+@pytest.mark.parametrize("same", ["size", "mtime_ns"])
+def test_an_image_that_broke_since_is_found(folder, same):
+    """Where only its size differs, or only its modification time."""
+    open_dataset("folder", folder)
+    path = folder / "ant" / "0.png"
+    before = path.stat()
+    path.write_bytes(b"x" * (before.st_size + (same != "size")))
+    os.utime(path, ns=(0, before.st_mtime_ns + (same != "mtime_ns")))
+    assert getattr(path.stat(), f"st_{same}") == getattr(before, f"st_{same}")
+    with pytest.raises(InputError, match=r"ant/0\.png \(not a JPEG"):
+        open_dataset("folder", folder)
+
+
+def test_broken_images_are_checked_every_time(folder, checked):
+    (folder / "ant" / "broken.png").write_bytes(b"x")
+    for expected in (37, 1):
+        with pytest.raises(InputError, match="broken.png"):
+            open_dataset("folder", folder)
+        assert len(checked) == expected
+        checked.clear()
+
+
+def test_an_interrupted_check_goes_on_where_it_stopped(folder, checked, monkeypatch):
+    def interrupt(path, check=image_checks.check_image_file):
+        if len(checked) == 20:
+            raise KeyboardInterrupt
+        return check(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(image_checks, "check_image_file", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            open_dataset("folder", folder)
+    assert len(checked) == 20
+    open_dataset("folder", folder)
+    assert len(checked) == 36
+
+
+def test_another_pillow_checks_everything_again(folder, checked, monkeypatch):
+    open_dataset("folder", folder)
+    monkeypatch.setattr(PIL, "__version__", "another")
+    open_dataset("folder", folder)
+    assert len(checked) == 72
+
+
+def test_a_folder_elsewhere_is_not_taken_for_this_one(folder, tmp_path, checked, monkeypatch):
+    open_dataset("folder", folder)
+    shutil.copytree(folder, tmp_path / "copy")
+    open_dataset("folder", tmp_path / "copy")
+    assert len(checked) == 72
+    monkeypatch.chdir(folder)
+    open_dataset("folder", ".")
+    assert len(checked) == 72, "the same path, written otherwise"
+
+
+DAMAGES = {
+    "no archive": lambda path: path.write_bytes(b"hello"),
+    "empty": lambda path: path.write_bytes(b""),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-40]),
+    "flipped": lambda path: path.write_bytes(path.read_bytes().replace(b"names", b"nemas")),
+    "other columns": lambda path: np.savez(path, other=np.arange(3)),
+    "objects": lambda path: np.savez(path, names=[b"x"], sizes=[1], mtimes=np.array([None])),
+    "uneven": lambda path: np.savez(path, names=[b"x"], sizes=[0, 1], mtimes=[0, 1]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_damaged_memory_is_made_again(folder, tmp_path, checked, monkeypatch, capsys, damage):
+    monkeypatch.setenv("KERAS_MIXER_CACHE", str(tmp_path / "mine"))
+    open_dataset("folder", folder)
+    (memory,) = (tmp_path / "mine").rglob("*.npz")
+    damage(memory)
+    open_dataset("folder", folder)
+    assert len(checked) == 72
+    assert capsys.readouterr().err.count("damaged, so the images are checked again") == 1
+    open_dataset("folder", folder)
+    assert len(checked) == 72
+    assert capsys.readouterr().err == ""
+
+
+def test_a_memory_that_cannot_be_written_is_said(folder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("KERAS_MIXER_CACHE", str(tmp_path / "file"))
+    assert len(open_dataset("folder", folder).train) == 25
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "cannot remember which images are sound" in said
+
+
+def test_the_memory_is_in_the_users_cache_folder(monkeypatch, tmp_path):
+    monkeypatch.delenv("KERAS_MIXER_CACHE")
+    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert str(cache_folder()) == "/home/somebody/.cache/keras_mixer"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "keras_mixer"
+
+
+def test_nothing_is_written_to_the_images(folder):
+    before = sorted(folder.rglob("*"))
+    open_dataset("folder", folder)
+    assert sorted(folder.rglob("*")) == before

@@ -12,12 +12,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import TINY
+from conftest import SMALL, TINY, read_history
 from PIL import Image
 
-from keras_mixer import Config, InputError, fit, load_mixer
-from keras_mixer.preprocessing.resize import resize_images, to_model_range
+from keras_mixer import Config, InputError, RunError, fit, load_mixer
+from keras_mixer.inference import evaluate as evaluate_module
 from keras_mixer.inference import export as export_module
+from keras_mixer.inference import predict as predict_module
 from keras_mixer.inference.evaluate import as_table, compute_logits, evaluate_run, score, score_run
 from keras_mixer.inference.export import export_model
 from keras_mixer.inference.predict import (
@@ -28,14 +29,28 @@ from keras_mixer.inference.predict import (
     predict_files,
     submission_ids,
 )
-from keras_mixer.weights import model_folder
+from keras_mixer.model.architecture import ModelSpec
+from keras_mixer.preprocessing.resize import resize_images, to_model_range
+
+
+def spec_of(num_classes, names=None, loss="softmax"):
+    return ModelSpec(SMALL.replace(num_classes=num_classes), names, loss=loss)
+
+
+PROBABILITIES = {"softmax": tf.nn.softmax, "sigmoid": tf.nn.sigmoid}
+
+
+@pytest.fixture(scope="module")
+def model(trained):
+    return load_mixer(trained.best)
+
 
 # === Evaluation ===
 
 
 def test_scores_by_hand():
     logits = np.log([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.5, 0.3, 0.2], [0.2, 0.2, 0.6]])
-    scores = score(logits, np.array([0, 1, 1, 2]), ("a", "b", "c"))
+    scores = score(logits, np.array([0, 1, 1, 2]), spec_of(3, ("a", "b", "c")))
     assert scores["top1"] == 0.75
     assert scores["top5"] == 1.0
     assert scores["n"] == 4
@@ -48,55 +63,49 @@ def test_scores_by_hand():
     assert c["f1"] == 1.0
 
 
-def test_top5_counts_the_five_likeliest():
+def test_top5_counts_the_five_most_likely_classes():
     generator = np.random.default_rng(0)
     logits, labels = generator.normal(size=(200, 12)), generator.integers(0, 12, 200)
     ranks = (logits > logits[np.arange(200), labels][:, None]).sum(axis=1)
-    scores = score(logits, labels, [str(i) for i in range(12)])
+    scores = score(logits, labels, spec_of(12))
     assert scores["top5"] == (ranks < 5).mean()
     assert 0.2 < scores["top5"] < 0.7
 
 
 def test_a_class_without_images_does_not_stop_the_scores():
-    scores = score(np.eye(3)[[0, 1]], np.array([0, 1]), ("a", "b", "never seen"))
+    scores = score(np.eye(3)[[0, 1]], np.array([0, 1]), spec_of(3, ("a", "b", "never seen")))
     assert scores["classes"][2] == {
         "name": "never seen", "precision": 0.0, "recall": 0.0, "f1": 0.0, "n": 0,
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 128, 1000])
-def test_every_image_counts_once_whatever_the_batch(trained, batch_size):
+def test_every_image_counts_once_at_any_batch_size(trained, model, batch_size):
     split = trained.dataset.test.take(np.arange(50))
-    logits, labels = compute_logits(load_mixer(trained.best), split, batch_size=batch_size)
+    logits, labels = compute_logits(model, model.spec, split, batch_size=batch_size)
     np.testing.assert_array_equal(labels, split.labels)
-    alone = load_mixer(trained.best)(to_model_range(split.images))
-    np.testing.assert_allclose(logits, alone, atol=1e-5)
+    np.testing.assert_allclose(logits, model(to_model_range(split.pixels)), atol=1e-5)
 
 
 def test_evaluation_agrees_with_what_training_saw(trained):
     scores = evaluate_run(trained, "validation")
-    history = list(csv.DictReader(io.StringIO((trained.directory / "history.csv").read_text())))
-    row = history[
-        json.loads((trained.directory / "metrics.json").read_text())["selected_epoch"] - 1
-    ]
+    row = read_history(trained)[trained.facts["selected_epoch"] - 1]
     assert scores["top1"] == pytest.approx(float(row["val_accuracy"]), abs=1e-6)
     assert scores["loss"] == pytest.approx(float(row["val_loss"]), abs=1e-5)
     assert scores["n"] == 144
 
 
-def test_metrics_hold_validation_and_test(trained):
-    metrics = trained.metrics()
-    assert metrics["test"].keys() == {"top1", "top5", "loss", "n"}
-    assert metrics["test"]["n"] == 360
-    assert metrics["validation"]["n"] == 144
-    assert metrics["test"]["top1"] > 0.5, "it has learned"
+def test_metrics_hold_validation_and_test_scores(trained):
+    scores = trained.scores
+    assert scores["test"].keys() == {"top1", "top5", "loss", "n"}
+    assert scores["test"]["n"] == 360
+    assert scores["validation"]["n"] == 144
+    assert scores["test"]["top1"] > 0.5, "it has learned"
 
 
 def test_the_test_set_is_scored_once(trained, monkeypatch):
-    import keras_mixer.inference.evaluate as module
-
-    monkeypatch.setattr(module, "evaluate_run", lambda *_: pytest.fail("scored again"))
-    assert score_run(trained) == trained.metrics()
+    monkeypatch.setattr(evaluate_module, "evaluate_run", lambda *_: pytest.fail("scored again"))
+    assert score_run(trained) == trained.scores
 
 
 def test_table_shows_every_class_and_the_confusion(trained):
@@ -108,16 +117,11 @@ def test_table_shows_every_class_and_the_confusion(trained):
     assert " ".join(str(n) for n in scores["confusion"][3]) in " ".join(table.split())
 
 
-def test_a_split_that_is_not_there_is_named(trained):
-    with pytest.raises(InputError, match="no dev split|has no"):
-        evaluate_run(
-            type(trained)(trained.directory, trained.config, _without_test(trained)), "test"
-        )
-
-
-def _without_test(run):
-
-    return dataclasses.replace(run.dataset, test=None)
+def test_a_missing_split_is_named(trained):
+    dataset = dataclasses.replace(trained.dataset, test=None)
+    message = "--eval_split=test: this data set has no test split; give one of train, validation"
+    with pytest.raises(InputError, match=message):
+        evaluate_run(dataclasses.replace(trained, dataset=dataset), "test")
 
 
 # === Prediction ===
@@ -128,9 +132,9 @@ def images(tmp_path, trained, write_image):
     """The first test digits as files of several kinds and sizes, and three broken ones."""
     folder = tmp_path / "images"
     for index in range(6):
-        pixels = trained.dataset.test.images[index]
+        pixels = trained.dataset.test.pixels[index]
         write_image(folder / f"{index}.png", pixels)
-    big = Image.fromarray(trained.dataset.test.images[0].squeeze()).resize((64, 48))
+    big = Image.fromarray(trained.dataset.test.pixels[0].squeeze()).resize((64, 48))
     (folder / "deep").mkdir()
     big.convert("RGB").save(folder / "deep" / "big.jpg")
     (folder / "truncated.png").write_bytes((folder / "0.png").read_bytes()[:-20])
@@ -145,16 +149,13 @@ def test_files_folders_and_globs_are_found(images):
     assert expand(["nowhere.png", str(images / "*.gif")]) == ["nowhere.png", str(images / "*.gif")]
 
 
-def test_predictions_are_the_models_own_and_broken_files_do_not_stop_them(trained, images):
-    model, description = load_mixer(trained.best), model_folder.read_spec(trained.best)
+def test_predictions_are_the_models_own_and_broken_files_do_not_stop_them(trained, model, images):
     names = trained.dataset.class_names
     paths = [*expand([str(images)]), "nowhere.png"]
-    rows = {
-        Path(row["file"]).name: row for row in predict_files(model, description, paths, top_k=3)
-    }
+    rows = {Path(row["file"]).name: row for row in predict_files(model, paths, top_k=3)}
     assert len(rows) == 10
     for index in range(6):
-        pixels = trained.dataset.test.images[index : index + 1]
+        pixels = trained.dataset.test.pixels[index : index + 1]
         probabilities = tf.nn.softmax(model(to_model_range(pixels)))[0].numpy()
         best = np.argsort(-probabilities)[:3]
         found = rows[f"{index}.png"]["predictions"]
@@ -174,9 +175,8 @@ def test_dangling_links_are_reported(images):
     assert str(images / "link.png") not in expand([str(images / "*.png")])
 
 
-def test_predictions_in_every_format(trained, images):
-    model, description = load_mixer(trained.best), model_folder.read_spec(trained.best)
-    rows = list(predict_files(model, description, expand([str(images)]), top_k=2))
+def test_predictions_in_every_format(model, images):
+    rows = list(predict_files(model, expand([str(images)]), top_k=2))
     assert json.loads(FORMATS["json"](rows)) == rows
     lines = list(csv.DictReader(io.StringIO(FORMATS["csv"](rows))))
     assert len(lines) == 7 * 2 + 2
@@ -193,14 +193,11 @@ def test_names_cannot_break_the_output():
     assert json.loads(FORMATS["json"]([row])) == [row]
 
 
-def test_more_images_than_a_batch(trained, images, monkeypatch):
-    import keras_mixer.inference.predict as module
-
+def test_more_images_than_a_batch(model, images, monkeypatch):
     paths = expand([str(images)])
-    model, description = load_mixer(trained.best), model_folder.read_spec(trained.best)
-    whole = list(predict_files(model, description, paths))
-    monkeypatch.setattr(module, "BATCH_SIZE", 4)
-    for one, other in zip(whole, predict_files(model, description, paths), strict=True):
+    whole = list(predict_files(model, paths))
+    monkeypatch.setattr(predict_module, "EVALUATION_BATCH_SIZE", 4)
+    for one, other in zip(whole, predict_files(model, paths), strict=True):
         assert one["file"] == other["file"]
         assert [p["class"] for p in one.get("predictions", [])] == [
             p["class"] for p in other.get("predictions", [])
@@ -210,16 +207,16 @@ def test_more_images_than_a_batch(trained, images, monkeypatch):
 # === A submission ===
 
 
-def test_a_submission_holds_every_class_in_the_models_order(trained, images):
-    model, names = load_mixer(trained.best), trained.dataset.class_names
+def test_a_submission_holds_every_class_in_the_models_order(trained, model, images):
+    names = trained.dataset.class_names
     paths = [p for p in expand([str(images)]) if Path(p).stem in "012345"]
-    found = list(classify(model, model_folder.read_spec(trained.best), paths))
+    found = list(classify(model, paths))
     ids = submission_ids(paths)
     assert ids == ["0", "1", "2", "3", "4", "5"]
     text = as_submission([(id, p) for id, (_, p) in zip(ids, found, strict=True)], names)
     header, *lines = csv.reader(io.StringIO(text))
     assert header == ["id", *names]
-    expected = tf.nn.softmax(model(to_model_range(trained.dataset.test.images[:6]))).numpy()
+    expected = tf.nn.softmax(model(to_model_range(trained.dataset.test.pixels[:6]))).numpy()
     for line, row in zip(lines, expected, strict=True):
         probabilities = np.array(line[1:], float)
         np.testing.assert_allclose(probabilities, row, atol=1e-6)
@@ -227,12 +224,13 @@ def test_a_submission_holds_every_class_in_the_models_order(trained, images):
     assert [line[0] for line in lines] == ids
 
 
-def test_probabilities_of_a_thousand_classes_sum_to_one(images):
+@pytest.mark.parametrize("loss", PROBABILITIES)
+def test_probabilities_of_a_thousand_classes_sum_to_one(images, loss):
     """As text, too, and closer than float32 or six digits come."""
     logits = np.random.default_rng(0).normal(0, 3, (1, 1000)).astype(np.float32)
-    model = SimpleNamespace(input_shape=(None, 8, 8, 1), predict_on_batch=lambda images: logits)
-    description = model_folder.Description({"num_classes": 1000}, None)
-    ((_, probabilities),) = classify(model, description, [str(images / "0.png")])
+    model = SimpleNamespace(spec=spec_of(1000, loss=loss), predict_on_batch=lambda images: logits)
+    ((_, probabilities),) = classify(model, [str(images / "0.png")])
+    np.testing.assert_allclose(probabilities, PROBABILITIES[loss](logits[0]), rtol=1e-5)
     text = as_submission([("0", probabilities)], [str(i) for i in range(1000)])
     _, line = csv.reader(io.StringIO(text))
     assert abs(np.array(line[1:], float).sum() - 1) < 1e-8
@@ -295,13 +293,13 @@ print(json.dumps(results))
 """
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_tensorflow_alone_serves_what_the_model_computes(tmp_path, folder, precision):
+@pytest.mark.parametrize(("precision", "loss"), [("float32", "softmax"), ("bfloat16", "sigmoid")])
+def test_tensorflow_alone_serves_what_the_model_computes(tmp_path, folder, precision, loss):
     """After training in either precision, on real images of several sizes."""
     config = Config(
         **{**TINY, "dataset": "folder", "data_dir": str(folder), "image_shape": (8, 8),
            "patch_shape": (4, 4), "batch_size": 8, "num_steps": 2},
-        precision=precision, output_dir=str(tmp_path / "run"),
+        precision=precision, loss=loss, output_dir=str(tmp_path / "run"),
     )  # fmt: skip
     run = fit(config)
     target = export_model(run.best, tmp_path / "exports", "pets")
@@ -327,7 +325,7 @@ def test_tensorflow_alone_serves_what_the_model_computes(tmp_path, folder, preci
             )
         for answer in answers[path].values():
             np.testing.assert_allclose(
-                answer["probabilities"], tf.nn.softmax(answer["logits"]), atol=1e-6
+                answer["probabilities"], PROBABILITIES[loss](answer["logits"]), atol=1e-6
             )
             assert answer["class_names"] == [["ant", "bee", "cat"]] * len(answer["logits"])
     assert len(sizes) > 3
@@ -342,7 +340,7 @@ def test_versions_count_up_and_nothing_is_overwritten(trained, tmp_path):
 
 def test_an_export_that_disagrees_is_not_published(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(export_module, "TOLERANCE", -1.0)
-    with pytest.raises(RuntimeError, match="differs from the model"):
+    with pytest.raises(RunError, match="differs from the model"):
         export_model(trained.best, tmp_path, "digits")
     assert list((tmp_path / "digits").iterdir()) == []
 

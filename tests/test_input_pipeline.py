@@ -1,35 +1,97 @@
-"""Tests `keras_mixer/data/pipeline.py`: the order is a pure function of (seed, epoch, index)."""
+"""Tests `keras_mixer/preprocessing/input_pipeline.py`, and the interface of the kinds of images."""
 
 import itertools
-import os
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import SMALL
 from PIL import Image
 
-from keras_mixer.preprocessing.input_pipeline import evaluation_batches, shuffled_index, training_batches
-from keras_mixer.data.splits import Split
+from keras_mixer.data.image_listing import list_images
+from keras_mixer.data.splits import ArrayImages, FileImages
+from keras_mixer.data.tfrecords import RecordImages, TFRecordStore
+from keras_mixer.model.architecture import ModelSpec
+from keras_mixer.preprocessing.input_pipeline import (
+    evaluation_batches,
+    shuffled_index,
+    training_batches,
+)
 
 N, BATCH = 37, 4
 PER_EPOCH = N // BATCH
 RANDOM = np.random.default_rng(0)
-SPLIT = Split(RANDOM.integers(0, 256, (N, 6, 6, 3), np.uint8), np.arange(N) % 5)
-SHAPES = {"image_shape": (6, 6), "channels": 3, "num_classes": 5, "batch_size": BATCH}
-EVERYTHING = {"seed": 3, "flip": True, "crop_padding": 1, "label_smoothing": 0.1}
+ARRAYS = ArrayImages(RANDOM.integers(0, 256, (N, 6, 6, 3), np.uint8), np.arange(N) % 5)
+SIZES = SMALL.replace(image_shape=(6, 6), patch_shape=(2, 2), channels=3, num_classes=5)
+SPEC = ModelSpec(SIZES)
+RECIPE = {"batch_size": BATCH, "seed": 3}
+EVERYTHING = {**RECIPE, "flip": True, "crop_padding": 1, "label_smoothing": 0.1}
 
 
-@pytest.fixture
-def file_split(tmp_path):
-    """The same images as files."""
-    for index, image in enumerate(SPLIT.images):
-        Image.fromarray(image).save(tmp_path / f"{index}.png")
-    paths = np.array([os.fsencode(tmp_path / f"{i}.png") for i in range(N)])
-    return Split(paths, SPLIT.labels)
+def example(path, label):
+    """A serialized tf.train.Example of an image file and its label."""
+    image = tf.train.Feature(bytes_list=tf.train.BytesList(value=[path.read_bytes()]))
+    label = tf.train.Feature(int64_list=tf.train.Int64List(value=[label]))
+    features = tf.train.Features(feature={"image": image, "label": label})
+    return tf.train.Example(features=features).SerializeToString()
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """The same images in memory, as PNG files and as records."""
+    folder = tmp_path_factory.mktemp("stored")
+    records = str(folder / "images.tfrecord")
+    with tf.io.TFRecordWriter(records) as writer:
+        for index in range(N):
+            path = folder / f"{index:02}.png"
+            Image.fromarray(ARRAYS.pixels[index]).save(path)
+            writer.write(example(path, ARRAYS.labels[index]))
+    store = TFRecordStore("images", [(records, 0, N, N)])
+    return {
+        "arrays": ARRAYS,
+        "files": FileImages(list_images(folder)[0], ARRAYS.labels, 3),
+        "records": RecordImages(store, np.arange(N), "image", "label", 3),
+    }
+
+
+@pytest.fixture(params=["arrays", "files", "records"])
+def images(request, stored):
+    return stored[request.param]
 
 
 def take(dataset, count):
-    return [(x.numpy(), y.numpy()) for x, y in itertools.islice(dataset, count)]
+    return [tuple(map(np.asarray, batch)) for batch in itertools.islice(dataset, count)]
+
+
+def pixels_of(images):
+    return np.concatenate([x for x, _ in evaluation_batches(images, SPEC)])
+
+
+# === One interface ===
+
+
+@pytest.mark.parametrize("crop", [0.0, 0.3])
+def test_batches_do_not_depend_on_how_images_are_stored(stored, crop):
+    def seen(images):
+        training = training_batches(images, SPEC, **EVERYTHING, inception_crop=crop)
+        evaluation = evaluation_batches(images, SPEC, BATCH)
+        facts = (len(images), images.channels, images.read_labels())
+        return [facts, take(training, PER_EPOCH + 1), take(evaluation, N)]
+
+    for indices in (np.arange(N), RANDOM.integers(0, N, 21)):
+        expected, *others = (seen(images.take(indices)) for images in stored.values())
+        np.testing.assert_equal(others, [expected] * 2)
+
+
+def test_taking_images_takes_their_pixels_and_labels(images):
+    some, few = RANDOM.integers(0, N, 21), RANDOM.permutation(21)[:9]
+    taken = images.take(some)
+    np.testing.assert_array_equal(taken.read_labels(), images.read_labels()[some])
+    np.testing.assert_array_equal(pixels_of(taken), pixels_of(images)[some])
+    assert taken.take(few).digest() == images.take(some[few]).digest() != taken.digest()
+
+
+# === Order ===
 
 
 def order(seed, steps):
@@ -52,76 +114,52 @@ def test_order_follows_the_seed():
     assert (order(3, PER_EPOCH) != order(4, PER_EPOCH)).any()
 
 
-@pytest.mark.parametrize("kind", ["arrays", "files"])
-def test_restarted_at_any_step_it_goes_on_as_if_nothing_happened(kind, file_split):
+def test_started_at_any_step_the_rest_is_the_same(images):
     """The pattern of Grain's checkpoint tests: restart at every position, compare the rest."""
-    split = SPLIT if kind == "arrays" else file_split
     steps = 3 * PER_EPOCH
-    whole = take(training_batches(split, **SHAPES, **EVERYTHING), steps)
-    for first in range(0, steps, 1 if kind == "arrays" else 5):
-        rest = take(
-            training_batches(split, **SHAPES, **EVERYTHING, first_step=first), steps - first
-        )
-        for one, other in zip(whole[first:], rest, strict=True):
-            np.testing.assert_array_equal(one[0], other[0])
-            np.testing.assert_array_equal(one[1], other[1])
+    whole = take(training_batches(images, SPEC, **EVERYTHING), steps)
+    for first in range(0, steps, 1 if images is ARRAYS else 5):
+        rest = training_batches(images, SPEC, **EVERYTHING, first_step=first)
+        np.testing.assert_equal(take(rest, steps - first), whole[first:])
 
 
-def test_files_and_arrays_give_the_same_batches(file_split):
-    for one, other in zip(
-        take(training_batches(SPLIT, **SHAPES, **EVERYTHING), 12),
-        take(training_batches(file_split, **SHAPES, **EVERYTHING), 12),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(one[0], other[0])
-        np.testing.assert_array_equal(one[1], other[1])
+# === Batches ===
 
 
 def test_images_keep_their_labels():
-    (images, labels), *_ = take(training_batches(SPLIT, **SHAPES, seed=3), 1)
+    (images, labels), *_ = take(training_batches(ARRAYS, SPEC, **RECIPE), 1)
     for image, label in zip(images, labels, strict=True):
         pixels = np.round(image * 127.5 + 127.5)
-        (index,) = np.flatnonzero((SPLIT.images == pixels).all(axis=(1, 2, 3)))
-        assert label.argmax() == SPLIT.labels[index]
+        (index,) = np.flatnonzero((ARRAYS.pixels == pixels).all(axis=(1, 2, 3)))
+        assert label.argmax() == ARRAYS.labels[index]
 
 
-def test_endless_with_static_shapes():
-    dataset = training_batches(SPLIT, **SHAPES, seed=3)
+def test_training_is_endless_with_static_shapes(images):
+    dataset = training_batches(images, SPEC, **RECIPE)
     # Keras takes an optimizer step too many where the cardinality is unknown (-2).
     assert dataset.cardinality() == tf.data.INFINITE_CARDINALITY
     assert dataset.element_spec[0].shape == (BATCH, 6, 6, 3)
 
 
-@pytest.mark.parametrize("kind", ["arrays", "files"])
 @pytest.mark.parametrize("batch_size", [1, 4, 37, 100])
-def test_evaluation_counts_every_image_once(kind, batch_size, file_split):
-    split = SPLIT if kind == "arrays" else file_split
-    dataset = evaluation_batches(split, **{**SHAPES, "batch_size": batch_size})
+def test_evaluation_counts_every_image_once(images, batch_size):
+    dataset = evaluation_batches(images, SPEC, batch_size)
     assert dataset.cardinality() == -(-N // batch_size)
-    batches = take(dataset, N)
-    images = np.concatenate([x for x, _ in batches])
-    np.testing.assert_allclose(images * 127.5 + 127.5, SPLIT.images, atol=1e-4)
-    labels = np.concatenate([y for _, y in batches])
-    np.testing.assert_array_equal(labels, np.eye(5)[SPLIT.labels])
+    pixels, labels = map(np.concatenate, zip(*take(dataset, N), strict=True))
+    np.testing.assert_allclose(pixels * 127.5 + 127.5, ARRAYS.pixels, atol=1e-4)
+    np.testing.assert_array_equal(labels, ARRAYS.labels)
+    assert labels.dtype == np.int64
 
 
 def test_smoothed_labels_sum_to_one():
-    _, labels = take(training_batches(SPLIT, **SHAPES, seed=3, label_smoothing=0.1), 1)[0]
+    _, labels = take(training_batches(ARRAYS, SPEC, **RECIPE, label_smoothing=0.1), 1)[0]
     np.testing.assert_allclose(labels.sum(axis=1), 1, rtol=1e-6)
     np.testing.assert_allclose(np.sort(labels, axis=1), [[0.02] * 4 + [0.92]] * BATCH, rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["arrays", "files"])
-def test_images_are_resized_to_the_shape_asked_for(kind, file_split):
-    split = SPLIT if kind == "arrays" else file_split
-    shapes = {**SHAPES, "image_shape": (12, 4)}
-    (train, _), *_ = take(training_batches(split, **shapes, **EVERYTHING), 1)
-    (test, _), *_ = take(evaluation_batches(split, **shapes), 1)
+def test_images_are_resized_to_the_shape_of_the_model(images):
+    spec = SPEC.replace(architecture=SIZES.replace(image_shape=(12, 4)))
+    (train, _), *_ = take(training_batches(images, spec, **EVERYTHING), 1)
+    (test, _), *_ = take(evaluation_batches(images, spec, BATCH), 1)
     assert train.shape == test.shape == (BATCH, 12, 4, 3)
     assert np.abs(train).max() <= 1
-
-
-def test_evaluation_is_never_augmented():
-    assert not {"flip", "crop_padding", "label_smoothing"} & set(
-        evaluation_batches.__kwdefaults__ or {}
-    )

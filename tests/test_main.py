@@ -1,24 +1,29 @@
-"""Tests the command line as users meet it: `train.py` and `keras-mixer VERB` in processes."""
+"""Tests the command line as users meet it: `train.py` and `keras-mixer COMMAND`."""
 
 import json
 import re
+import resource
 import shutil
 
 import pytest
+from PIL import Image
 
-from keras_mixer import __main__ as cli
+from keras_mixer.__main__ import main
+from keras_mixer.commands import few_shot, models, shared, studies, training, weights
+from keras_mixer.commands.table import COMMANDS
 from keras_mixer.config.options import describe
-from keras_mixer.commands import weights
-from keras_mixer.commands import few_shot
-from keras_mixer.commands import models
-from keras_mixer.commands import shared
-from keras_mixer.commands import studies
-from keras_mixer.commands import training
 
 QUICK = ["--depth=2", "--dim=8", "--batch_size=64", "--num_steps=2", "--jit=false"]
 
 
-def test_the_main_job_from_nothing_to_a_saved_model(command, tmp_path):
+@pytest.fixture
+def run(capsys, monkeypatch, tmp_path):
+    """Runs a command in this process, in an empty folder; returns (status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: (main(list(map(str, arguments))), *capsys.readouterr())
+
+
+def test_the_main_job_from_nothing_to_a_saved_model(command, run, tmp_path):
     done = command(*QUICK, "--scheduler", "cosine", "--lr", "0.1")
     assert done.returncode == 0, done.stderr
     assert re.search(r"test: \d+\.\d\d% of 360 images", done.stdout)
@@ -28,24 +33,15 @@ def test_the_main_job_from_nothing_to_a_saved_model(command, tmp_path):
     assert "epoch 2/2" in done.stderr
     assert not re.search(r"^[IWE]0000|oneDNN|cuInit", done.stderr, re.M), "no chatter"
 
-    again = command(*QUICK, "--scheduler", "cosine", "--lr", "0.1")
-    assert again.returncode == 0
-    assert "is complete; nothing was changed" in again.stderr
-    assert again.stdout == done.stdout
+    status, out, err = run("train", *QUICK, "--scheduler", "cosine", "--lr", "0.1")
+    assert (status, out) == (0, done.stdout)
+    assert err == "output is complete; nothing was changed\n"
     assert not (tmp_path / "saved_models" / "mlp_mixer" / "2").exists()
 
-    repeated = command("--flagfile=output/flags.txt", "--output_dir=new", "--export=false")
-    assert repeated.returncode == 0
+    flags = ("--flagfile=output/flags.txt", "--output_dir=new", "--export=false")
+    assert run("train", *flags)[0] == 0
     metrics = [json.loads((tmp_path / d / "metrics.json").read_text()) for d in ("output", "new")]
     assert metrics[0]["test"] == metrics[1]["test"]
-
-    (tmp_path / "output" / "metrics.json").unlink()  # as if killed after the last checkpoint
-    rescued = command(*QUICK, "--scheduler", "cosine", "--lr", "0.1", "--export=false")
-    assert rescued.returncode == 0, rescued.stderr
-    assert (
-        json.loads((tmp_path / "output" / "metrics.json").read_text())["test"]
-        == (metrics[0]["test"])
-    )
 
 
 BAD = {
@@ -70,20 +66,21 @@ BAD = {
 }
 
 
-@pytest.fixture(scope="module")
-def without_tensorflow(tmp_path_factory):
-    """A folder of modules that fail loudly when TensorFlow, Keras or JAX are imported."""
-    folder = tmp_path_factory.mktemp("stand-ins")
-    for name in ("tensorflow", "keras", "jax"):
-        (folder / f"{name}.py").write_text(f"raise SystemExit('{name} was imported')")
-    return folder
+@pytest.fixture
+def without(tmp_path):
+    """Makes a folder of modules that stand in for libraries and fail when they are imported."""
+
+    def stand_ins(*names):
+        for name in names:
+            (tmp_path / f"{name}.py").write_text(f"raise SystemExit('{name} was imported')")
+        return tmp_path
+
+    return stand_ins
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, trained):
     """A folder with everything that can be wrong in it."""
-    from PIL import Image
-
     folder = tmp_path_factory.mktemp("place")
     (folder / "empty").mkdir()
     (folder / "idx").mkdir()
@@ -102,9 +99,9 @@ def place(tmp_path_factory, trained):
 
 @pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD.keys())
 def test_bad_input_is_one_line_and_status_2_before_tensorflow_starts(
-    command, place, without_tensorflow, arguments, message
+    command, place, without, arguments, message
 ):
-    done = command(*arguments, cwd=place, path=without_tensorflow)
+    done = command(*arguments, cwd=place, path=without("tensorflow", "keras", "jax"))
     assert done.returncode == 2
     lines = [line for line in done.stderr.splitlines() if line]
     assert len(lines) == 1, done.stderr
@@ -113,118 +110,131 @@ def test_bad_input_is_one_line_and_status_2_before_tensorflow_starts(
     assert done.stdout == ""
 
 
-def test_help_shows_every_flag_and_exits_0(command, without_tensorflow):
-    done = command("--help", path=without_tensorflow)
-    assert done.returncode == 0
-    assert done.stderr == ""
-    assert "--warmup_step" in done.stdout
-    assert "(default: 0.001)" in done.stdout
+@pytest.mark.parametrize(
+    ("arguments", "name", "status", "words"),
+    [
+        (["--help"], None, 0, "(default: 0.001)"),
+        (["--depht=3"], None, 2, "Did you mean: depth ?"),
+        ([], "--help", 0, "commands:"),
+    ],
+)
+def test_help_and_misspelt_flags_are_answered_at_once(
+    command, without, arguments, name, status, words
+):
+    """Within a second of computing, for which no large library can be imported."""
+    path = without("tensorflow", "keras", "jax", "sklearn", "scipy")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = command(*arguments, verb=name, path=path)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == status
+    assert words in done.stdout + done.stderr
+    assert "" in (done.stdout, done.stderr)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.5
 
 
-@pytest.mark.parametrize("verb", cli.COMMANDS)
-def test_each_verb_has_its_own_flags_and_help(command, verb):
-    done = command("--help", verb=verb)
-    assert done.returncode == 0
-    assert f"usage: keras-mixer {verb}" in done.stdout
-    foreign = "--top_k=3" if verb in ("train", "preview") else "--depth=3"
-    refused = command("x", foreign, verb=verb)
-    assert refused.returncode == 2
-    assert "unknown command line flag" in refused.stderr
+def test_help_of_train_says_that_num_steps_counts_epochs_and_has_three_examples(run):
+    usage, purpose, _, *examples = run("train", "--help")[1].split("\n\n")[:4]
+    assert usage == "usage: keras-mixer train [--flag=value ...]"
+    assert purpose.endswith("on the test set and exports it; --num_steps counts epochs.")
+    assert [line[:18] for line in examples[0].splitlines()[1:]] == 3 * ["  python train.py "]
 
 
-def test_every_verb_is_in_the_table():
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_has_its_own_flags_and_help(run, name):
+    status, out, err = run(name, "--help")
+    assert (status, err) == (0, "")
+    assert out.startswith(f"usage: keras-mixer {name}")
+    assert "Examples:\n  " in out
+    foreign = "--top_k=3" if name in ("train", "preview") else "--depth=3"
+    status, out, err = run(name, "x", foreign)
+    assert (status, out) == (2, "")
+    assert "unknown command line flag" in err
+
+
+def test_every_command_is_in_the_table_and_in_the_overview(run):
     public = [
         getattr(module, name)
-        for module in (checkpoints, fewshot, models, studies, training)
+        for module in (few_shot, models, studies, training, weights)
         for name in vars(module)
         if name[0].islower()
     ]
     written = {f for f in public if getattr(f, "__module__", "").startswith(shared.__package__)}
     written = {f for f in written if f.__module__ != shared.__name__}
-    assert written == {verb.run for verb in cli.COMMANDS.values()}
+    assert written == {command.run for command in COMMANDS.values()}
+    status, overview, _ = run("--help")
+    assert status == 0
+    assert all(f"\n  {name} " in overview for name in COMMANDS)
 
 
-def test_overview_and_unknown_verbs(command, without_tensorflow):
-    done = command(verb="--help", path=without_tensorflow)
-    assert done.returncode == 0
-    for verb in cli.COMMANDS:
-        assert f"  {verb}" in done.stdout
-    refused = command(verb="evaluat")
-    assert refused.returncode == 2
-    assert "did you mean evaluate?" in refused.stderr
+def test_the_nearest_command_is_suggested(run):
+    status, _, err = run("evaluat")
+    assert status == 2
+    assert "did you mean evaluate?" in err
 
 
-def test_evaluate_predict_and_export_a_run(command, trained, tmp_path, write_image):
-    run = trained.directory
-    done = command(run, "--format=json", "--output=scores.json", verb="evaluate")
-    assert done.returncode == 0, done.stderr
+def test_evaluate_and_export_a_run(command, run, trained, tmp_path):
+    done = command(trained.directory, "--format=json", "--output=scores.json", verb="evaluate")
+    assert (done.returncode, done.stderr) == (0, "")
     scores = json.loads(done.stdout)
     assert scores == json.loads((tmp_path / "scores.json").read_text())
-    assert scores["top1"] == trained.metrics()["test"]["top1"]
-    assert "precision" in command(run, "--eval_split=validation", verb="evaluate").stdout
+    assert scores["top1"] == trained.scores["test"]["top1"]
+    assert "precision" in run("evaluate", trained.directory, "--eval_split=validation")[1]
 
-    write_image(tmp_path / "in" / "a.png", trained.dataset.test.images[0])
+    status, out, _ = run("export", trained.directory, "--name=digits")
+    assert status == 0
+    assert (tmp_path / out.strip() / "saved_model.pb").is_file()
+
+
+def test_predict_with_a_run(command, run, trained, tmp_path, write_image):
+    write_image(tmp_path / "in" / "a.png", trained.dataset.test.pixels[0])
+    status, out, _ = run("predict", trained.directory, "in/*.png")
+    assert status == 0 and out.startswith("in/a.png: ")
     (tmp_path / "in" / "b.png").write_text("broken")
-    done = command(run, "in", "--top_k=2", "--format=csv", verb="predict")
-    assert done.returncode == 1, "one image could not be read"
-    assert done.stdout.splitlines()[0] == "file,rank,class,probability,error"
-    assert len(done.stdout.splitlines()) == 4
-    (tmp_path / "in" / "b.png").unlink()
-    done = command(run, "in/*.png", verb="predict")
-    assert done.returncode == 0
-    assert done.stdout.startswith("in/a.png: ")
+    status, out, _ = run("predict", trained.directory, "in", "--top_k=2", "--format=csv")
+    assert status == 1, "one image could not be read"
+    assert out.splitlines()[0] == "file,rank,class,probability,error"
+    assert len(out.splitlines()) == 4
 
-    _check_submission(command, run, tmp_path)
-
-    done = command(run, "--name=digits", verb="export")
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / done.stdout.strip() / "saved_model.pb").is_file()
-
-
-def _check_submission(command, run, tmp_path):
-    (tmp_path / "in" / "broken.png").write_text("broken")
-    done = command(run, "in", "--format=kaggle", "--output=submission.csv", verb="predict")
+    kaggle = (trained.directory, "in", "--format=kaggle")
+    done = command(*kaggle, "--output=submission.csv", verb="predict")
     assert done.returncode == 1, "one image could not be read"
     assert done.stdout == ""
-    assert re.fullmatch(r"in/broken.png: not a .*; it is not in the submission\n", done.stderr)
+    assert re.fullmatch(r"in/b.png: not a .*; it is not in the submission\n", done.stderr)
     header, line = (tmp_path / "submission.csv").read_text().splitlines()
     assert header == "id,0,1,2,3,4,5,6,7,8,9"
     assert line.startswith("a,")
     assert len(line.split(",")) == 11
-    refused = command(run, "in", "in/a.png", "--format=kaggle", verb="predict")
-    assert refused.returncode == 2
-    assert refused.stderr.startswith("error: --format=kaggle: 2 images share their names")
-    assert refused.stdout == ""
+    status, out, err = run("predict", *kaggle, "in/a.png")
+    assert (status, out) == (2, "")
+    assert err.startswith("error: --format=kaggle: 2 images share their names")
 
 
 @pytest.mark.parametrize(
-    ("verb", "arguments", "message"),
+    ("line", "message"),
     [
-        ("evaluate", [], "expected exactly one RUN, received 0"),
-        ("evaluate", ["nowhere"], "nowhere: not a run directory"),
-        ("evaluate", ["{run}", "--output=no/where.json"], "--output=no/where.json"),
-        ("predict", ["{run}"], "expected a run and at least one image"),
-        ("predict", ["nowhere", "x.png"], "nowhere: no such checkpoint"),
-        ("export", ["nowhere"], "nowhere: not a run directory"),
+        ("evaluate", "expected exactly one RUN, received 0"),
+        ("evaluate nowhere", "nowhere: not a run directory"),
+        ("evaluate {run} --output=no/where.json", "--output=no/where.json"),
+        ("predict {run}", "expected a run and at least one image"),
+        ("predict nowhere x.png", "nowhere: no such checkpoint"),
+        ("export nowhere", "nowhere: not a run directory"),
     ],
 )
-def test_verbs_report_bad_input_in_one_line(command, trained, verb, arguments, message):
-    done = command(*[a.format(run=trained.directory) for a in arguments], verb=verb)
-    assert done.returncode == 2
-    assert done.stderr.strip().splitlines() == [done.stderr.strip()]
-    assert message in done.stderr
+def test_commands_report_bad_input_in_one_line(run, trained, line, message):
+    status, out, err = run(*line.format(run=trained.directory).split())
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert message in err
 
 
-def test_a_damaged_best_is_named_and_not_scored(command, trained, tmp_path):
+def test_damaged_best_weights_are_named_and_not_scored(run, trained, tmp_path):
     shutil.copytree(trained.directory, tmp_path / "run")
     path = tmp_path / "run" / "best" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\xff")
-    done = command("run", verb="evaluate")
-    assert done.returncode == 2
-    assert "damaged" in done.stderr
-    assert "Traceback" not in done.stderr
+    status, out, err = run("evaluate", "run")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "run/best/model.safetensors: damaged" in err
 
 
 def test_help_text_is_wrapped():
-    for verb in cli.COMMANDS.values():
-        assert max(map(len, describe(verb.options, "").splitlines())) <= 100
+    for command in COMMANDS.values():
+        assert max(map(len, describe(command.options, "").splitlines())) <= 100

@@ -5,41 +5,34 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import GOLDEN
+from conftest import GOLDEN, SMALL, randomize
 
 from keras_mixer import InputError, build_mixer, load_mixer
-from keras_mixer.weights import official
-from keras_mixer.weights import model_folder
-from keras_mixer.weights.pretrained import assign_weights, model_weights, read_pretrained
+from keras_mixer.model.architecture import Architecture, ModelSpec, Preprocessing
+from keras_mixer.weights import model_folder, official
+from keras_mixer.weights.load import assign_weights, model_weights
+from keras_mixer.weights.pretrained import read_pretrained
 
-ARCHITECTURE = {
-    "image_shape": (8, 12), "patch_shape": (4, 2), "channels": 1, "depth": 2, "dim": 6,
-    "tokens_mlp_dim": 5, "channels_mlp_dim": 7, "num_classes": 3, "activation": "silu",
-    "token_mixing": True, "channel_mixing": True,
-}  # fmt: skip
+SPEC = ModelSpec(SMALL.replace(activation="silu"), ("a", "b", "ü"), Preprocessing(eval_crop=0.875))
 
 
 @pytest.fixture
 def model():
-    model = build_mixer(**ARCHITECTURE)
-    for variable in model.weights:
-        variable.assign(np.random.default_rng(0).normal(size=variable.shape))
-    return model
+    return randomize(build_mixer(**vars(SPEC.architecture)))
 
 
 @pytest.fixture
 def saved(model, tmp_path):
-    model_folder.write_spec(tmp_path, model_folder.Description(ARCHITECTURE, ("a", "b", "ü"), 0.875))
+    model_folder.write_spec(tmp_path, SPEC)
     model_folder.write_weights(tmp_path, model_weights(model), epoch=3)
     return tmp_path
 
 
-def test_native_round_trip(model, saved):
-    images = np.random.default_rng(1).uniform(-1, 1, (2, 8, 12, 1)).astype("float32")
+def test_folder_gives_back_the_model(model, saved):
+    images = np.random.default_rng(1).uniform(-1, 1, (2, 8, 12, 2)).astype("float32")
     again = load_mixer(saved)
     np.testing.assert_array_equal(again(images), model(images))
-    description = read_pretrained(saved).description
-    assert description == (ARCHITECTURE, ("a", "b", "ü"), 0.875, "softmax")
+    assert again.spec == read_pretrained(saved).spec == SPEC
     assert model_folder.read_weights(saved)[1] == {"epoch": 3}
 
 
@@ -69,7 +62,7 @@ def test_truncated_weights_are_noticed(saved):
 @pytest.mark.parametrize(
     "content", ["", "[]", '{"format": 1}', '{"format": 9, "architecture": {}}']
 )
-def test_damaged_descriptions_are_noticed(saved, content):
+def test_damaged_specs_are_noticed(saved, content):
     (saved / "model.json").write_text(content)
     with pytest.raises(InputError, match=r"model\.json: "):
         load_mixer(saved)
@@ -86,9 +79,9 @@ def test_everything_that_does_not_fit_is_listed(model):
     )
 
 
-def test_a_fresh_head_stays_zero(model):
-    other = build_mixer(**{**ARCHITECTURE, "num_classes": 7})
-    assign_weights(other, model_weights(model), "here", fresh_head=True)
+def test_a_new_head_stays_zero(model):
+    other = build_mixer(**vars(SPEC.architecture.replace(num_classes=7)))
+    assign_weights(other, model_weights(model), "here", new_head=True)
     np.testing.assert_array_equal(other.get_layer("head").kernel, np.zeros((6, 7)))
     np.testing.assert_array_equal(other.get_layer("stem").kernel, model.get_layer("stem").kernel)
 
@@ -99,18 +92,13 @@ def test_official_file_without_a_square_grid_asks_for_the_image_shape():
 
 
 def test_official_architecture_is_inferred():
-    checkpoint = read_pretrained(GOLDEN / "official_mixer.npz", (24, 16))
-    assert checkpoint.description.architecture == {
-        "image_shape": (24, 16), "patch_shape": (4, 4), "channels": 3, "depth": 3, "dim": 24,
-        "tokens_mlp_dim": 12, "channels_mlp_dim": 48, "num_classes": 5, "activation": "gelu",
-        "token_mixing": True, "channel_mixing": True,
-    }  # fmt: skip
-
-
-def test_official_names_become_ours_one_to_one():
-    description, arrays, _ = official.read(GOLDEN / "official_mixer.npz", (24, 16))
-    ours = {v.path: tuple(v.shape) for v in build_mixer(**description.architecture).weights}
-    assert {name: array.shape for name, array in arrays.items()} == ours
+    spec, arrays, _ = official.read(GOLDEN / "official_mixer.npz", (24, 16))
+    assert spec == ModelSpec(
+        Architecture(image_shape=(24, 16), patch_shape=(4, 4), depth=3, dim=24, num_classes=5,
+                     channels_mlp_dim=48)
+    )  # fmt: skip
+    shapes = {v.path: tuple(v.shape) for v in build_mixer(**vars(spec.architecture)).weights}
+    assert {name: array.shape for name, array in arrays.items()} == shapes
 
 
 def _without(name):
@@ -153,8 +141,8 @@ def test_what_is_no_checkpoint_is_refused(path, message):
 def test_weights_of_another_model_are_refused(saved, tmp_path_factory):
     other = tmp_path_factory.mktemp("other")
     shutil.copytree(saved, other, dirs_exist_ok=True)
-    description = json.loads((other / "model.json").read_text())
-    description["architecture"]["depth"] = 3
-    (other / "model.json").write_text(json.dumps(description))
-    with pytest.raises(InputError, match="does not fit the model: - mixer_block_2/"):
+    spec = json.loads((other / "model.json").read_text())
+    spec["architecture"]["depth"] = 4
+    (other / "model.json").write_text(json.dumps(spec))
+    with pytest.raises(InputError, match="does not fit the model: - mixer_block_3/"):
         load_mixer(other)

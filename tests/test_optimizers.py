@@ -1,14 +1,15 @@
 """Tests `keras_mixer/training/schedules.py` and `optimizers.py` against formulas."""
 
 import math
+import re
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from keras_mixer.config.training import OPTIMIZERS as OPTIMIZER_NAMES
-from keras_mixer.config.training import SCHEDULERS
-from keras_mixer.training.optimizers import OPTIMIZERS, ema_variables, build_optimizer
+from keras_mixer.config.training import OPTIMIZERS, SCHEDULERS
+from keras_mixer.training.optimizers import build_optimizer, ema_variables
 from keras_mixer.training.schedules import DECAYS, WarmupDecay
 
 # === Schedules ===
@@ -43,73 +44,164 @@ def test_schedule_round_trip():
     assert float(again(20)) == float(schedule(20))
 
 
-def test_tables_cover_the_choices():
+def test_every_scheduler_has_a_decay():
     assert set(DECAYS) == set(SCHEDULERS)
-    assert set(OPTIMIZERS) == set(OPTIMIZER_NAMES)
 
 
-# === Optimizers ===
+# === Every optimizer ===
+
+RATES = [0.25, 0.5, 1.0, 0.5]  # of the weights below
+COMBINED = {"clip_norm": 0.1, "ema": 0.9}
+
+every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 
 
 def weights():
+    """A stem, two matrices, a vector."""
+    drawn = np.random.default_rng(0)
+    shapes = {"stem": (2, 2, 1, 3), "low": (3, 4), "high": (3, 4), "bias": (4,)}
     return [
-        keras.Variable([[1.0, -2.0]], name="kernel"),
-        keras.Variable([3.0, 4.0], name="bias"),
-        keras.Variable([5.0], name="gamma"),
+        keras.Variable(
+            drawn.normal(size=shape), name="bias" if name == "bias" else "kernel", dtype="float32"
+        )
+        for name, shape in shapes.items()
     ]
 
 
-def step(optimizer, variables, gradient=0.0):
+def moved(name, size=1.0, jit=False, **options):
+    """What one step adds to each weight; gradients are drawn, of some size."""
+    variables, drawn = weights(), np.random.default_rng(1)
+    before = [v.numpy() for v in variables]
+    gradients = [tf.constant(size * drawn.normal(size=v.shape), tf.float32) for v in variables]
+    optimizer = build_optimizer(name, 0.1, variables, **options)
+    tf.function(lambda: optimizer.apply(gradients, variables), jit_compile=jit)()
+    return [v.numpy() - b for v, b in zip(variables, before, strict=True)]
+
+
+@every_optimizer
+def test_every_optimizer_learns(name):
+    """Linear regression: the loss must fall to a fraction, through a matrix and a vector."""
+    x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
+    y = x @ np.array([[1.0], [-2.0], [0.5], [0.0]], "float32") + 1
+    kernel = keras.Variable(np.zeros((4, 1), "float32"), name="kernel")
+    bias = keras.Variable([0.0], name="bias")
+    optimizer = build_optimizer(name, 50.0 if name == "adadelta" else 0.1, [kernel, bias])
+    losses = []
+    for _ in range(150):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((x @ kernel.value + bias.value - y) ** 2)
+        optimizer.apply(tape.gradient(loss, [kernel.value, bias.value]), [kernel, bias])
+        losses.append(float(loss))
+    assert losses[-1] < 0.2 * losses[0]
+
+
+@every_optimizer
+@pytest.mark.parametrize("decay, rates", [(0.0, None), (0.5, None), (0.5, RATES)], ids=str)
+def test_decay_is_decoupled_and_shrinks_kernels_only(name, decay, rates):
+    """By their share of the rate; a stem, which Muon treats in another way, like any kernel."""
+    steps = moved(name, size=0.0, decay=decay, rates=rates)
+    for variable, rate, step in zip(weights(), rates or [1.0] * 4, steps, strict=True):
+        decayed = variable.name == "kernel" and decay > 0
+        expected = -0.1 * decay * rate * variable.numpy() * decayed
+        np.testing.assert_allclose(step, expected, rtol=1e-5, atol=3e-7 * decayed)
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        *((name, {}) for name in OPTIMIZERS),
+        *((name, COMBINED) for name in OPTIMIZERS),
+        ("adamw", {**COMBINED, "jit": True}),
+        ("sgd", {"scale_loss": True, "size": 2.0**15}),  # by which it divides at first
+    ],
+)
+def test_every_optimizer_moves_each_weight_by_its_share(name, options):
+    """Those that divide by the size of the gradients, too; after clipping."""
+    whole, shares = moved(name, **options), moved(name, rates=RATES, **options)
+    assert all(abs(step).max() > 1e-6 for step in whole)
+    for full, part, rate in zip(whole, shares, RATES, strict=True):
+        np.testing.assert_allclose(part, rate * full, rtol=1e-4, atol=3e-7)
+
+
+@every_optimizer
+def test_without_layer_decay_it_is_kerass_own_optimizer(name):
+    kind = type(build_optimizer(name, 0.1, weights()))
+    assert kind.__name__.lower() == name and kind.__module__.startswith("keras.")
+
+
+def test_rates_leave_the_names_of_the_state_as_they_are():
+    def names(rates):
+        optimizer = build_optimizer("adamw", 0.1, weights(), rates=rates)
+        return [re.sub(r"_[0-9]+", "", v.path) for v in optimizer.variables]  # as in state.py
+
+    assert names(None) == names(RATES)
+
+
+# === Momentum, clipping, moving average ===
+
+
+def kernel():
+    return [keras.Variable([1.0, 2.0], name="kernel")]
+
+
+def step(optimizer, variables, gradient):
     optimizer.apply([keras.ops.full(v.shape, gradient) for v in variables], variables)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_decay_is_decoupled_and_shrinks_kernels_only(name):
-    variables = weights()
-    step(build_optimizer(name, 0.1, variables, decay=0.5), variables)
-    np.testing.assert_allclose(variables[0], [[0.95, -1.9]], rtol=1e-6)  # 1 - lr * decay
-    np.testing.assert_array_equal(variables[1], [3, 4])
-    np.testing.assert_array_equal(variables[2], [5])
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("decay", [0.0, 0.5])
-def test_decay_of_the_stem_is_that_of_every_kernel(name, decay):
-    """Muon treats what is no matrix in another way."""
-    stem = keras.Variable(np.ones((2, 2, 1, 3)), name="kernel")
-    step(build_optimizer(name, 0.1, [stem], decay=decay), [stem])
-    np.testing.assert_allclose(stem, np.full((2, 2, 1, 3), 1 - 0.1 * decay), rtol=1e-6)
-
-
 def test_momentum_is_that_of_sgd():
-    variables = weights()
+    variables = kernel()
     optimizer = build_optimizer("sgd", 0.1, variables, momentum=0.5)
     step(optimizer, variables, 1.0)
     step(optimizer, variables, 1.0)
-    np.testing.assert_allclose(variables[2], [5 - 0.1 - 0.15], rtol=1e-6)
+    np.testing.assert_allclose(variables[0], [1 - 0.1 - 0.15, 2 - 0.1 - 0.15], rtol=1e-6)
 
 
 def test_clipping_is_by_the_global_norm():
-    variables = weights()
-    optimizer = build_optimizer("sgd", 1.0, variables, momentum=0.0, clip_norm=1.0)
-    step(optimizer, variables, 10.0)
-    moved = 10.0 / math.sqrt(5 * 10.0**2)  # five equal numbers, together of norm 1
-    np.testing.assert_allclose(variables[1], [3 - moved, 4 - moved], rtol=1e-6)
+    whole, clipped = moved("sgd"), moved("sgd", clip_norm=0.5)
+    norm = math.sqrt(sum((step**2).sum() for step in whole)) / 0.1
+    for full, part in zip(whole, clipped, strict=True):
+        np.testing.assert_allclose(part, 0.5 / norm * full, rtol=1e-4, atol=3e-7)
 
 
 def test_average_follows_its_formula_and_stays_apart():
-    variables = weights()
+    variables = kernel()
     optimizer = build_optimizer("sgd", 0.1, variables, momentum=0.0, ema=0.9)
     average = None
     for _ in range(5):
         step(optimizer, variables, 1.0)
-        gamma = float(variables[2][0])
-        average = gamma if average is None else 0.9 * average + 0.1 * gamma
-    assert float(ema_variables(optimizer)[2][0]) == pytest.approx(average, rel=1e-6)
+        value = float(variables[0][0])
+        average = value if average is None else 0.9 * average + 0.1 * value
+    assert float(ema_variables(optimizer)[0][0]) == pytest.approx(average, rel=1e-6)
     optimizer.finalize_variable_values(variables)
-    assert float(variables[2][0]) == gamma
+    assert float(variables[0][0]) == value
 
 
 def test_no_average_unless_asked_for():
-    variables = weights()
-    assert ema_variables(build_optimizer("sgd", 0.1, variables)) == []
+    assert ema_variables(build_optimizer("sgd", 0.1, kernel())) == []
+
+
+# === float16 ===
+
+
+def test_a_step_that_overflows_is_left_out_and_counts_for_nothing():
+    variables = kernel()
+    optimizer = build_optimizer("adam", 0.1, variables, decay=0.5, ema=0.9, scale_loss=True)
+    step(optimizer, variables, 2.0**15)
+    before = [v.numpy() for v in (*variables, *ema_variables(optimizer))]
+    step(optimizer, variables, np.inf)
+    after = [v.numpy() for v in (*variables, *ema_variables(optimizer))]
+    np.testing.assert_array_equal(before, after)
+    assert int(optimizer.iterations) == 1
+    assert float(optimizer.dynamic_scale) == 2.0**14
+
+
+def test_scaling_the_loss_changes_no_step_that_is_taken():
+    plain, scaled = kernel(), kernel()
+    fields = {"decay": 0.1, "clip_norm": 0.5, "ema": 0.9}
+    one = build_optimizer("adamw", 0.1, plain, **fields)
+    other = build_optimizer("adamw", 0.1, scaled, **fields, scale_loss=True)
+    for _ in range(3):
+        step(one, plain, 0.3)
+        step(other, scaled, 0.3 * 2.0**15)
+    np.testing.assert_allclose(plain[0], scaled[0], rtol=1e-6)
+    np.testing.assert_allclose(ema_variables(one)[0], ema_variables(other)[0], rtol=1e-6)

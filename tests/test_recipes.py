@@ -3,29 +3,27 @@
 They are those of `training/accumulation.py`, `losses.py`, `tensorboard.py` and `fit.py`.
 """
 
-import csv
 import dataclasses
 import math
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import TINY
+from conftest import TINY, read_history
 from scipy.special import log_expit
 
 import keras_mixer.training.fit as fit_module
 from keras_mixer import Config, InputError, fit
-from keras_mixer.config.training import LOSSES as LOSS_NAMES
-from keras_mixer.inference.evaluate import LOSSES as MEAN_LOSSES
+from keras_mixer.inference.evaluate import evaluate_run, score
+from keras_mixer.model.architecture import LOSSES, Architecture, ModelSpec
 from keras_mixer.model.mixer import build_mixer
 from keras_mixer.training.accumulation import accumulate_gradients
-from keras_mixer.training.callbacks import Progress, is_over
 from keras_mixer.training.checkpoints import newest_checkpoint
-from keras_mixer.training.losses import LOSSES, PROBABILITIES, SigmoidCrossentropy
+from keras_mixer.training.losses import KERAS_LOSSES, PROBABILITIES, SigmoidCrossentropy
 from keras_mixer.training.open_run import plan_run
-from keras_mixer.training.optimizers import OPTIMIZERS, ema_variables, build_optimizer
+from keras_mixer.training.progress import Progress, is_over
 from keras_mixer.training.tensorboard import COLUMNS
+from keras_mixer.weights.pretrained import read_pretrained
 
 STILL = {"dropout": 0.0, "stochastic_depth": 0.0, "flip": False, "crop_padding": 0}
 RANDOM = np.random.default_rng(0)
@@ -38,11 +36,6 @@ def train(tmp_path):
         return fit(Config(**fields))
 
     return run
-
-
-def rows(run):
-    with open(run.directory / "history.csv") as file:
-        return list(csv.DictReader(file))
 
 
 def final(run):
@@ -61,7 +54,7 @@ def test_accumulated_parts_equal_the_large_batch(train, fields):
     assert expected.keys() == found.keys()
     for name in expected:
         np.testing.assert_allclose(found[name], expected[name], atol=2e-5, err_msg=name)
-    for one, other in zip(rows(whole), rows(parts), strict=True):
+    for one, other in zip(read_history(whole), read_history(parts), strict=True):
         assert one["lr"] == other["lr"], "the schedule counts whole steps"
         assert float(one["loss"]) == pytest.approx(float(other["loss"]), rel=1e-5)
         assert one["accuracy"] == other["accuracy"]
@@ -70,10 +63,10 @@ def test_accumulated_parts_equal_the_large_batch(train, fields):
 def test_every_part_of_a_batch_is_computed_with_its_own_images():
     """The gradient is the mean over the parts, each with as many images as a part has."""
     shapes = []
-    model = build_mixer((4, 4), (2, 2), 1, depth=1, dim=4, num_classes=3)
+    model = build_mixer((4, 4), (2, 2), channels=1, depth=1, dim=4, num_classes=3)
     in_parts = accumulate_gradients(model, 3)
     assert [v.path for v in in_parts.weights] == [v.path for v in model.weights]
-    loss = LOSSES["softmax"]()
+    loss = KERAS_LOSSES["softmax"]()
     in_parts.compile("sgd", lambda y, z: shapes.append(z.shape[0]) or loss(y, z), jit_compile=False)
     in_parts.train_on_batch(RANDOM.normal(size=(12, 4, 4, 1)), np.eye(3)[np.arange(12) % 3])
     assert set(shapes) == {4}
@@ -94,10 +87,12 @@ def test_losses_have_their_formulas():
         "softmax": -(y * (logits - np.log(np.exp(logits).sum(1, keepdims=True)))).sum(1).mean(),
         "sigmoid": -(y * log_expit(logits) + (1 - y) * log_expit(-logits)).sum(1).mean(),
     }
+    sizes = {"image_shape": (2, 2), "patch_shape": (2, 2), "depth": 1, "dim": 1}
     for name, value in expected.items():
-        assert float(LOSSES[name]()(y, logits)) == pytest.approx(value, rel=1e-5)
-        assert MEAN_LOSSES[name](logits, labels) == pytest.approx(value, rel=1e-12)
-    assert set(LOSSES) == set(PROBABILITIES) == set(MEAN_LOSSES) == set(LOSS_NAMES)
+        spec = ModelSpec(Architecture(**sizes, num_classes=3), loss=name)
+        assert float(KERAS_LOSSES[name]()(y, logits)) == pytest.approx(value, rel=1e-5)
+        assert score(logits, labels, spec)["loss"] == pytest.approx(value, rel=1e-12)
+    assert set(expected) == set(KERAS_LOSSES) == set(PROBABILITIES) == set(LOSSES)
 
 
 def test_sigmoid_loss_takes_soft_labels_and_round_trips():
@@ -108,17 +103,14 @@ def test_sigmoid_loss_takes_soft_labels_and_round_trips():
 
 
 def test_sigmoid_runs_start_at_the_share_of_a_class_and_are_scored_as_trained(train):
-    from keras_mixer.inference.evaluate import evaluate_run
-    from keras_mixer.weights.pretrained import read_pretrained
-
     run = train(loss="sigmoid", num_steps=1, lr=1e-9, decay=0.0, ema=0.0)
-    description, arrays, _ = read_pretrained(run.directory)
+    spec, arrays, _ = read_pretrained(run.directory)
     np.testing.assert_allclose(arrays["head/bias"], -math.log(10), rtol=1e-6)
-    assert description.probabilities == "sigmoid"
+    assert spec.loss == "sigmoid"
     # Ten classes at p = 1/11 (the sigmoid of -log 10), one of them the label.
     expected = -math.log(1 / 11) - 9 * math.log(10 / 11)
     assert evaluate_run(run, "test")["loss"] == pytest.approx(expected, rel=1e-5)
-    assert float(rows(run)[0]["val_loss"]) == pytest.approx(expected, rel=1e-5)
+    assert float(read_history(run)[0]["val_loss"]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_head_bias_can_be_given(train):
@@ -130,37 +122,9 @@ def test_head_bias_can_be_given(train):
 # === float16 ===
 
 
-def step(optimizer, variables, gradient):
-    optimizer.apply([keras.ops.full(v.shape, gradient) for v in variables], variables)
-
-
-def test_a_step_that_overflows_is_left_out_and_counts_for_nothing():
-    variables = [keras.Variable([1.0, 2.0], name="kernel")]
-    optimizer = build_optimizer("adam", 0.1, variables, decay=0.5, ema=0.9, scale_loss=True)
-    step(optimizer, variables, 2.0**15)
-    before = [v.numpy() for v in (*variables, *ema_variables(optimizer))]
-    step(optimizer, variables, np.inf)
-    after = [v.numpy() for v in (*variables, *ema_variables(optimizer))]
-    np.testing.assert_array_equal(before, after)
-    assert int(optimizer.iterations) == 1
-    assert float(optimizer.dynamic_scale) == 2.0**14
-
-
-def test_scaling_the_loss_changes_no_step_that_is_taken():
-    plain, scaled = ([keras.Variable([1.0, 2.0], name="kernel")] for _ in range(2))
-    fields = {"decay": 0.1, "clip_norm": 0.5, "ema": 0.9}
-    one = build_optimizer("adamw", 0.1, plain, **fields)
-    other = build_optimizer("adamw", 0.1, scaled, **fields, scale_loss=True)
-    for _ in range(3):
-        step(one, plain, 0.3)
-        step(other, scaled, 0.3 * 2.0**15)
-    np.testing.assert_allclose(plain[0], scaled[0], rtol=1e-6)
-    np.testing.assert_allclose(ema_variables(one)[0], ema_variables(other)[0], rtol=1e-6)
-
-
 def test_float16_learns_what_float32_learns(train):
     one, other = train("one", precision="float32"), train("other", precision="float16")
-    for a, b in zip(rows(one), rows(other), strict=True):
+    for a, b in zip(read_history(one), read_history(other), strict=True):
         assert float(a["val_loss"]) == pytest.approx(float(b["val_loss"]), abs=0.02)
     assert any("dynamic_scale" in name for name in final(other))
     kinds = {array.dtype.name for name, array in final(other).items() if "kernel" in name}
@@ -170,30 +134,26 @@ def test_float16_learns_what_float32_learns(train):
 # === Class weights ===
 
 
-def test_balanced_weights_make_every_class_count_the_same(tmp_path, write_image):
+def test_balanced_weights_make_every_class_count_the_same(tmp_path, write_image, first_batch):
     for name, count in (("few", 4), ("many", 20)):
         for index in range(count):
             write_image(tmp_path / "data" / name / f"{index}.png", seed=index)
     fields = {"dataset": "folder", "data_dir": str(tmp_path / "data"), "image_shape": (8, 8),
               "patch_shape": (4, 4), "validation_fraction": 0.0, "test_fraction": 0.0,
-              "batch_size": 24, "class_weights": "balanced"}  # fmt: skip
-    run = plan_run(Config(**fields))
-    weights = fit_module._class_weights(run)
-    np.testing.assert_allclose(weights, [24 / (2 * 4), 24 / (2 * 20)])
-    _, labels, sample_weights = next(iter(fit_module._batches(run, weights)))
-    of_classes = tf.linalg.matvec(labels, sample_weights, transpose_a=True)
-    np.testing.assert_allclose(of_classes, [12, 12], rtol=1e-5)
-    assert fit_module._class_weights(plan_run(Config())) is None
+              "batch_size": 24}  # fmt: skip
+    _, labels, weights = first_batch(plan_run(Config(**fields, class_weights="balanced")))
+    np.testing.assert_allclose(weights, labels @ [24 / (2 * 4), 24 / (2 * 20)], rtol=1e-6)
+    np.testing.assert_allclose(weights @ labels, [12, 12], rtol=1e-5)
+    assert len(first_batch(plan_run(Config(**fields)))) == 2, "no weights unless asked for"
 
 
-def test_classes_without_training_images_weigh_nothing():
-    run = plan_run(Config(class_weights="balanced"))
+def test_classes_without_training_images_take_no_part_in_class_weights(first_batch):
+    run = plan_run(Config(class_weights="balanced", depth=1, dim=4, batch_size=20))
     few = run.dataset.train.take(np.flatnonzero(run.dataset.train.labels < 2)[:20])
-    weights = fit_module._class_weights(dataclasses.replace(
-        run, source=dataclasses.replace(run.dataset, train=few)
-    ))  # fmt: skip
-    counts = np.bincount(few.labels)
-    np.testing.assert_allclose(weights, [*(20 / (2 * counts)), *[0] * 8])
+    run = dataclasses.replace(run, dataset=dataclasses.replace(run.dataset, train=few))
+    _, labels, weights = first_batch(run)
+    of_classes = 20 / (2 * np.bincount(few.labels))
+    np.testing.assert_allclose(weights, labels[:, :2] @ of_classes, rtol=1e-6)
 
 
 # === Early stopping ===
@@ -221,7 +181,7 @@ def test_a_run_is_over_after_so_many_epochs_without_a_better_one(accuracies, pat
 
 def test_an_early_stop_is_an_end(train, capsys):
     run = train(num_steps=40, lr=0.3, early_stopping=2, save_every=100)
-    accuracies = [float(row["val_accuracy"]) for row in rows(run)]
+    accuracies = [float(row["val_accuracy"]) for row in read_history(run)]
     best = accuracies.index(max(accuracies))
     assert len(accuracies) < 40
     assert len(accuracies) - 1 - best in (2, 3)  # a tie may be better by its loss
@@ -234,28 +194,6 @@ def test_an_early_stop_is_an_end(train, capsys):
 def test_early_stopping_needs_a_validation_split(train):
     with pytest.raises(InputError, match="--early_stopping=2 needs a validation split"):
         train(early_stopping=2, validation_fraction=0.0)
-
-
-# === Optimizers ===
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_optimizer_learns(name):
-    """Linear regression: the loss must fall to a fraction, through a matrix and a vector."""
-    x = RANDOM.normal(size=(64, 4)).astype("float32")
-    y = x @ np.array([[1.0], [-2.0], [0.5], [0.0]], "float32") + 1
-    kernel, bias = (
-        keras.Variable(np.zeros((4, 1), "float32"), name="kernel"),
-        keras.Variable([0.0], name="bias"),
-    )
-    optimizer = build_optimizer(name, 50.0 if name == "adadelta" else 0.1, [kernel, bias])
-    losses = []
-    for _ in range(150):
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_mean((x @ kernel.value + bias.value - y) ** 2)
-        optimizer.apply(tape.gradient(loss, [kernel.value, bias.value]), [kernel, bias])
-        losses.append(float(loss))
-    assert losses[-1] < 0.2 * losses[0]
 
 
 # === TensorBoard ===
@@ -300,7 +238,7 @@ def test_curves_are_those_of_the_history_and_go_on_with_the_run(train, monkeypat
         ("validation", "loss"): "val_loss", ("validation", "accuracy"): "val_accuracy",
     }  # fmt: skip
     for key, column in columns.items():
-        expected = [(int(row["step"]), float(row[column])) for row in rows(run)]
+        expected = [(int(row["step"]), float(row[column])) for row in read_history(run)]
         assert (
             [step for step, _ in found[key]] == [step for step, _ in expected] == [20, 40, 60, 80]
         )

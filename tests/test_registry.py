@@ -4,22 +4,19 @@ import math
 
 import pytest
 
-from keras_mixer.model.variants import IMAGE_SHAPE, VARIANTS
-from keras_mixer.weights.tensor_layouts import expected_shapes
+from keras_mixer.model.architecture import Architecture
 from keras_mixer.weights.official import LINEN
 from keras_mixer.weights.registry import OFFICIAL, SERVER, release_of
+from keras_mixer.weights.tensor_layouts import expected_shapes
 
 
 def shapes_of(release):
     """The shapes of a release's variables, by the paper's table; S/8 is S/16 with other patches."""
     size, patch = release.variant.split("/")
-    row = VARIANTS[f"{size}/16"]
-    return expected_shapes({
-        "image_shape": IMAGE_SHAPE, "patch_shape": (int(patch), int(patch)), "channels": 3,
-        "depth": row.depth, "dim": row.dim, "tokens_mlp_dim": row.tokens_mlp_dim,
-        "channels_mlp_dim": row.channels_mlp_dim, "num_classes": release.num_classes,
-        "token_mixing": True, "channel_mixing": True,
-    })  # fmt: skip
+    architecture = Architecture.create(
+        f"{size}/16", patch_shape=(int(patch), int(patch)), num_classes=release.num_classes
+    )
+    return expected_shapes(architecture)
 
 
 @pytest.mark.parametrize("release", OFFICIAL.values(), ids=OFFICIAL)

@@ -1,6 +1,5 @@
 """Tests `keras_mixer/weights/resize.py`: what a model keeps when its images or patches change."""
 
-import csv
 import dataclasses
 import json
 import shutil
@@ -9,46 +8,27 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import GOLDEN
+from conftest import GOLDEN, SMALL, randomize, read_history
 
 from keras_mixer import Config, InputError, build_mixer, fit, load_mixer
-from keras_mixer.preprocessing.resize import resize_images
 from keras_mixer.config.resolve import resolve
-from keras_mixer.training.callbacks import Saver
+from keras_mixer.model.architecture import ModelSpec
+from keras_mixer.preprocessing.resize import resize_images
 from keras_mixer.training.checkpoints import newest_checkpoint
-from keras_mixer.training.fit import _initial_model
-from keras_mixer.training.open_run import plan_run
-from keras_mixer.training.signals import Interrupted
 from keras_mixer.weights import model_folder
-from keras_mixer.weights.pretrained import (
-    Checkpoint,
-    adapt_pretrained,
-    assign_weights,
-    model_weights,
-    read_pretrained,
-)
-from keras_mixer.weights.resize import resize_weights, resize_matrix, resize_patches
-
-BASE = {
-    "image_shape": (8, 12), "patch_shape": (4, 2), "channels": 2, "depth": 3, "dim": 6,
-    "tokens_mlp_dim": 5, "channels_mlp_dim": 7, "num_classes": 3, "activation": "gelu",
-    "token_mixing": True, "channel_mixing": True,
-}  # fmt: skip
+from keras_mixer.weights.load import assign_weights, model_weights
+from keras_mixer.weights.pretrained import Pretrained, adapt_pretrained, read_pretrained
+from keras_mixer.weights.resize import resize_matrix, resize_patches, resize_weights
 
 
-def some_model(**fields):
-    """A model with random weights in every variable, biases and norms too."""
-    model = build_mixer(**{**BASE, **fields})
-    dice = np.random.default_rng(0)
-    for variable in model.weights:
-        variable.assign(dice.normal(scale=0.5, size=variable.shape))
-    return model
+def some_model(architecture=SMALL):
+    return randomize(build_mixer(**vars(architecture)))
 
 
 def resized(architecture, model, *arguments):
     """(architecture, model) with the weights of `model`, adapted."""
     architecture, arrays, _ = resize_weights(architecture, model_weights(model), *arguments)
-    other = build_mixer(**architecture)
+    other = build_mixer(**vars(architecture))
     assign_weights(other, arrays, "here")
     return architecture, other
 
@@ -59,7 +39,7 @@ def noise(*shape):
 
 def activations(model, images):
     """The tokens after the stem and after every block."""
-    layers = ["tokens", *(f"mixer_block_{i}" for i in range(BASE["depth"]))]
+    layers = ["tokens", *(f"mixer_block_{i}" for i in range(SMALL.depth))]
     outputs = [model.get_layer(name).output for name in layers]
     return [np.asarray(x) for x in keras.Model(model.input, outputs)(images)]
 
@@ -70,8 +50,8 @@ def activations(model, images):
 @pytest.mark.parametrize("method", ["auto", "tile", "interpolate"])
 def test_equal_shapes_leave_every_bit(method):
     arrays = model_weights(some_model())
-    architecture, again, done = resize_weights(BASE, arrays, (8, 12), (4, 2), method)
-    assert (architecture, done) == (BASE, [])
+    architecture, again, done = resize_weights(SMALL, arrays, (8, 12), (4, 2), method)
+    assert (architecture, done) == (SMALL, [])
     assert again.keys() == arrays.keys()
     assert all(again[name] is arrays[name] for name in arrays)
 
@@ -94,13 +74,13 @@ def test_every_tile_of_a_tiled_image_has_the_original_activations(
     image_shape, patch_shape, factors
 ):
     """The property that appendix C is about, and that the order of patches can spoil."""
-    shapes = {"image_shape": image_shape, "patch_shape": patch_shape}
-    model = some_model(**shapes)
+    original = SMALL.replace(image_shape=image_shape, patch_shape=patch_shape)
+    model = some_model(original)
     larger = (image_shape[0] * factors[0], image_shape[1] * factors[1])
-    architecture, other = resized({**BASE, **shapes}, model, larger)
-    assert architecture["tokens_mlp_dim"] == 5 * factors[0] * factors[1]
+    architecture, other = resized(original, model, larger)
+    assert architecture.tokens_mlp_dim == 5 * factors[0] * factors[1]
     images = noise(2, *image_shape, 2)
-    rows, columns = image_shape[0] // patch_shape[0], image_shape[1] // patch_shape[1]
+    rows, columns = original.grid
     found = activations(other, np.tile(images, (1, *factors, 1)))
     for one, tiled in zip(activations(model, images), found, strict=True):
         expected = np.tile(one.reshape(2, rows, columns, -1), (1, *factors, 1))
@@ -113,7 +93,7 @@ def test_every_tile_of_a_tiled_image_has_the_original_activations(
 def test_tiles_do_not_see_one_another():
     """Between the copies there are zeros: a change in one tile stays there, block by block."""
     model = some_model()
-    _, other = resized(BASE, model, (16, 24))
+    _, other = resized(SMALL, model, (16, 24))
     images = np.tile(noise(1, 8, 12, 2), (1, 2, 2, 1))
     changed = images.copy()
     changed[:, 8:, 12:] += 1.0
@@ -130,7 +110,7 @@ def test_tiled_kernels_are_the_papers_up_to_the_order_of_patches():
     arrays = model_weights(some_model())
     name = "mixer_block_1/token_mixing/dense_0/kernel"
     arrays[name] = kernel
-    new = resize_weights(BASE, arrays, (16, 24))[1][name]
+    new = resize_weights(SMALL, arrays, (16, 24))[1][name]
     tile_by_tile = [
         (2 * i + u) * 12 + 6 * j + v
         for i in range(2) for j in range(2) for u in range(2) for v in range(6)
@@ -148,9 +128,9 @@ def grids(count):
 
 def interpolated(arrays, old, new):
     """Token weights of the first block, from one grid to another."""
-    fields = {**BASE, "patch_shape": (1, 1), "image_shape": old, "depth": 1}
+    architecture = SMALL.replace(patch_shape=(1, 1), image_shape=old, depth=1)
     arrays = {f"mixer_block_0/token_mixing/{name}": array for name, array in arrays.items()}
-    _, arrays, _ = resize_weights(fields, arrays, new, method="interpolate")
+    _, arrays, _ = resize_weights(architecture, arrays, new, method="interpolate")
     return {name.removeprefix("mixer_block_0/token_mixing/"): a for name, a in arrays.items()}
 
 
@@ -247,31 +227,27 @@ def test_resized_models_run_and_have_the_right_size(grid, patch_shape):
     model = some_model()
     rows, columns = grid[2:]
     image_shape = (rows * patch_shape[0], columns * patch_shape[1])
-    architecture, other = resized(BASE, model, image_shape, patch_shape)
+    architecture, other = resized(SMALL, model, image_shape, patch_shape)
     factor = 1 if rows % 2 or columns % 6 else rows * columns // 12
-    assert architecture == {
-        **BASE, "image_shape": image_shape, "patch_shape": patch_shape,
-        "tokens_mlp_dim": 5 * factor,
-    }  # fmt: skip
-    patches, hidden = rows * columns, 5 * factor
-    token_mlps = 3 * (2 * patches * hidden + hidden + patches)
-    others = 3 * (4 * 6 + 2 * 6 * 7 + 6 + 7) + 2 * 6 + 6 * 3 + 3
-    assert other.count_params() == token_mlps + others + np.prod(patch_shape) * 2 * 6 + 6
+    assert architecture == SMALL.replace(
+        image_shape=image_shape, patch_shape=patch_shape, tokens_mlp_dim=5 * factor
+    )
+    assert other.count_params() == architecture.parameters
     assert np.isfinite(other(noise(2, *image_shape, 2))).all()
     _, back = resized(architecture, other, (8, 12), (4, 2), "interpolate")
     assert back(noise(2, 8, 12, 2)).shape == (2, 3)
 
 
 def test_without_token_mixing_only_patches_change():
-    fields = {**BASE, "token_mixing": False}
-    architecture, other = resized(fields, some_model(token_mixing=False), (16, 24), (2, 2))
-    assert architecture["tokens_mlp_dim"] == 5
+    before = SMALL.replace(token_mixing=False)
+    architecture, other = resized(before, some_model(before), (16, 24), (2, 2))
+    assert architecture.tokens_mlp_dim == 5
     assert other(noise(1, 16, 24, 2)).shape == (1, 3)
 
 
 def test_half_precision_stays_half():
     arrays = {name: a.astype(np.float16) for name, a in model_weights(some_model()).items()}
-    _, arrays, _ = resize_weights(BASE, arrays, (12, 10), (3, 5))
+    _, arrays, _ = resize_weights(SMALL, arrays, (12, 10), (3, 5))
     assert {array.dtype for array in arrays.values()} == {np.dtype(np.float16)}
 
 
@@ -290,7 +266,7 @@ def test_embeddings_are_kept_when_patches_grow(patch_shape):
     """Through the model: stem of the resized patch, against stem of the patch."""
     model = some_model()
     image_shape = (2 * patch_shape[0], 6 * patch_shape[1])
-    _, other = resized(BASE, model, image_shape, patch_shape)
+    _, other = resized(SMALL, model, image_shape, patch_shape)
     pixels = np.random.default_rng(3).uniform(0, 255, (5, 4, 2, 2)).astype(np.float32)
     patches = [x / 127.5 - 1 for x in (pixels, resize_images(pixels, patch_shape).numpy())]
     embeddings = [
@@ -315,10 +291,11 @@ def test_shrunken_kernels_are_the_least_squares_solution(old, new):
 
 
 def test_what_was_done_is_printed(capsys):
-    checkpoint = Checkpoint(model_folder.Description(BASE, ("a", "b", "c")), model_weights(some_model()))
-    adapt_pretrained(checkpoint, (16, 24), (8, 4))
-    adapt_pretrained(checkpoint, (16, 24))
-    adapt_pretrained(checkpoint, (12, 12))
+    pretrained = Pretrained(ModelSpec(SMALL, ("a", "b", "c")), model_weights(some_model()))
+    for shapes in (((16, 24), (8, 4)), ((16, 24),), ((12, 12),)):
+        adapted = adapt_pretrained(pretrained, *shapes)
+        assert adapted.spec.architecture.image_shape == shapes[0]
+        assert adapted.spec.class_names == ("a", "b", "c")
     assert capsys.readouterr().err.splitlines() == [
         "patches of 4×2 become 8×4: patch kernels resampled so that a resized patch keeps its "
         "embedding",
@@ -334,16 +311,13 @@ def test_what_was_done_is_printed(capsys):
     [
         (((12, 12), None, "tile"), "2×6 patches does not tile one of 3×6; choose --image_shape"),
         (((12, 12), None, "nearest"), "--resize_tokens=nearest: expected one of auto, tile"),
-        (((10, 12), None, "auto"), "--patch_shape=4,2 must divide --image_shape=10,12"),
-        ((None, (3, 2), "auto"), "--patch_shape=3,2 must divide --image_shape=8,12"),
-        ((24, None, "auto"), "--image_shape=24: expected two positive integers"),
-        (((8.5, 12), None, "auto"), "--image_shape=(8.5, 12): expected two positive integers"),
-        ((None, (-4, 2), "auto"), "--patch_shape=(-4, 2): expected two positive integers"),
+        (((10, 12), None, "auto"), "patch_shape=4,2 does not divide image_shape=10,12: the height"),
+        ((24, None, "auto"), "image_shape: expected two positive integers, height and width, rec"),
     ],
 )
 def test_what_cannot_be_is_refused(arguments, message):
     with pytest.raises(InputError) as error:
-        resize_weights(BASE, model_weights(some_model(depth=1)), *arguments)
+        resize_weights(SMALL, model_weights(some_model()), *arguments)
     assert message in str(error.value)
 
 
@@ -354,22 +328,30 @@ def test_weights_that_do_not_fit_their_description_are_not_resized(name):
     arrays = model_weights(some_model())
     arrays[name] = arrays[name][:1]
     with pytest.raises(InputError, match=f"do not fit their description: {name} "):
-        resize_weights(BASE, arrays, (16, 24), (2, 2))
+        resize_weights(SMALL, arrays, (16, 24), (2, 2))
 
 
-def test_flags_that_contradict_the_resized_checkpoint_are_named():
-    shapes = {"checkpoint": "x", "image_shape": (16, 24)}
-    assert resolve(Config(**shapes), 3, BASE).tokens_mlp_dim == 20
-    assert resolve(Config(**shapes, tokens_mlp_dim=20), 3, BASE).tokens_mlp_dim == 20
-    assert resolve(Config(**shapes, resize_tokens="interpolate"), 3, BASE).tokens_mlp_dim == 5
-    with pytest.raises(InputError, match=r"=5: .* tokens_mlp_dim=20 once it is resized; leave"):
-        resolve(Config(**shapes, tokens_mlp_dim=5), 3, BASE)
-    with pytest.raises(InputError, match="--depth=2: the checkpoint x has depth=3; leave"):
-        resolve(Config(**shapes, depth=2), 3, BASE)
-    with pytest.raises(InputError, match="height 9 is no multiple of 4; the nearest .* 8 and 12"):
-        resolve(Config(checkpoint="x", image_shape=(9, 24)), 3, BASE)
-    with pytest.raises(InputError, match="--resize_tokens=tile is for a --checkpoint of other"):
-        resolve(Config(resize_tokens="tile"), 10)
+@pytest.mark.parametrize("flags, width", [
+    ({}, 20), ({"tokens_mlp_dim": 20}, 20), ({"resize_tokens": "interpolate"}, 5),
+])  # fmt: skip
+def test_width_follows_from_the_resized_checkpoint(flags, width):
+    config = Config(checkpoint="x", image_shape=(16, 24), **flags)
+    config, spec = resolve(config, ("a", "b", "c"), 2, SMALL)
+    assert config.tokens_mlp_dim == spec.architecture.tokens_mlp_dim == width
+
+
+@pytest.mark.parametrize("flags, message", [
+    ({"tokens_mlp_dim": 5}, "=5: .* has tokens_mlp_dim 20 once it is resized; leave the flag out"),
+    ({"depth": 2}, "--depth=2: the checkpoint x has depth 3; leave the flag out"),
+    ({"image_shape": (9, 24)},
+     "--patch_shape=4,2 does .* --image_shape=9,24: the height 9 is no multiple of 4; .* 8 and 12"),
+    ({"checkpoint": None, "resize_tokens": "tile"},
+     "--resize_tokens=tile is for a --checkpoint of other images or patches"),
+])  # fmt: skip
+def test_flags_that_contradict_the_resized_checkpoint_are_named(flags, message):
+    config = Config(**{"checkpoint": "x", "image_shape": (16, 24)} | flags)
+    with pytest.raises(InputError, match=message):
+        resolve(config, ("a", "b", "c"), 2, SMALL if config.checkpoint else None)
 
 
 # === From files ===
@@ -393,10 +375,6 @@ def test_official_weights_are_resized_once_their_own_shape_is_known(tmp_path):
     np.testing.assert_allclose(larger(np.tile(images, (1, 2, 3, 1))), model(images), atol=1e-5)
 
 
-def rows(run):
-    return list(csv.DictReader((run.directory / "history.csv").read_text().splitlines()))
-
-
 @pytest.fixture
 def start(trained, tmp_path):
     """A copy of a run on 8×8 images of 2×2 patches."""
@@ -411,27 +389,11 @@ def from_start(start, name, **fields):
     )
 
 
-@pytest.fixture
-def interrupted(monkeypatch):
-    """Trains until the end of the first epoch, as a signal would end it."""
-
-    def run(config, end=Saver.on_epoch_end):
-        def stop(saver, *arguments):
-            saver.stop.signal_number = 15
-            return end(saver, *arguments)
-
-        with monkeypatch.context() as patched:
-            patched.setattr(Saver, "on_epoch_end", stop)
-            with pytest.raises(Interrupted):
-                fit(config)
-
-    return run
-
-
 def assert_learns(run):
-    losses = [float(row["loss"]) for row in rows(run)]
+    history = read_history(run)
+    losses = [float(row["loss"]) for row in history]
     assert losses[2] < losses[1] < losses[0]
-    assert float(rows(run)[-1]["val_accuracy"]) > 0.5
+    assert float(history[-1]["val_accuracy"]) > 0.5
     assert load_mixer(run.directory).input_shape[1:3] == run.config.image_shape
 
 
@@ -440,7 +402,7 @@ def test_a_tiled_run_learns_and_goes_on_without_its_start(trained, start, interr
     assert (whole.config.tokens_mlp_dim, whole.config.patch_shape) == (32, (2, 2))
     assert_learns(whole)
     config = from_start(start, "again", image_shape=(16, 16))
-    interrupted(config)
+    interrupted(config, 20)
     shutil.rmtree(start)
     again = fit(config)
     expected, found = (newest_checkpoint(run.checkpoints).arrays for run in (whole, again))
@@ -456,7 +418,7 @@ def test_a_tiled_run_learns_and_goes_on_without_its_start(trained, start, interr
 def test_an_interpolated_run_learns_and_goes_on(start, interrupted):
     """A grid of 4×4 becomes 3×2, and patches of 2×2 become 4×4."""
     config = from_start(start, "run", image_shape=(12, 8), patch_shape=(4, 4))
-    interrupted(config)
+    interrupted(config, 20)
     run = fit(config)
     assert run.config.tokens_mlp_dim == 8
     assert_learns(run)
@@ -464,14 +426,16 @@ def test_an_interpolated_run_learns_and_goes_on(start, interrupted):
 
 @pytest.mark.parametrize("method", ["auto", "tile", "interpolate"])
 def test_the_flag_decides_what_a_run_starts_from(trained, tmp_path, method):
+    """After one step at a learning rate that leaves every weight as it is, but for zeros."""
     config = Config(
         **{"checkpoint": str(trained.directory), "output_dir": str(tmp_path), "batch_size": 64},
-        **{"image_shape": (16, 8), "resize_tokens": method},
+        **{"image_shape": (16, 8), "resize_tokens": method, "jit": "false"},
+        **{"lr": 1e-30, "num_steps": 1, "schedule_unit": "step"},
     )
-    model = _initial_model(plan_run(config), resumed=False)
     before, arrays, _ = read_pretrained(trained.directory)
-    _, expected, _ = resize_weights(before.architecture, arrays, (16, 8), (2, 2), method)
-    for name, array in model_weights(model).items():
-        np.testing.assert_array_equal(array, expected[name], err_msg=name)
-    units = expected["mixer_block_0/token_mixing/dense_0/kernel"].shape[1]
-    assert units == (8 if method == "interpolate" else 16)
+    architecture, expected, _ = resize_weights(before.architecture, arrays, (16, 8), (2, 2), method)
+    spec, found, _ = read_pretrained(fit(config).directory)
+    assert spec.architecture == architecture
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, rtol=0, atol=1e-25, err_msg=name)
+    assert architecture.tokens_mlp_dim == (8 if method == "interpolate" else 16)

@@ -1,5 +1,6 @@
-"""Tests `keras_mixer/training/run.py` and `opening.py`: who may train where."""
+"""Tests `keras_mixer/training/run.py` and `open_run.py`: who may train where."""
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -8,11 +9,15 @@ import sys
 import pytest
 from conftest import GOLDEN, ROOT
 
-from keras_mixer import Config, InputError, fit
+import keras_mixer.training.open_run as open_module
+from keras_mixer import Config, InputError
 from keras_mixer.config.options import parse
+from keras_mixer.data.sources import open_dataset
 from keras_mixer.training.open_run import open_run, read_run
-from keras_mixer.training.run import HISTORY
+from keras_mixer.training.run import FORMAT, HISTORY, read_metrics
 from keras_mixer.weights import model_folder
+
+RECORD = '{"config": {}, "data": {"identity": ""}, "environment": {}}'
 
 
 @pytest.fixture
@@ -31,6 +36,7 @@ def opened(config):
 def test_a_new_run_records_what_it_is(config):
     run = opened(config(flip=True, image_shape=(16, 8)))
     record = json.loads((run.directory / "config.json").read_text())
+    assert record["format"] == FORMAT
     assert record["config"]["tokens_mlp_dim"] == 4, "values are resolved"
     assert record["data"]["images"] == {"train": 1293, "validation": 144, "test": 360}
     assert record["environment"].keys() >= {"tensorflow", "keras", "cpu", "cores"}
@@ -74,7 +80,7 @@ def test_overwrite_discards_our_files_and_no_others(config):
     run.write_metrics({"test": {}})
     opened(config(lr=0.5, overwrite=True))
     assert (run.directory / "notes.txt").read_text() == "mine"
-    assert run.metrics() == {}
+    assert run.scores == {}
     assert opened(config(lr=0.5)).config.lr == 0.5
 
 
@@ -92,7 +98,7 @@ def test_moved_data_are_the_same_data(folder, config, tmp_path):
     run = opened(config(**fields, data_dir=str(folder)))
     folder.rename(tmp_path / "moved")
     opened(config(**fields, data_dir=str(tmp_path / "moved")))
-    assert read_run(run.directory, tmp_path / "moved").source.class_names == ("ant", "bee", "cat")
+    assert read_run(run.directory, tmp_path / "moved").dataset.class_names == ("ant", "bee", "cat")
 
 
 def test_another_environment_is_said_aloud(config, capsys):
@@ -105,13 +111,24 @@ def test_another_environment_is_said_aloud(config, capsys):
     assert "last bits" in said
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"config": {}}', "<html>"])
-def test_somebody_elses_config_is_not_touched(config, tmp_path, content):
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        *((text, "was not written by keras_mixer") for text in ("", "[]", '{"config": {}}', "<")),
+        (RECORD, f"config.json: expected format {FORMAT}, received 1; the run was made by another"),
+        (RECORD[:-1] + ', "format": 3}', f"expected format {FORMAT}, received 3"),
+    ],
+)
+def test_a_config_that_is_not_of_this_version_is_not_touched(config, tmp_path, content, message):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text(content)
     for overwrite in (False, True):
-        with pytest.raises(InputError, match="was not written by keras_mixer"):
+        with pytest.raises(InputError, match=message) as error:
             opened(config(overwrite=overwrite))
+        assert "give another --output_dir" in str(error.value)
+        assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match=message):
+        read_run(tmp_path / "run")
     assert (tmp_path / "run" / "config.json").read_text() == content
 
 
@@ -140,9 +157,32 @@ def test_two_processes_cannot_train_in_one_directory(config):
     opened(config())
 
 
-def test_more_images_asked_for_than_there_are(config):
+def test_a_directory_in_use_is_refused_before_any_data_are_read(config):
+    with open_run(config()), pytest.raises(InputError, match="is in use"):
+        opened(config(dataset="folder", data_dir="nowhere", checkpoint="nowhere"))
+
+
+def test_no_run_can_end_in_a_directory_while_another_is_opened_there(config, monkeypatch):
+    """Its scores would be taken for those of the one that came late."""
+
+    def meanwhile(**options):
+        monkeypatch.undo()
+        with contextlib.suppress(InputError), open_run(config(lr=0.5, export=False)) as other:
+            other.write_metrics({"test": {"top1": 1.0}})
+        return open_dataset(**options)
+
+    monkeypatch.setattr(open_module, "open_dataset", meanwhile)
+    run = opened(config(export=False))
+    assert not run.finished and run.scores == {}
+    assert json.loads((run.directory / "config.json").read_text())["config"]["lr"] == 0.001
+
+
+@pytest.mark.parametrize("name", ["mine/new", "new/run"])
+def test_a_refused_run_leaves_no_directory_behind(config, tmp_path, name):
+    (tmp_path / "mine").mkdir()
     with pytest.raises(InputError, match="--batch_size=1294: there are only 1293 training images"):
-        opened(config(batch_size=1294))
+        opened(config(output_dir=str(tmp_path / name), batch_size=1294))
+    assert list(tmp_path.rglob("*")) == [tmp_path / "mine"]
 
 
 def test_a_split_that_is_missing_is_named_before_training(folder, config, tmp_path):
@@ -235,6 +275,17 @@ def test_damaged_metrics_are_named(config):
         assert run.finished
 
 
+def test_metrics_keep_scores_apart_from_facts(config):
+    run = opened(config())
+    run.write_metrics({"validation": {"top1": 0.5}}, selected_epoch=3)
+    run.write_metrics({"test": {"top1": 0.25}})
+    run.write_metrics(saved_model="x")
+    scores = {"validation": {"top1": 0.5}, "test": {"top1": 0.25}}
+    facts = {"selected_epoch": 3, "saved_model": "x"}
+    assert read_metrics(run.directory) == (run.scores, run.facts) == (scores, facts)
+    assert json.loads((run.directory / "metrics.json").read_text()) == {**scores, "facts": facts}
+
+
 def test_a_run_scored_on_another_split_can_be_finished(config):
     run = opened(config(eval_split="validation", export=False))
     assert not run.finished
@@ -242,11 +293,12 @@ def test_a_run_scored_on_another_split_can_be_finished(config):
     assert run.finished
 
 
-@pytest.mark.parametrize("name", ["file/sub", "x" * 300])
+@pytest.mark.parametrize("name", ["file/sub", "x" * 300, "new/" + "x" * 300])
 def test_impossible_places_are_named(tmp_path, name):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="--output_dir=.*: (Not a directory|File name too long)"):
         opened(Config(output_dir=str(tmp_path / name)))
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
 def test_names_that_are_no_text_work(tmp_path):
@@ -262,9 +314,8 @@ def test_history_is_replaced_whole(config):
     assert (run.directory / HISTORY).read_text() == "epoch,loss,val_loss\n1,0.5,\n2,0.4,\n"
 
 
-def test_a_checkpoint_of_other_images_is_refused(tmp_path):
-    """Before anything is written."""
+def test_a_checkpoint_of_other_images_is_refused(config, tmp_path):
     fields = {"checkpoint": str(GOLDEN / "official_mixer.npz"), "image_shape": (24, 16)}
     with pytest.raises(InputError, match="images of 3 channels, --dataset=digits has 1"):
-        fit(Config(**fields, output_dir=str(tmp_path / "run")))
+        opened(config(**fields))
     assert not (tmp_path / "run").exists()

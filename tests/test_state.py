@@ -9,8 +9,9 @@ from keras_mixer.training.optimizers import build_optimizer
 from keras_mixer.training.state import gather_state, restore_state
 
 
-def compiled(dim=4):
-    model = build_mixer((4, 4), (2, 2), 1, 2, dim, num_classes=2, dropout=0.1, stochastic_depth=0.1)
+def compiled():
+    sizes = {"channels": 1, "depth": 2, "dim": 4, "num_classes": 2}
+    model = build_mixer((4, 4), (2, 2), **sizes, dropout=0.1, stochastic_depth=0.1)
     accuracy = keras.metrics.CategoricalAccuracy("accuracy")
     optimizer = build_optimizer("adamw", 0.1, model.trainable_variables, ema=0.9)
     model.compile(optimizer, "categorical_crossentropy", metrics=[accuracy], jit_compile=False)

@@ -1,4 +1,4 @@
-"""Tests `keras_mixer/studies/campaign.py`, `resizing.py` and `transfer.py` on the digits."""
+"""Tests `keras_mixer/studies/resizing.py` and `transfer.py` on the digits."""
 
 import json
 import statistics
@@ -7,10 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from keras_mixer import Config, InputError, load_mixer
+from keras_mixer.__main__ import main
 from keras_mixer.data.datasets import AVG5
 from keras_mixer.inference.evaluate import compute_logits
-from keras_mixer import jobs
-from keras_mixer.jobs import JobSequence
 from keras_mixer.studies.resizing import Shape, parse_shape, study_resizing
 from keras_mixer.studies.transfer import (
     FINE_TUNED,
@@ -19,11 +18,9 @@ from keras_mixer.studies.transfer import (
     as_table,
     study_transfer,
 )
+from keras_mixer.training import fit as fit_module
 from keras_mixer.training.signals import Interrupted
 from keras_mixer.weights.registry import Published
-
-QUICK = {"depth": 1, "dim": 8, "batch_size": 64, "num_steps": 1, "jit": "false", "export": False}
-PRESET = Config(batch_size=64, num_steps=2, optimizer="adamw", jit="false")
 
 
 def config_of(directory):
@@ -32,54 +29,30 @@ def config_of(directory):
 
 @pytest.fixture
 def no_training(monkeypatch):
-    """From now on, whoever trains fails."""
+    """Once called, makes every training fail."""
 
     def switch():
-        def train(run):
+        def fit_run(run):
             raise AssertionError(f"trains {run.directory} again")
 
-        monkeypatch.setattr(campaign_module, "train", train)
+        monkeypatch.setattr(fit_module, "fit_run", fit_run)
 
     return switch
 
 
 @pytest.fixture
 def counted(monkeypatch):
-    """The directories of the runs that were trained, in order; the one at `stop_at` is stopped."""
-    trained, real = SimpleNamespace(names=[], stop_at=None), campaign_module.train
+    """The names of the runs that were trained, in order; the one at `stop_at` is stopped."""
+    trained, real = SimpleNamespace(names=[], stop_at=None), fit_module.fit_run
 
-    def train(run):
+    def fit_run(run):
         trained.names.append(run.directory.name)
         if len(trained.names) == trained.stop_at:
             raise Interrupted(15)
         real(run)
 
-    monkeypatch.setattr(campaign_module, "train", train)
+    monkeypatch.setattr(fit_module, "fit_run", fit_run)
     return trained
-
-
-# === Many runs ===
-
-
-def test_a_campaign_does_nothing_twice(tmp_path, no_training, capsys):
-    config = Config(**QUICK, output_dir=str(tmp_path / "run"))
-    first = JobSequence(1).run("first", config).metrics()
-    assert "[1/1] first\n" in capsys.readouterr().err
-    no_training()
-    assert JobSequence(1).run("first", config).metrics() == first
-    assert "[1/1]" not in capsys.readouterr().err
-
-
-def test_a_campaign_says_how_long_the_rest_will_take(tmp_path, monkeypatch, capsys):
-    clock = iter(range(0, 10_000, 600))
-    monkeypatch.setattr(campaign_module.time, "monotonic", lambda: next(clock))
-    campaign = JobSequence(3)
-    for index in range(2):
-        config = Config(**QUICK, seed=index, output_dir=str(tmp_path / str(index)))
-        monkeypatch.setattr(campaign_module, "train", lambda run: None)
-        monkeypatch.setattr(campaign_module, "score_run", lambda run: None)
-        campaign.run(str(index), config)
-    assert "[2/3] 1, about 20 min left if all take as long" in capsys.readouterr().err
 
 
 # === Resizing ===
@@ -106,7 +79,7 @@ def test_what_is_no_shape_is_refused(text):
 def test_resizing_measures_before_and_after_training(trained, tmp_path, no_training):
     shapes = [parse_shape(text) for text in ("16/2", "12/2")]
     table = study_resizing([trained.directory], shapes, 1, tmp_path)
-    before = f"{100 * trained.metrics()['test']['top1']:.2f}"
+    before = f"{100 * trained.scores['test']['top1']:.2f}"
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table.splitlines()[4:6]]
     assert f"As trained, on 8×8 / 2×2: {before}." in table
     assert [row[:2] for row in rows] == [
@@ -116,7 +89,7 @@ def test_resizing_measures_before_and_after_training(trained, tmp_path, no_train
     assert [row[3] == "–" for row in rows] == [False, True], "tiled where it can be"
 
     model = load_mixer(trained.directory, (16, 16), (2, 2), "tile")
-    logits, labels = compute_logits(model, trained.dataset.test)
+    logits, labels = compute_logits(model, model.spec, trained.dataset.test)
     assert rows[0][3] == f"{100 * (logits.argmax(axis=1) == labels).mean():.2f}"
 
     folder = tmp_path / trained.directory.name
@@ -142,7 +115,7 @@ def test_resizing_measures_before_and_after_training(trained, tmp_path, no_train
 
 def test_resizing_refuses_before_it_trains(trained, tmp_path, no_training):
     no_training()
-    with pytest.raises(InputError, match="must divide"):
+    with pytest.raises(InputError, match="patch_shape=2,2 does not divide image_shape=9,9"):
         study_resizing([trained.directory], [parse_shape("8/2"), parse_shape("9/2")], 1, tmp_path)
     with pytest.raises(InputError, match="not a run directory"):
         study_resizing([tmp_path], [parse_shape("8/2")], 1, tmp_path)
@@ -183,7 +156,7 @@ def test_transfer_chooses_on_held_out_images_and_tests_once(preset, tmp_path, co
         assert {run.config.lr for run in result.runs} == {result.lr}
         assert all(run.dataset.validation is None for run in result.runs)
         assert all(len(run.dataset.train) == 1437 for run in result.runs)
-        assert result.scores("top1") == [100 * r.metrics()["test"]["top1"] for r in result.runs]
+        assert result.scores("top1") == [100 * r.scores["test"]["top1"] for r in result.runs]
     assert tuned.runs[0].config.checkpoint
     assert scratch.runs[0].config.checkpoint is None
     sizes = ("depth", "dim", "num_steps", "batch_size", "image_shape", "tokens_mlp_dim")
@@ -215,13 +188,13 @@ def test_transfer_refuses_before_it_trains(preset, tmp_path, no_training):
 
 def result_of(dataset, *scores):
     """A result with the given top-1 per seed, and 10 points more of top-5."""
-    source = SimpleNamespace(train=range(1000), test=range(100))
+    images = SimpleNamespace(train=range(1000), test=range(100))
     runs = [
         SimpleNamespace(
             config=SimpleNamespace(dataset=dataset, seed=seed),
-            source=source,
+            dataset=images,
             directory=None,
-            metrics=lambda top1=top1: {"test": {"top1": top1, "top5": top1 + 0.1}},
+            scores={"test": {"top1": top1, "top5": top1 + 0.1}},
         )
         for seed, top1 in enumerate(scores)
     ]
@@ -242,9 +215,9 @@ def test_avg5_is_the_mean_of_five_sets_within_each_seed(monkeypatch):
     )
     assert lines[7] == "| Avg-5 | fine-tuned |  |  | 31.00 ± 1.41 | 41.00 ± 1.41 | 92.50 |"
     choice = "cifar10, fine-tuned, validation top-1 by lr, seed 0: 0.01: 50.00, 0.03: 75.00, "
-    assert f"{choice}0.1: 60.00; 0.03 it is." in lines
+    assert f"{choice}0.1: 60.00; chosen: 0.03." in lines
     del results[1].choice[0.1]
-    ended = f"{choice[:-2]}; 0.03 it is, at the end of what was tried."
+    ended = f"{choice[:-2]}; chosen: 0.03, at the end of what was tried."
     assert ended in as_table(results, {}).splitlines()
     assert "Published avg5: its Table 3." in lines
     four = as_table(results[1:], published).splitlines()
@@ -255,14 +228,21 @@ def test_avg5_is_the_mean_of_five_sets_within_each_seed(monkeypatch):
 # === As commands ===
 
 
-def test_transfer_from_an_official_file_to_other_images_and_patches(command, trained, tmp_path):
-    assert command(trained.directory, "start.npz", verb="convert").returncode == 0
+@pytest.fixture
+def run(capsys, monkeypatch, tmp_path):
+    """Runs a command in this process, in an empty folder; returns (status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: (main(list(map(str, arguments))), *capsys.readouterr())
+
+
+def test_transfer_from_an_official_file_to_other_images_and_patches(run, trained, tmp_path):
+    assert run("convert", trained.directory, "start.npz")[0] == 0
     (tmp_path / "mine.flags").write_text(
         "--image_shape=12\n--patch_shape=3\n--batch_size=64\n--num_steps=9\n--jit=false\n"
     )
     words = ["--checkpoint=start.npz", "--datasets=mine.flags", "--seeds=0,1", "--lrs=0.1"]
-    done = command(*words, "--output=t.md", "--", "--num_steps=2", "--flip", verb="transfer")
-    assert done.returncode == 0, done.stderr
+    status, _, err = run("transfer", *words, "--output=t.md", "--", "--num_steps=2", "--flip")
+    assert status == 0, err
     text = (tmp_path / "t.md").read_text()
     assert text.startswith("| data set | start |")
     assert "| mine | fine-tuned | 1,437, 360 | 0.1 |" in text
@@ -272,34 +252,32 @@ def test_transfer_from_an_official_file_to_other_images_and_patches(command, tra
     )
     config = config_of(tmp_path / "runs" / "transfer" / "mine" / "fine-tuned" / "lr-0.1-seed-1")
     assert (config["num_steps"], config["flip"], config["image_shape"]) == (2, True, [12, 12])
-    assert "patch kernels resampled" in done.stderr
+    assert "patch kernels resampled" in err
 
 
 @pytest.mark.parametrize(
-    ("verb", "arguments", "message"),
+    ("line", "message"),
     [
-        ("transfer", [], "--checkpoint: expected the weights to start from"),
+        ("transfer", "--checkpoint: expected the weights to start from"),
         (
-            "transfer",
-            ["--checkpoint=x", "--datasets=digits"],
+            "transfer --checkpoint=x --datasets=digits",
             "--datasets=digits: no such flagfile: flags/finetune_digits.flags",
         ),
-        ("resizing", [], "expected at least one RUN"),
-        ("resizing", ["x", "--shapes=8"], "--shapes: expected image/patch such as 56/8"),
-        ("resizing", ["x", "--output=no/where.md"], "--output=no/where.md: its folder does not"),
+        ("resizing", "expected at least one RUN"),
+        ("resizing x --shapes=8", "--shapes: expected image/patch such as 56/8"),
+        ("resizing x --output=no/where.md", "--output=no/where.md: its folder does not"),
     ],
 )
-def test_studies_report_bad_input_in_one_line(command, verb, arguments, message):
-    done = command(*arguments, verb=verb)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {message}")
-    assert done.stderr.count("\n") == 1
+def test_studies_report_bad_input_in_one_line(run, line, message):
+    status, out, err = run(*line.split())
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"error: {message}")
 
 
-def test_resizing_as_a_command(command, trained, tmp_path):
-    done = command(trained.directory, "--shapes=8/2", "--output=r.md", verb="resizing")
-    assert done.returncode == 0, done.stderr
+def test_resizing_as_a_command(run, trained, tmp_path):
+    status, _, err = run("resizing", trained.directory, "--shapes=8/2", "--output=r.md")
+    assert status == 0, err
     text = (tmp_path / "r.md").read_text()
-    before = f"{100 * trained.metrics()['test']['top1']:.2f}"
+    before = f"{100 * trained.scores['test']['top1']:.2f}"
     assert f"| 8×8 / 2×2 | 4×4 | {before} | – |" in text, "the same shape is the same model"
     assert f"Generated by `keras-mixer resizing {trained.directory} --shapes=8/2" in text

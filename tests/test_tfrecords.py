@@ -1,7 +1,7 @@
-"""Tests `keras_mixer/data/records.py` and `tfds.py`: tensorflow-datasets, without a network."""
+"""Tests `keras_mixer/data/tfrecords.py` and `tfds.py`: tensorflow-datasets, without a network."""
 
+import builtins
 import dataclasses
-import itertools
 import os
 import shutil
 import socket
@@ -11,24 +11,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorflow as tf
 import tensorflow_datasets as tfds
-from conftest import ROOT
+from conftest import ROOT, SMALL
 
 import keras_mixer
-from keras_mixer.data import sources
-from keras_mixer.data import tfrecords
 from keras_mixer.data.datasets import DATASETS, dataset_row
-from keras_mixer.preprocessing.input_pipeline import broken_images_named, evaluation_batches, training_batches
-from keras_mixer.data.tfrecords import Records, TFRecords, overlap
-from keras_mixer.data.splits import Split
-from keras_mixer.data.tfds import flag_of, read_tfds
+from keras_mixer.data.sources import open_dataset
+from keras_mixer.data.splits import ArrayImages
+from keras_mixer.data.tfds import flag_of
+from keras_mixer.data.tfrecords import overlap
 from keras_mixer.errors import InputError
 from keras_mixer.inference.few_shot import score_few_shot
+from keras_mixer.model.architecture import ModelSpec
+from keras_mixer.preprocessing.input_pipeline import broken_images_named, evaluation_batches
 
-pytest.importorskip("importlib_resources", reason="tensorflow-datasets needs it to prepare data")
-
-SHAPES = {"image_shape": (6, 5), "channels": 3, "num_classes": 3, "batch_size": 4}
+SIZES = SMALL.replace(image_shape=(6, 5), patch_shape=(3, 5), channels=3, depth=1)
 
 
 def write_set(
@@ -104,11 +101,12 @@ def own_shapes(shapes, tmp_path):
 
 
 def load(directory, dataset="shapes", validation_fraction=0.0, **options):
-    return sources.open_dataset(dataset, directory, validation_fraction, **options)
+    return open_dataset(dataset, directory, validation_fraction, **options)
 
 
-def images_of(split, **shapes):
-    batches = [x for x, _ in evaluation_batches(split, **{**SHAPES, **shapes})]
+def images_of(split):
+    spec = ModelSpec(SIZES.replace(channels=split.channels))
+    batches = [x for x, _ in evaluation_batches(split, spec, 4)]
     return np.round(np.concatenate(batches) * 127.5 + 127.5).astype(np.uint8)
 
 
@@ -127,20 +125,17 @@ def tfds_numpy(directory, expression, name="shapes"):
 )
 def test_split_expressions_mean_what_they_mean_to_tfds(shapes, expression):
     part = "test" if "test" not in expression else "train[3:]"
-    source = load(shapes, train_split=expression, test_split=part)
+    train = load(shapes, train_split=expression, test_split=part).train
     images, labels = tfds_numpy(shapes, expression)
-    np.testing.assert_array_equal(images_of(source.train), images)
-    np.testing.assert_array_equal(source.train.read_labels(), labels)
-    batches = evaluation_batches(source.train, **SHAPES)
-    assert batches.cardinality() == -(-len(labels) // 4)
-    np.testing.assert_array_equal(np.concatenate([y for _, y in batches]), np.eye(3)[labels])
+    np.testing.assert_array_equal(images_of(train), images)
+    np.testing.assert_array_equal(train.read_labels(), labels)
 
 
 def test_prepared_data_need_neither_network_nor_code_nor_tensorflow(shapes):
-    source = load(shapes)
-    assert source.class_names == ("disc", "ring", "star")
-    assert [len(source.train), source.validation, len(source.test)] == [21, None, 9]
-    assert source.channels == 3
+    dataset = load(shapes)
+    assert dataset.class_names == ("disc", "ring", "star")
+    assert [len(dataset.train), dataset.validation, len(dataset.test)] == [21, None, 9]
+    assert dataset.channels == 3
     assert len(os.listdir(shapes / "shapes" / "1.0.0")) >= 6, "several shards"
     code = (
         "import sys; from keras_mixer.data.sources import open_dataset; "
@@ -161,46 +156,31 @@ def test_a_version_prepared_by_another_release_of_tfds_is_found(tmp_path, capsys
     assert "cifar10/1.0.0 is prepared, and is used" in capsys.readouterr().err
 
 
-def test_resumed_at_any_step_it_goes_on_as_if_nothing_happened(shapes):
-    options = {**SHAPES, "seed": 3, "flip": True, "crop_padding": 1}
-    split = load(shapes).train
-
-    def take(first, count):
-        batches = training_batches(split, **options, first_step=first)
-        assert batches.cardinality() == tf.data.INFINITE_CARDINALITY
-        assert batches.element_spec[0].shape == (4, 6, 5, 3)
-        return [x.numpy() for x, _ in itertools.islice(batches, count)]
-
-    whole = take(0, 12)
-    for first in (1, 4, 5, 11):
-        np.testing.assert_array_equal(take(first, 12 - first), whole[first:])
-
-
 def test_validation_is_set_aside_at_random_and_shares_no_image(shapes):
-    source, again = load(shapes, validation_fraction=0.3), load(shapes, validation_fraction=0.3)
+    dataset, again = load(shapes, validation_fraction=0.3), load(shapes, validation_fraction=0.3)
     other = load(shapes, validation_fraction=0.3, split_seed=1)
-    assert [len(source.train), len(source.validation)] == [15, 6]
-    both = np.concatenate([images_of(source.train), images_of(source.validation)])
+    assert [len(dataset.train), len(dataset.validation)] == [15, 6]
+    both = np.concatenate([images_of(dataset.train), images_of(dataset.validation)])
     everything, _ = tfds_numpy(shapes, "train")
     assert {i.tobytes() for i in both} == {i.tobytes() for i in everything}
-    assert source.identity == again.identity != other.identity
+    assert dataset.identity == again.identity != other.identity
     with pytest.raises(InputError, match="--validation_fraction=0.01: of 21 images that would be"):
         load(shapes, validation_fraction=0.01)
 
 
 def test_a_single_split_is_divided(tmp_path):
     write_set(tmp_path, sizes={"train": 20})
-    source = load(tmp_path, validation_fraction=0.25)
-    assert [len(source.train), len(source.validation), len(source.test)] == [12, 4, 4]
+    dataset = load(tmp_path, validation_fraction=0.25)
+    assert [len(dataset.train), len(dataset.validation), len(dataset.test)] == [12, 4, 4]
     given = load(tmp_path, train_split="train[:50%]", test_split="train[50%:]")
     assert [len(given.train), given.validation, len(given.test)] == [10, None, 10]
 
 
-def test_official_validation_stands_back_for_what_train_takes(tmp_path):
+def test_the_sets_validation_split_is_dropped_where_train_takes_it(tmp_path):
     write_set(tmp_path, sizes={"train": 6, "validation": 6, "test": 6})
     assert len(load(tmp_path).validation) == 6
-    source = load(tmp_path, train_split="train+validation")
-    assert [len(source.train), source.validation, len(source.test)] == [12, None, 6]
+    dataset = load(tmp_path, train_split="train+validation")
+    assert [len(dataset.train), dataset.validation, len(dataset.test)] == [12, None, 6]
 
 
 # === Refusals ===
@@ -227,7 +207,7 @@ def test_splits_are_checked(shapes, splits, message):
 
 def test_split_flags_are_for_tfds_only():
     with pytest.raises(InputError, match="--test_split=test is for sets of tensorflow-datasets"):
-        sources.open_dataset("digits", test_split="test")
+        open_dataset("digits", test_split="test")
     assert [flag_of(name) for name in ("all", "test")] == ["train_split", "test_split"]
 
 
@@ -273,7 +253,7 @@ def test_images_of_other_kinds_are_refused(tmp_path):
         load(tmp_path, "clear")
 
 
-def test_unlabelled_splits_are_refused(tmp_path):
+def test_unlabeled_splits_are_refused(tmp_path):
     write_set(tmp_path, label=lambda index: -1)
     with pytest.raises(InputError, match="--train_split=train: its images have no labels"):
         load(tmp_path)
@@ -283,10 +263,9 @@ def test_gray_images_and_numbered_classes(tmp_path):
     image = tfds.features.Image(shape=(6, 5, 1), encoding_format="png")
     label = tfds.features.ClassLabel(num_classes=3)
     write_set(tmp_path, features={"image": image, "label": label})
-    source = load(tmp_path)
-    assert (source.channels, source.class_names) == (1, ("0", "1", "2"))
-    images = images_of(source.train, channels=1)
-    np.testing.assert_array_equal(images, tfds_numpy(tmp_path, "train")[0])
+    dataset = load(tmp_path)
+    assert (dataset.channels, dataset.class_names) == (1, ("0", "1", "2"))
+    np.testing.assert_array_equal(images_of(dataset.train), tfds_numpy(tmp_path, "train")[0])
 
 
 def test_supervised_keys_choose_among_labels(tmp_path):
@@ -325,17 +304,13 @@ def test_damaged_shards_are_named(own_shapes, damage, message):
 
 def test_images_damaged_later_are_named(own_shapes):
     directory, folder = own_shapes
-    split = load(directory).train
+    split = load(directory).train.take(np.arange(20, -1, -1))
     content = bytearray(shard_of(folder).read_bytes())
-    place = content.index(b"\x89PNG", content.index(b"\x89PNG") + 1)  # of the second record
-    content[place : place + 4] = b"spam"
+    second = content.index(b"\x89PNG", content.index(b"\x89PNG") + 1)
+    content[second : second + 4] = b"spam"
     shard_of(folder).write_bytes(content)
-    with (
-        pytest.raises(
-            InputError, match=r"1 damaged image: record 1 of .*00001-of-00003 \(.*prepare it again"
-        ),
-        broken_images_named(split),
-    ):
+    message = r"1 damaged image: record 1 of .*00001-of-00003 \(.*prepare it again"
+    with pytest.raises(InputError, match=message), broken_images_named(split):
         images_of(split)
 
 
@@ -343,14 +318,12 @@ def test_shards_cut_short_later_are_named(own_shapes):
     directory, folder = own_shapes
     split = load(directory).train
     shard_of(folder).write_bytes(b"")
-    with (
-        pytest.raises(InputError, match="00001-of-00003.*became shorter"),
-        broken_images_named(split),
-    ):
+    message = "00001-of-00003.*became shorter"
+    with pytest.raises(InputError, match=message), broken_images_named(split):
         images_of(split)
 
 
-def test_identity_follows_content_and_not_the_place(own_shapes, shapes, tmp_path):
+def test_identity_follows_the_records_and_not_their_folder(own_shapes, shapes, tmp_path):
     before = load(shapes).identity
     assert load(own_shapes[0]).identity == before
     assert load(shapes, train_split="train[1:]").identity != before
@@ -358,22 +331,29 @@ def test_identity_follows_content_and_not_the_place(own_shapes, shapes, tmp_path
     assert load(tmp_path / "other").identity != before
 
 
-def test_walks_are_remembered_until_a_file_changes(own_shapes, monkeypatch):
+def test_records_are_found_once_until_a_file_changes(own_shapes, monkeypatch):
     directory, folder = own_shapes
-    walked = []
-    walk = records._walk
-    monkeypatch.setattr(
-        records, "_walk", lambda path, size: walked.append(path) or walk(path, size)
-    )
-    before = load(directory).identity
-    assert len(walked) == 6
-    assert load(directory).identity == before
-    assert len(walked) == 6
+    opened = []
+
+    def note(path, *arguments, open=open, **options):
+        opened.extend([Path(path)] * (Path(path).parent == folder and "tfrecord" in str(path)))
+        return open(path, *arguments, **options)
+
+    def identity():
+        opened.clear()
+        return load(directory).identity
+
+    monkeypatch.setattr(builtins, "open", note)
+    before = identity()
+    first = [shard_of(folder, split, 0) for split in ("train", "test")]  # for the first label
+    assert sorted(opened) == sorted([*folder.glob("*.tfrecord-*"), *first])
+    assert identity() == before
+    assert opened == first
     os.utime(shard_of(folder), (1, 1))
-    assert load(directory).identity == before
-    assert walked[6:] == [shard_of(folder)]
+    assert identity() == before
+    assert sorted(opened) == sorted([*first, shard_of(folder)])
     monkeypatch.setenv("KERAS_MIXER_CACHE", os.devnull)  # nothing can be kept there
-    assert load(directory).identity == before
+    assert identity() == before
 
 
 @pytest.mark.parametrize(
@@ -388,7 +368,7 @@ def test_walks_are_remembered_until_a_file_changes(own_shapes, monkeypatch):
         None,
     ],
 )
-def test_damaged_memories_are_made_again(shapes, content):
+def test_a_damaged_memory_is_made_again(shapes, content):
     before = load(shapes).identity
     kept = sorted(Path(os.environ["KERAS_MIXER_CACHE"]).glob("records/*.npy"))
     assert len(kept) == 6
@@ -397,18 +377,18 @@ def test_damaged_memories_are_made_again(shapes, content):
             path.write_bytes(path.read_bytes()[:-3])
         else:
             np.save(path, content(np.load(path)))
-    source = load(shapes)
-    assert source.identity == before
-    np.testing.assert_array_equal(images_of(source.train), tfds_numpy(shapes, "train")[0])
+    dataset = load(shapes)
+    assert dataset.identity == before
+    np.testing.assert_array_equal(images_of(dataset.train), tfds_numpy(shapes, "train")[0])
 
 
 def test_array_records_are_read_too(tmp_path, shapes):
     pytest.importorskip("array_record")
     write_set(tmp_path, file_format="array_record")
-    source, expected = (load(place, train_split="train[3:]") for place in (tmp_path, shapes))
-    np.testing.assert_array_equal(images_of(source.train), images_of(expected.train))
-    np.testing.assert_array_equal(source.train.read_labels(), expected.train.read_labels())
-    assert source.identity != load(tmp_path).identity
+    dataset, expected = (load(place, train_split="train[3:]") for place in (tmp_path, shapes))
+    np.testing.assert_array_equal(images_of(dataset.train), images_of(expected.train))
+    np.testing.assert_array_equal(dataset.train.read_labels(), expected.train.read_labels())
+    assert dataset.identity != load(tmp_path).identity
 
 
 def test_formats_without_random_access_are_refused(tmp_path):
@@ -423,37 +403,22 @@ def test_overlap_counts_records():
     assert overlap(one, one) == 15
 
 
-def test_records_are_picked_by_index(shapes):
-    split = load(shapes).train
-    picked = split.take(np.array([20, 3, 3]))
-    assert isinstance(picked.images, Records)
-    assert isinstance(picked.images.store, TFRecords)
-    np.testing.assert_array_equal(images_of(picked), images_of(split)[[20, 3, 3]])
-    assert picked.images.store.place(20).startswith("record 6 of")
-
-
 # === tfds's own mocking ===
 
 
-@pytest.mark.parametrize("name", ["stanford_dogs", "cifar100", "oxford_flowers102", "mnist"])
-def test_mocked_data_are_read(name):
+@pytest.mark.parametrize(
+    "name, classes",
+    [("stanford_dogs", 120), ("cifar100", 100), ("oxford_flowers102", 102), ("mnist", 10)],
+)
+def test_mocked_data_are_read(name, classes):
+    row = DATASETS[name]
+    sizes = SMALL.replace(image_shape=row.image_shape, patch_shape=row.patch_shape)
     with tfds.testing.mock_data(num_examples=12):
-        source = sources.open_dataset(name, None, 0.25)
-        row = DATASETS[name]
-        images, labels = next(
-            iter(
-                evaluation_batches(
-                    source.train,
-                    image_shape=row.image_shape,
-                    channels=source.channels,
-                    num_classes=len(source.class_names),
-                    batch_size=4,
-                )
-            )
-        )
+        dataset = open_dataset(name, None, 0.25)
+        images, labels = next(iter(evaluation_batches(dataset.train, ModelSpec(sizes), 4)))
     assert images.shape == (4, *row.image_shape, row.channels)
-    np.testing.assert_array_equal(np.argmax(labels, 1), source.train.read_labels()[:4])
-    assert len(source.class_names) == {"mnist": 10, "stanford_dogs": 120}.get(name, len(labels[0]))
+    np.testing.assert_array_equal(labels, dataset.train.read_labels()[:4])
+    assert len(dataset.class_names) == classes
 
 
 def test_a_whole_run_on_mocked_data(tmp_path):
@@ -478,21 +443,20 @@ def test_any_name_has_a_row():
     assert dataset_row("digits/x").origin == "tfds", "only the very name is ours"
     names = tfds.list_builders(with_community_datasets=False)
     assert {name for name, row in DATASETS.items() if row.origin == "tfds"} <= set(names)
-    assert sources.READERS["tfds"] is read_tfds
 
 
 def test_few_shots_are_those_of_the_same_images_in_memory(shapes):
     """Labels lie with the records, so drawing them reads the records first."""
-    source = load(shapes)
+    dataset = load(shapes)
     in_memory = {
-        name: Split(images_of(split, channels=3), split.read_labels())
-        for name, split in (("train", source.train), ("test", source.test))
+        name: ArrayImages(images_of(split), split.read_labels())
+        for name, split in (("train", dataset.train), ("test", dataset.test))
     }
-    sizes = {"image_shape": (6, 5), "patch_shape": (3, 5), "depth": 1, "dim": 8}
-    model = keras_mixer.build_mixer(**sizes, num_classes=0)
+    model = keras_mixer.build_mixer(**vars(SIZES))
+    model.spec = ModelSpec(SIZES)
     scores, expected = (
         score_few_shot(model, data, (2, 4), (0, 1), (1.0, 16.0))
-        for data in (source, dataclasses.replace(source, **in_memory))
+        for data in (dataset, dataclasses.replace(dataset, **in_memory))
     )
     assert scores == expected
     assert [row["images"] for row in scores["shots"]] == [6, 12]

@@ -1,4 +1,4 @@
-"""Tests `keras_mixer/inference/verify.py` and its verb: match or no match, and how sure."""
+"""Tests `keras_mixer/inference/verify.py` and its command: match or no match."""
 
 import dataclasses
 import json
@@ -11,10 +11,11 @@ import pytest
 from conftest import GOLDEN
 from PIL import Image
 
-from keras_mixer import InputError, load_mixer
+from keras_mixer import InputError, build_mixer, load_mixer
 from keras_mixer.__main__ import main
-from keras_mixer.preprocessing.resize import to_model_range
-from keras_mixer.config.data import DataOptions
+from keras_mixer.commands.weights import VerifyOptions
+from keras_mixer.config.data import DatasetOptions
+from keras_mixer.data.sources import open_dataset
 from keras_mixer.inference.verify import (
     Claim,
     as_text,
@@ -25,9 +26,11 @@ from keras_mixer.inference.verify import (
     matches,
     verify_accuracy,
 )
-from keras_mixer.commands.weights import VerifyOptions
+from keras_mixer.model.architecture import Architecture, ModelSpec, Preprocessing
+from keras_mixer.preprocessing.resize import to_model_range
 from keras_mixer.weights import model_folder
 from keras_mixer.weights.download import place_of
+from keras_mixer.weights.load import model_weights
 from keras_mixer.weights.pretrained import read_pretrained
 from keras_mixer.weights.registry import OFFICIAL, Published
 
@@ -36,9 +39,9 @@ SHAPE, CLASSES, IMAGES, RIGHT = (24, 16), 5, 60, 48
 
 
 @pytest.fixture(scope="module")
-def labelled(tmp_path_factory):
+def labeled(tmp_path_factory):
     """A folder whose 60 test images have the labels that the golden model gives, but for 12."""
-    folder = tmp_path_factory.mktemp("labelled")
+    folder = tmp_path_factory.mktemp("labeled")
     pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, *SHAPE, 3), np.uint8)
     labels = np.asarray(load_mixer(FILE, SHAPE)(to_model_range(pixels))).argmax(1)
     labels[:12] = (labels[:12] + 1 + np.arange(12) % (CLASSES - 1)) % CLASSES
@@ -52,11 +55,11 @@ def labelled(tmp_path_factory):
 
 
 @pytest.fixture
-def verify(labelled, capsys):
-    """Runs the verb on the labelled images; returns its status and what it printed."""
+def verify(labeled, capsys):
+    """Runs the command on the labeled images; returns its status and what it printed."""
 
     def run(path=FILE, *flags):
-        data = ("--dataset=folder", f"--data_dir={labelled}", "--validation_fraction=0")
+        data = ("--dataset=folder", f"--data_dir={labeled}", "--validation_fraction=0")
         status = main(["verify", str(path), *data, "--image_shape=24,16", *flags])
         shown = capsys.readouterr()
         return status, shown.out, " ".join(shown.err.split())
@@ -73,8 +76,8 @@ def verify(labelled, capsys):
 def test_interval_is_wilsons(correct, n, confidence):
     """Wilson 1927: the shares p for which |k/n - p| is z standard deviations of p, at most."""
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    centre, half = correct + z * z / 2, z * math.sqrt(correct * (n - correct) / n + z * z / 4)
-    expected = [(centre - half) / (n + z * z), (centre + half) / (n + z * z)]
+    center, half = correct + z * z / 2, z * math.sqrt(correct * (n - correct) / n + z * z / 4)
+    expected = [(center - half) / (n + z * z), (center + half) / (n + z * z)]
     assert interval_of(correct, n, confidence) == pytest.approx(expected, abs=1e-12)
 
 
@@ -87,7 +90,7 @@ def test_a_match_says_what_was_done(verify):
     assert out.startswith(f"match: {FILE} on folder, split test\n")
     assert "80.00% top-1 (68.22% to 88.17%, Wilson's interval of 0.95), 100.00% top-5, 60 im" in out
     assert "80.00% ± 0.005 points (--expected)" in out
-    assert "squashed whole (eval_crop 0), bilinear and antialiased" in out
+    assert "resized whole, without its aspect ratio (eval_crop 0), bilinear and antialiased" in out
     assert "not named in the checkpoint; taken to be in the order of the data" in out
 
 
@@ -101,12 +104,12 @@ LOW, HIGH = (round(bound, 7) for bound in interval_of(RIGHT, IMAGES, 0.95))
     (LOW - 0.00004, 0.95, True), (LOW - 0.00006, 0.95, False),
     (0.0, 0.95, False), (1.0, 0.95, False),
 ])  # fmt: skip
-def test_the_figure_must_lie_in_the_interval_but_for_its_rounding(expected, confidence, match):
+def test_the_figure_must_lie_in_the_interval_up_to_its_rounding(expected, confidence, match):
     claim = claim_of(FILE, "folder", "test", expected)
     assert matches(claim, RIGHT, IMAGES, confidence) is match
 
 
-def test_a_score_of_our_own_must_be_equal_to_the_image():
+def test_a_score_of_our_own_must_agree_to_the_image():
     claim = Claim(Published(48 / 60, "metrics.json", "", 0.0), exact=True)
     assert [matches(claim, correct, 60, 0.95) for correct in (47, 48, 49)] == [False, True, False]
 
@@ -120,7 +123,7 @@ def test_no_match_is_exit_status_1(verify):
 @pytest.mark.parametrize("top1, rounding, status", [
     (0.89, 0.00005, 1), (0.89, 0.0084, 0),
 ])  # fmt: skip
-def test_a_released_file_is_held_against_what_was_published(
+def test_a_released_file_is_compared_with_what_was_published(
     verify, monkeypatch, top1, rounding, status
 ):
     """Without a network: the file lies where a download would have put it."""
@@ -140,11 +143,11 @@ def test_a_released_file_is_held_against_what_was_published(
 
 def test_json_holds_the_same(verify):
     status, out, _ = verify(FILE, "--expected=0.5", "--format=json", "--batch_size=7")
-    verdict = json.loads(out)
-    assert status == 1 and verdict["match"] is False
-    assert (verdict["top1"], verdict["top5"], verdict["n"]) == (0.8, 1.0, 60)
-    assert verdict["interval"] == pytest.approx([LOW, HIGH], abs=1e-6)
-    assert verdict["expected"]["top1"] == 0.5 and verdict["class_names_known"] is False
+    result = json.loads(out)
+    assert status == 1 and result["match"] is False
+    assert (result["top1"], result["top5"], result["n"]) == (0.8, 1.0, 60)
+    assert result["interval"] == pytest.approx([LOW, HIGH], abs=1e-6)
+    assert result["expected"]["top1"] == 0.5 and result["class_names_known"] is False
 
 
 def test_every_image_of_the_split_is_scored(verify):
@@ -166,17 +169,13 @@ def cropped(photo, size=32, side=16):
 
 
 @pytest.mark.parametrize("eval_crop, top1", [(0.5, 1.0), (0.0, None)])
-def test_images_are_fitted_as_the_checkpoint_has_it(tmp_path, capsys, photos, eval_crop, top1):
+def test_images_are_resized_as_the_checkpoint_has_it(tmp_path, capsys, photos, eval_crop, top1):
     """Labels are the model's own on images that Pillow cropped; squashed ones get others."""
-    from keras_mixer import build_mixer
-    from keras_mixer.weights.load import model_weights
-
-    architecture = {
-        "image_shape": (16, 16), "patch_shape": (4, 4), "channels": 3, "depth": 2, "dim": 16,
-        "tokens_mlp_dim": 8, "channels_mlp_dim": 32, "num_classes": 4, "activation": "gelu",
-        "token_mixing": True, "channel_mixing": True,
-    }  # fmt: skip
-    model, generator = build_mixer(**architecture), np.random.default_rng(1)
+    architecture = Architecture(
+        image_shape=(16, 16), patch_shape=(4, 4), depth=2, dim=16, channels_mlp_dim=32,
+        num_classes=4,
+    )  # fmt: skip
+    model, generator = build_mixer(**vars(architecture)), np.random.default_rng(1)
     for variable in model.weights:
         variable.assign(generator.normal(scale=0.5, size=variable.shape))
     corners = generator.integers(0, 300, (40, 2))
@@ -188,7 +187,8 @@ def test_images_are_fitted_as_the_checkpoint_has_it(tmp_path, capsys, photos, ev
     bias.assign(np.asarray(bias) - logits.mean(0))  # so that every class is predicted
     logits = logits - logits.mean(0)
     folder, names, rows = tmp_path / "model", ("a", "b", "c", "d"), ["file,label,split"]
-    model_folder.write_spec(folder, model_folder.Description(architecture, names, eval_crop))
+    spec = ModelSpec(architecture, names, Preprocessing(eval_crop))
+    model_folder.write_spec(folder, spec)
     model_folder.write_weights(folder, model_weights(model))
     for index, (cut, row) in enumerate(zip(cuts, logits, strict=True)):
         if np.diff(np.sort(row)[-2:]) > 0.05:  # a level's difference in resizing changes none
@@ -200,10 +200,10 @@ def test_images_are_fitted_as_the_checkpoint_has_it(tmp_path, capsys, photos, ev
     (tmp_path / "labels.csv").write_text("\n".join(rows))
     flags = ["--dataset=csv", f"--data_dir={tmp_path}", "--validation_fraction=0", "--format=json"]
     main(["verify", str(folder), *flags, "--expected=0.5"])
-    verdict = json.loads(capsys.readouterr().out)
-    assert verdict["eval_crop"] == eval_crop and verdict["class_names_known"]
-    assert verdict["n"] >= 20 and len({row.split(",")[1] for row in rows[1:-4]}) == 4
-    assert verdict["top1"] == 1.0 if top1 else verdict["top1"] < 1.0
+    result = json.loads(capsys.readouterr().out)
+    assert f"(eval_crop {eval_crop:g})" in result["preprocessing"] and result["class_names_known"]
+    assert result["n"] >= 20 and len({row.split(",")[1] for row in rows[1:-4]}) == 4
+    assert result["top1"] == 1.0 if top1 else result["top1"] < 1.0
 
 
 # === A run and its own score ===
@@ -213,11 +213,11 @@ def test_a_run_matches_its_own_score_to_the_image(trained, tmp_path, capsys):
     assert main(["verify", str(trained.directory)]) == 0
     out = capsys.readouterr().out
     assert "on its own data, split test" in out
-    assert f"{trained.metrics()['test']['top1']:.2%} to the image (" in out
+    assert f"{trained.scores['test']['top1']:.2%} to the image (" in out
     assert "named alike in the checkpoint and in the data" in out
     assert main(["verify", str(trained.directory), "--eval_split=validation"]) == 0
     copy = shutil.copytree(trained.directory, tmp_path / "copy")
-    metrics = trained.metrics()
+    metrics = json.loads((copy / "metrics.json").read_text())
     metrics["test"]["top1"] -= 1 / metrics["test"]["n"]
     (copy / "metrics.json").write_text(json.dumps(metrics))
     assert main(["verify", str(copy)]) == 1, "one image less"
@@ -228,10 +228,10 @@ def test_a_run_matches_its_own_score_to_the_image(trained, tmp_path, capsys):
     assert "has no score of --eval_split=test; it has validation" in capsys.readouterr().err
 
 
-def test_a_claim_of_a_run_names_where_it_stands(trained):
+def test_the_claim_of_a_run_names_its_file(trained):
     claim = claim_of_run(trained, "test")
     assert claim.exact and claim.published.source == f"{trained.directory}/metrics.json"
-    assert claim.published.top1 == trained.metrics()["test"]["top1"]
+    assert claim.published.top1 == trained.scores["test"]["top1"]
 
 
 # === What is refused, before anything is downloaded or computed ===
@@ -278,15 +278,17 @@ def test_what_cannot_be_verified_is_refused(offline, tmp_path, monkeypatch, caps
 
 
 def test_classes_and_channels_must_be_those_of_the_data(trained):
-    source, names = trained.dataset, trained.dataset.class_names
-    check_classes("x", {"num_classes": 10, "channels": 1}, names, source)
-    check_classes("x", {"num_classes": 10}, None, source)
+    dataset, names = trained.dataset, trained.dataset.class_names
+    check_classes("x", dataset, 10, 1, names)
+    check_classes("x", dataset, 10)
+    with pytest.raises(InputError, match="x: has 9 classes, the data have 10"):
+        check_classes("x", dataset, 9)
     with pytest.raises(InputError, match="x: has 3 channels, the data have 1"):
-        check_classes("x", {"num_classes": 10, "channels": 3}, None, source)
+        check_classes("x", dataset, 10, 3)
     with pytest.raises(InputError, match="0 is 1, not 0; 1 is 2, not 1; 2 is 3, not 2 and 7 more"):
-        check_classes("x", {}, (*names[1:], names[0]), source)
+        check_classes("x", dataset, 10, 1, (*names[1:], names[0]))
     with pytest.raises(InputError, match="the data: 9 is nine, not 9$"):
-        check_classes("x", {}, (*names[:9], "nine"), source)
+        check_classes("x", dataset, 10, 1, (*names[:9], "nine"))
 
 
 def test_the_claim_about_a_released_file_is_the_published_one():
@@ -295,19 +297,19 @@ def test_the_claim_about_a_released_file_is_the_published_one():
     assert claim_of(f"official:{NAME}", "imagenet2012", "test", 0.5).published.top1 == 0.5
 
 
-def test_data_flags_mean_what_they_mean_for_train():
-    defaults = {field.name: field.default for field in dataclasses.fields(VerifyOptions)}
-    for field in dataclasses.fields(DataOptions):
-        assert field.name == "dataset" or defaults.get(field.name, field.default) == field.default
-    assert {"validation_fraction", "test_fraction", "split_seed", "labels"} <= set(defaults)
+def test_data_flags_have_the_defaults_of_train():
+    verify, train = (
+        {field.name: field.default for field in dataclasses.fields(options)}
+        for options in (VerifyOptions, DatasetOptions)
+    )
+    assert {"validation_fraction", "test_fraction", "split_seed", "labels"} <= train.keys()
+    assert train.items() - {("dataset", "digits")} <= verify.items()
 
 
-def test_names_cannot_break_the_output(labelled):
-    from keras_mixer.data.sources import open_dataset
-
-    source = open_dataset("folder", labelled, 0.0)
-    verdict = verify_accuracy(
-        read_pretrained(FILE, SHAPE), FILE, source.test, source.class_names,
+def test_names_cannot_break_the_output(labeled):
+    dataset = open_dataset("folder", labeled, 0.0)
+    result = verify_accuracy(
+        read_pretrained(FILE, SHAPE), FILE, dataset.test, dataset.class_names,
         claim_of(FILE, "folder", "test", 0.8), 0.95, 128,
     )  # fmt: skip
-    assert "\x1b" not in as_text(verdict, "\x1b[31m")
+    assert "\x1b" not in as_text(result, "\x1b[31m")

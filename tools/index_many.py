@@ -1,6 +1,6 @@
 """Makes a folder of very many tiny images and shows what indexing and reading it costs.
 
-    python tests/index_many.py --files=200000
+    python tools/index_many.py --files=200000
 
 Indexing is what happens before the first step: listing, checking headers and ends, splitting, the
 identity. It is done twice, each time in a process of its own: cold, with an empty memory of sound

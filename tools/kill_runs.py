@@ -1,6 +1,6 @@
 """Kills training runs with SIGKILL at random moments and compares what they become in the end.
 
-    python tests/kill_runs.py --kills=20
+    python tools/kill_runs.py --kills=20
 
 A run is killed up to three times, at moments spread uniformly over the time after its first step,
 and started again with the same command until it is done. It must then equal a run that nothing
@@ -34,9 +34,9 @@ FLAGS = [
 ]  # fmt: skip
 
 
-def start(directory, *flags):
+def start(directory):
     """Starts a run and returns its process; its standard error can be read line by line."""
-    command = [sys.executable, str(TRAIN), *FLAGS, f"--output_dir={directory}", *flags]
+    command = [sys.executable, str(TRAIN), *FLAGS, f"--output_dir={directory}"]
     return subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=directory.parent
     )

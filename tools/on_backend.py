@@ -1,6 +1,6 @@
 """Answers a question of test_backends.py in a process of its own: a process has one Keras backend.
 
-KERAS_BACKEND=jax python tests/on_backend.py QUESTION ANSWERS.npz [ARGUMENT...]
+KERAS_BACKEND=jax python tools/on_backend.py QUESTION ANSWERS.npz [ARGUMENT...]
 """
 
 import os
@@ -9,11 +9,12 @@ import sys
 import numpy as np
 
 from keras_mixer import build_mixer, load_mixer
+from keras_mixer.model.architecture import Architecture
 
-BASE = {
-    "image_shape": (8, 8), "patch_shape": (2, 2), "channels": 3, "depth": 2, "dim": 6,
-    "tokens_mlp_dim": 5, "channels_mlp_dim": 7, "num_classes": 3,
-}  # fmt: skip
+BASE = Architecture(
+    image_shape=(8, 8), patch_shape=(2, 2), depth=2, dim=6, tokens_mlp_dim=5, channels_mlp_dim=7,
+    num_classes=3,
+)  # fmt: skip
 ARCHITECTURES = {
     "square": {},
     "neither image nor patch square": {"image_shape": (8, 15), "patch_shape": (4, 3)},
@@ -30,7 +31,7 @@ def logits_and_gradients():
     differentiate = {"tensorflow": _tensorflow, "jax": _jax, "torch": _torch}[BACKEND]
     answers = {}
     for name, changed in ARCHITECTURES.items():
-        model, images, targets = _case({**BASE, **changed})
+        model, images, targets = _case(BASE.replace(**changed))
         logits, gradients = differentiate(model, images, targets)
         paths = [variable.path for variable in model.trainable_variables]
         answers[f"{name}: logits"] = logits
@@ -42,11 +43,11 @@ def logits_and_gradients():
 def _case(architecture):
     """A model and inputs that are the same on every backend, and of a size that says something."""
     generator = np.random.default_rng(0)
-    model = build_mixer(**architecture)
+    model = build_mixer(**vars(architecture))
     for variable in model.weights:
         variable.assign(generator.normal(scale=0.4, size=variable.shape))
     images = generator.uniform(-1, 1, (BATCH, *model.input_shape[1:])).astype("float32")
-    return model, images, np.eye(architecture["num_classes"], dtype="float32")[[0, 1, 2, 0]]
+    return model, images, np.eye(architecture.num_classes, dtype="float32")[[0, 1, 2, 0]]
 
 
 def _loss(logits, targets):
@@ -110,7 +111,7 @@ def trained():
     keras.utils.set_random_seed(0)
     labels = np.arange(64) % 3
     noise = np.random.default_rng(0).normal(scale=0.1, size=(64, 8, 8, 3))
-    model = build_mixer(**BASE, dropout=0.1, stochastic_depth=0.2)
+    model = build_mixer(**vars(BASE), dropout=0.1, stochastic_depth=0.2)
     model.compile(
         keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     )

@@ -1,1 +1,1 @@
-"""The commands: from flags to one call."""
+"""The commands of the command line, a function of parsed flags each."""

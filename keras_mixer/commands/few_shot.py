@@ -1,4 +1,4 @@
-"""The command for few-shot evaluation: fewshot."""
+"""The fewshot command."""
 
 import dataclasses
 import json
@@ -67,7 +67,7 @@ class FewShotOptions(DatasetOptions):
 
 
 def few_shot(options, arguments):
-    """Few-shot accuracy of a model's features: ridge regression on a few images per class."""
+    """Measures few-shot accuracy of features, by ridge regression on a few images per class."""
     path = only(arguments, "CHECKPOINT")
     if options.output:
         check_writable(options.output)
@@ -91,7 +91,7 @@ def few_shot(options, arguments):
 
 
 def _pretrained(options, path):
-    """Reads the weights; --eval_crop takes precedence over what their spec says."""
+    """Reads the weights; --eval_crop, if given, replaces that of their spec."""
     pretrained = announce(read_pretrained(path, options.image_shape), path)
     if options.eval_crop is None:
         return pretrained
@@ -100,7 +100,7 @@ def _pretrained(options, path):
 
 
 def _check(options, dataset, path, channels):
-    """Refuses what cannot be scored."""
+    """Refuses data that the model cannot take, and data without test images."""
     if channels != dataset.channels:
         raise InputError(
             f"{path}: it was trained on images of {channels} channels, --dataset={options.dataset} "
@@ -113,12 +113,12 @@ def _check(options, dataset, path, channels):
         )
 
 
-# The options that decide which images are training and which are test images.
+# Options that decide which images are training and which are test images.
 _SPLITTING = ("train_split", "test_split", "test_fraction", "split_seed")
 
 
 def _note_other_splits(options, dataset, path):
-    """Warns when a run may have been trained on images that are test images here."""
+    """Warns if a run may have been trained on images that are test images here."""
     with path_errors(path):
         record = read_record(path) if (Path(path) / BEST).is_dir() else None
     if record is None or record["data"]["identity"] == dataset.identity:

@@ -13,8 +13,6 @@ from keras_mixer.training.open_run import read_run
 from keras_mixer.weights.model_folder import is_model_folder
 from keras_mixer.weights.pretrained import announce, read_pretrained
 
-# === evaluate ===
-
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateOptions:
@@ -44,9 +42,6 @@ def evaluate(options, arguments):
     print(text if options.format == "json" else as_table(scores))
 
 
-# === predict ===
-
-
 @dataclasses.dataclass(frozen=True)
 class PredictOptions:
     """Flags of `predict`."""
@@ -61,7 +56,7 @@ class PredictOptions:
 
 
 def predict(options, arguments):
-    """Classifies images: files, folders and globs. Exit status 1 if any cannot be read."""
+    """Classifies images (files, folders, globs); the exit status is 1 if any cannot be read."""
     if len(arguments) < 2:
         raise InputError("expected a run and at least one image, folder or glob")
     run, *images = arguments
@@ -78,9 +73,6 @@ def predict(options, arguments):
     return 0 if complete else 1
 
 
-# === export ===
-
-
 @dataclasses.dataclass(frozen=True)
 class ExportOptions:
     """Flags of `export`."""
@@ -91,7 +83,6 @@ class ExportOptions:
 
 def export(options, arguments):
     """Exports a run's best weights as a SavedModel with its preprocessing inside."""
-
     run = Path(only(arguments, "RUN"))
     with path_errors(run):
         folder = next((f for f in (run / "best", run) if is_model_folder(f)), None)

@@ -1,4 +1,4 @@
-"""Shared by several commands: checks of arguments, writing of outputs."""
+"""Helpers of several commands: checks of arguments, writing of outputs."""
 
 from pathlib import Path
 
@@ -7,14 +7,11 @@ from keras_mixer.files import write_atomically
 
 
 def only(arguments, what):
-    """Returns the one argument of a command.
+    """Returns the only one of a command's arguments; raises an `InputError` if there is not one.
 
     Args:
         arguments: list of strings.
-        what: What the argument is called in `--help`.
-
-    Raises:
-        InputError: If there is none, or more than one.
+        what: Name of the argument in `--help`.
     """
     if len(arguments) != 1:
         raise InputError(f"expected exactly one {what}, received {len(arguments)}")
@@ -22,16 +19,12 @@ def only(arguments, what):
 
 
 def check_writable(path):
-    """Refuses an `--output` that could not be written, before the work for it is done.
-
-    Raises:
-        InputError: If its folder does not exist, or it is itself a folder.
-    """
+    """Raises an `InputError` if an `--output` cannot be written, before the work for it is done."""
     if not Path(path).resolve().parent.is_dir() or Path(path).is_dir():
         raise InputError(f"--output={path}: its folder does not exist, or it is itself a folder")
 
 
 def write(path, text):
-    """Writes the text of an `--output` in one step; see `check_writable`."""
+    """Writes the text of an `--output` atomically, after `check_writable`."""
     check_writable(path)
     write_atomically(Path(path), text.encode(errors="backslashreplace"))

@@ -1,4 +1,4 @@
-"""All commands, in the order in which `--help` lists them."""
+"""All commands, in the order of `--help`."""
 
 from typing import NamedTuple
 
@@ -7,12 +7,12 @@ from keras_mixer.config.training import Config
 
 
 class Command(NamedTuple):
-    """A row of the table.
+    """A command of the command line.
 
     Attributes:
         run: Function of (options, arguments) that returns an exit status, or None for 0.
         options: Dataclass of its flags.
-        arguments: What its arguments without dashes are called; None where it takes none.
+        arguments: Names of its positional arguments; None if it takes none.
         examples: Command lines for `--help`.
     """
 

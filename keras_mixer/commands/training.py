@@ -1,4 +1,4 @@
-"""Commands with the flags of training: train, preview."""
+"""Commands that take the flags of training: train, preview."""
 
 import dataclasses
 
@@ -10,8 +10,6 @@ from keras_mixer.data.datasets import SPLITS
 from keras_mixer.errors import InputError
 from keras_mixer.jobs import run_job
 from keras_mixer.training.open_run import plan_run
-
-# === train ===
 
 
 def train(config, arguments):
@@ -34,9 +32,6 @@ def _summary(run):
     return "\n".join([f"{', '.join(scores)} ({chosen})", f"run: {run.directory}", *exported])
 
 
-# === preview ===
-
-
 @dataclasses.dataclass(frozen=True)
 class PreviewOptions(Config):
     """Flags of `preview`: those of `train`, and these."""
@@ -47,7 +42,7 @@ class PreviewOptions(Config):
 
 
 def preview(options, arguments):
-    """Draws training images as they are augmented, under the same flags as train."""
+    """Draws training images as they are augmented, with the same flags as train."""
     if not options.output.endswith(".png"):
         raise InputError(f"--output={options.output}: expected a name that ends in .png")
     check_writable(options.output)

@@ -1,4 +1,4 @@
-"""Commands for pretrained weights of any known format: convert, verify."""
+"""Commands for pretrained weights: convert, verify."""
 
 import dataclasses
 import json
@@ -31,9 +31,6 @@ def _image_shape():
     )
 
 
-# === convert ===
-
-
 @dataclasses.dataclass(frozen=True)
 class ConvertOptions:
     """Flags of `convert`."""
@@ -48,9 +45,6 @@ def convert(options, arguments):
     written = convert_weights(*arguments, options.image_shape)
     say(f"{arguments[1]}: {summary(written)}")
     print(printable(arguments[1]))
-
-
-# === verify ===
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,15 +71,16 @@ class VerifyOptions(DatasetOptions):
 
 
 def verify(options, arguments):
-    """Checks that weights reach their published accuracy. Exit status 1 if they do not."""
+    """Checks that weights reach their published accuracy; the exit status is 1 if they do not."""
     path = only(arguments, "CHECKPOINT")
     claim, dataset = _claim_and_data(path, options)
     split, release = dataset.split(options.eval_split), release_of(path)
     if release:  # before hundreds of megabytes are downloaded
         check_classes(path, dataset, release.num_classes)
-    pretrained = announce(read_pretrained(path, options.image_shape), path)
+    pretrained = read_pretrained(path, options.image_shape)
     sizes, class_names = pretrained.spec.architecture, pretrained.spec.class_names
     check_classes(path, dataset, sizes.num_classes, sizes.channels, class_names)
+    announce(pretrained, path)
     with quiet_tensorflow():
         import keras_mixer.inference.evaluate  # noqa: F401
 
@@ -99,7 +94,7 @@ def verify(options, arguments):
 
 
 def _claim_and_data(path, options):
-    """Returns the `Claim` to be verified, and the `Dataset` to verify it on."""
+    """Returns the `Claim` to verify and the `Dataset` to verify it on."""
     if options.dataset is not None:
         claim = claim_of(path, options.dataset, options.eval_split, options.expected)
         return claim, open_dataset(**options.dataset_options())

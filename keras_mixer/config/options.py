@@ -1,8 +1,8 @@
-"""From dataclass fields to absl flags: each option is defined once, each mistake is one line.
+"""Command-line flags (absl) from dataclass fields, so that each option is defined once.
 
-A dataclass whose fields are made by `option` is a command's whole interface: `parse` turns
-`--name=value` arguments into an instance, and `check` compares the values with their bounds. Every
-command has a `FlagValues` of its own, so it accepts only its own flags.
+A command's flags are the fields of a dataclass, made by `option`. `parse` turns `--name=value`
+arguments into an instance, and `check` compares the values with their bounds. Every command has its
+own `FlagValues`, so it accepts only its own flags.
 """
 
 import dataclasses
@@ -37,17 +37,17 @@ def option(
     """Declares a dataclass field that is also a command-line flag of the same name.
 
     Args:
-        default: The default value; None where the meaning of "not given" is said in `help`.
-        help: One sentence for `--help`.
+        default: The default value; where it is None, `help` describes the default.
+        help: Help text, without the choices and a default that is not None.
         choices: The values allowed, if there are only a few. On the command line, case is ignored.
         low, high: Smallest and largest value allowed.
-        above, below: Bounds that are themselves not allowed.
+        above, below: Exclusive bounds.
         heading: Heading of the group that this field begins in `--help`.
-        noun: What a pair of numbers that is no shape is called in messages.
+        noun: Name in messages for a pair of numbers that is not height,width.
         plain_name: bool. The value is one part of a path, without slashes.
         aliases: Other names of the flag.
-        basic: bool. One of the flags to start with, which `--help` lists first.
-        result: bool. Whether another value may change what a run results in.
+        basic: bool. Whether `--help` lists the flag first, among those to start with.
+        result: bool. Whether another value may change the result of a run.
     """
     bounds = {"low": low, "high": high, "above": above, "below": below}
     metadata = {
@@ -64,7 +64,7 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-# Bounds of several options.
+# Bounds that several options share.
 PIXELS = {"low": 1, "high": 65536}
 COUNT = {"low": 1, "high": 1048576}
 STEPS = {"low": 1, "high": 10**9}
@@ -83,11 +83,7 @@ _BOUNDS = {
 
 
 def check(options):
-    """Checks every field of an options dataclass against its type, choices and bounds.
-
-    Raises:
-        InputError: Names the flag, what was expected and what was received.
-    """
+    """Raises an `InputError` if a field of an options dataclass has a value that is not allowed."""
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         if value is not None:
@@ -123,12 +119,12 @@ def _nearest(value, names):
 
 
 def options_of(options, group):
-    """Returns the fields that a dataclass of options inherits from one of its groups, as a dict."""
+    """Returns the fields that an options dataclass inherits from its base `group`, as a dict."""
     return {field.name: getattr(options, field.name) for field in dataclasses.fields(group)}
 
 
 def as_flags(options):
-    """Returns every option that is not at its default as `--name=value`."""
+    """Returns a list of `--name=value` for every option that is not at its default."""
     return [
         f"--{field.name}={shown(getattr(options, field.name))}"
         for field in dataclasses.fields(options)
@@ -147,7 +143,7 @@ def shown(value):
 
 
 class _ShapeParser(flags.ArgumentParser):
-    """Reads `height,width`; also `(height, width)`, and one number for a square, if allowed."""
+    """Parses `height,width`; also `(height, width)`, and one number for a square, if allowed."""
 
     def __init__(self, square=True):
         self.square = square
@@ -163,7 +159,7 @@ class _ShapeParser(flags.ArgumentParser):
 
 
 class _ChoiceParser(flags.ArgumentParser):
-    """Reads one of a few names, whatever its case."""
+    """Parses one of a few names, ignoring case."""
 
     def __init__(self, choices):
         self.names = {choice.lower(): choice for choice in choices}
@@ -173,7 +169,7 @@ class _ChoiceParser(flags.ArgumentParser):
 
 
 class _ListParser(flags.ArgumentParser):
-    """Reads values separated by commas, all of one kind."""
+    """Parses values of one kind, separated by commas."""
 
     def __init__(self, item):
         self.item = item
@@ -212,10 +208,7 @@ _KINDS = {
 
 
 def _kind(field):
-    """The kind of a field, from its annotation.
-
-    `int`, `float | None`, `tuple[int, int] | None`, and lists: `tuple[str, ...]`.
-    """
+    """Returns the `_Kind` of a field from its type, such as `int | None` or `tuple[str, ...]`."""
     types = [t for t in typing.get_args(field.type) if t is not type(None)] or [field.type]
     plain = field.type if typing.get_origin(field.type) is tuple else types[0]
     if typing.get_args(plain)[1:] == (...,):
@@ -239,20 +232,20 @@ def _list_of(kind):
 
 
 def parse(options_class, arguments, positional=None):
-    """Reads a command's arguments.
+    """Parses a command's arguments.
 
     Args:
         options_class: A dataclass whose fields are made by `option`.
-        arguments: list of strings, without the command's own name.
-        positional: string. What the arguments without dashes are called, such as `"RUN"`; None
-            where there are none.
+        arguments: list of strings, without the command's name.
+        positional: string. Name of the positional arguments, such as `"RUN"`; None if the command
+            takes none.
 
     Returns:
-        (options, given, rest): an instance of the class, checked; the values given, as a dict from
-        flag name to value; and the positional arguments.
+        (options, given, rest): an instance of the class, checked; a dict from the names of the
+        fields given to their values; and the positional arguments.
 
     Raises:
-        InputError: One line that names the flag and, for a misspelt one, the nearest name.
+        InputError: One line that names the flag, and the nearest name for an unknown one.
     """
     values = _flag_values(options_class)
     values.set_gnu_getopt(True)  # flags may follow positional arguments
@@ -277,7 +270,7 @@ def parse(options_class, arguments, positional=None):
 
 
 def _given(options_class, values):
-    """Returns the values given, and the names they were given under, both by field name."""
+    """Returns two dicts by field name: the values given, and the flag or alias used for each."""
     spelled = {
         field.name: name
         for field in dataclasses.fields(options_class)
@@ -302,7 +295,7 @@ def _flag_values(options_class):
 
 
 def _one_line(error, options_class):
-    """absl's message, reworded where it shows Python instead of an expectation."""
+    """Returns absl's message as one line, with our wording for a value of the wrong type."""
     illegal = re.match(r"flag --(\w+)=(.*?): ", str(error), re.DOTALL)
     if illegal:
         name, value = illegal.groups()
@@ -321,8 +314,8 @@ def describe(options_class, title, examples=()):
 
     Args:
         options_class: A dataclass whose fields are made by `option`.
-        title: string. Usage and what the command does.
-        examples: strings, each a command line.
+        title: string. Usage and a description of the command.
+        examples: Command lines.
     """
     fields = dataclasses.fields(options_class)
     basic = [field for field in fields if field.metadata["basic"]]

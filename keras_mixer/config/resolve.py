@@ -1,6 +1,6 @@
-"""Fills what a Config leaves open, and checks values that are right or wrong only together.
+"""Fills the values that a Config leaves open, and checks values that depend on each other.
 
-Precedence: what was given, then the checkpoint, then the variant, then the data set's defaults.
+Precedence: the values given, then the checkpoint, the variant, and the data set's defaults.
 """
 
 import contextlib
@@ -17,11 +17,11 @@ from keras_mixer.weights.resize import resized_architecture
 
 
 def resolve(config, class_names, channels, checkpoint=None):
-    """Fills everything that was left to the data, the checkpoint, the variant or other fields.
+    """Fills a Config from the checkpoint, the variant and the data.
 
     Args:
         config: `Config`, as given.
-        class_names: Those of the data.
+        class_names: Class names of the data.
         channels: int. Color channels of the images.
         checkpoint: `Architecture` of the weights to start from, or None.
 
@@ -52,7 +52,7 @@ def resolve(config, class_names, channels, checkpoint=None):
 
 @contextlib.contextmanager
 def _named_as_flags():
-    """Names options in messages as flags: what raises them knows them as plain arguments."""
+    """Writes options in messages as flags: lower modules name them as plain arguments."""
     try:
         yield
     except InputError as error:
@@ -75,9 +75,9 @@ def _check_data(config, num_classes, channels, checkpoint):
 
 
 def _from_checkpoint(config, checkpoint):
-    """The checkpoint's architecture, which the flags may repeat but not contradict.
+    """Returns the checkpoint's architecture as a dict; raises if the flags contradict it.
 
-    Only the shapes of images and patches may differ: the weights are adapted to them.
+    Only the shapes of images and patches may differ, as the weights are adapted to them.
     """
     if checkpoint is None:
         return {}
@@ -117,7 +117,7 @@ def _defaults(config, num_classes):
 
 
 def _consistent(config):
-    """Checks values that are right or wrong only together."""
+    """Returns the config, after checking values that depend on each other."""
     if config.resize_tokens != Config.resize_tokens and config.checkpoint is None:
         raise InputError(
             f"--resize_tokens={config.resize_tokens} is for a --checkpoint of other images or "
@@ -157,7 +157,7 @@ def _consistent(config):
 
 
 def _check_freezing(config):
-    """Refuses a frozen backbone of random weights, and options that act on its training."""
+    """Refuses to freeze a backbone of random weights, and options that only affect its training."""
     if config.freeze == "none":
         return
     if config.checkpoint is None:

@@ -1,1 +1,1 @@
-"""From files to batches of images and labels."""
+"""Reads datasets of images and labels."""

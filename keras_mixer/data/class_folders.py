@@ -1,4 +1,4 @@
-"""Image files in class folders."""
+"""Reads datasets of image files in class folders."""
 
 import os
 
@@ -17,58 +17,58 @@ SPLIT_FOLDERS = {
 
 
 def read_folder(request):
-    """Class folders, either directly in the directory or under train/, val/ and test/.
+    """Reads images from class folders, directly in the directory or in train/, val/ and test/.
 
     Raises:
-        InputError: If folders differ in their classes or hold no images, or files are unreadable.
+        InputError: If splits differ in classes, a class has no images, or a file is unreadable.
     """
     directory = request.directory
-    folders = _split_folders(directory)
-    class_names = _class_names(folders["train"])
+    folders = _find_split_folders(directory)
+    class_names = _list_class_names(folders["train"])
     for folder in folders.values():
-        if differing := sorted(set(_class_names(folder)) ^ set(class_names)):
+        if differing := sorted(set(_list_class_names(folder)) ^ set(class_names)):
             raise InputError(
                 f"--data_dir: {folder} and {folders['train']} differ in their class folders: "
                 f"{', '.join(differing)}"
             )
-    splits = _listed(directory, folders, class_names, request.row.channels)
+    splits = _read_splits(directory, folders, class_names, request.row.channels)
     return class_names, {"all": splits["train"]} if folders["train"] == directory else splits
 
 
-def _split_folders(directory):
-    """Finds train/, val/ and test/; without a train/, the directory itself is what there is."""
+def _find_split_folders(directory):
+    """Returns the folder of each split; without any of them, the directory itself as `train`."""
     folders = subfolders(directory)
-    found = {}
+    by_split = {}
     for split, names in SPLIT_FOLDERS.items():
         for name in names:
-            if split not in found and name in folders:
-                found[split] = directory / folders[name]
-    if "train" not in found and len(found) > 0:
+            if split not in by_split and name in folders:
+                by_split[split] = directory / folders[name]
+    if "train" not in by_split and len(by_split) > 0:
         raise InputError(
-            f"--data_dir={directory} holds {', '.join(f.name for f in found.values())} but no "
+            f"--data_dir={directory} holds {', '.join(f.name for f in by_split.values())} but no "
             f"train folder; expected class folders, directly or under train, val and test"
         )
-    return found or {"train": directory}
+    return by_split or {"train": directory}
 
 
 def subfolders(directory):
-    """Returns the names of a folder's folders, keyed by the same in small letters."""
-    return {name.lower(): name for name in _folder_names(directory)}
+    """Returns the names of the subfolders, keyed by the same in lower case."""
+    return {name.lower(): name for name in _list_folders(directory)}
 
 
-def _folder_names(directory):
+def _list_folders(directory):
     with path_errors(directory), os.scandir(directory) as entries:
         return sorted(entry.name for entry in entries if entry.is_dir())
 
 
-def _class_names(folder):
-    names = tuple(name for name in _folder_names(folder) if not name.startswith("."))
+def _list_class_names(folder):
+    names = tuple(name for name in _list_folders(folder) if not name.startswith("."))
     if len(names) < 2:
         raise InputError(
             f"--data_dir: {folder} holds {len(names)} class folders; expected at least 2, "
             f"one per class, with the images inside"
         )
-    if odd := [name for name in names if not _is_text(name)]:
+    if odd := [name for name in names if not _is_utf8(name)]:
         raise InputError(
             f"--data_dir: {folder} holds class folders whose names are not UTF-8, rename them: "
             f"{some_of(list(map(ascii, odd)))}"
@@ -76,24 +76,23 @@ def _class_names(folder):
     return names
 
 
-def _is_text(name):
+def _is_utf8(name):
     return os.fsencode(name).decode(errors="replace") == name
 
 
-def _listed(directory, folders, class_names, channels):
-    """Lists and checks the images of every split and class, in one pass each."""
+def _read_splits(directory, folders, class_names, channels):
+    """Returns the checked images of each split."""
     paths = [folder / name for folder in folders.values() for name in class_names]
-    listing, found = list_images(directory, [os.path.relpath(p, directory) for p in paths])
-    counts = np.bincount(found, minlength=len(paths))
+    listing, folder_of = list_images(directory, [os.path.relpath(p, directory) for p in paths])
+    counts = np.bincount(folder_of, minlength=len(paths))
     if not counts.all():
         raise InputError(
             f"--data_dir: the class folder {paths[np.argmin(counts)]} holds no image "
             f"({', '.join(IMAGE_SUFFIXES)})"
         )
     refuse_unreadable(listing)
-    of_split, labels = np.divmod(found, len(class_names))
-    everything = FileImages(listing, labels, channels)
+    split_of, labels = np.divmod(folder_of, len(class_names))
+    images = FileImages(listing, labels, channels)
     return {
-        name: everything.take(np.flatnonzero(of_split == position))
-        for position, name in enumerate(folders)
+        name: images.take(np.flatnonzero(split_of == index)) for index, name in enumerate(folders)
     }

@@ -1,4 +1,4 @@
-"""Image files whose labels stand in a CSV file beside them, as in Kaggle's competitions."""
+"""Reads datasets of image files with labels in a CSV file, as in Kaggle competitions."""
 
 import csv
 import os
@@ -31,7 +31,7 @@ _SPLIT_OF = {name: split for split, names in SPLIT_FOLDERS.items() for name in n
 
 
 class _Table(NamedTuple):
-    """A label file by columns; `lines` says where each row stands, `splits` may be None."""
+    """A label file by columns; `lines` has the line number of each row, `splits` may be None."""
 
     file: Path
     header: list[str]
@@ -42,39 +42,35 @@ class _Table(NamedTuple):
 
 
 def read_csv(request):
-    """Images with labels from a CSV file: its first column names images, another their labels.
+    """Reads images and labels by a CSV file: its first column names images, another has labels.
 
-    An image's name may lack its suffix, and its folder if that is one of `IMAGE_FOLDERS` or that
-    of its split. A column called `split` says where an image belongs; without it, they are split
-    by a seed.
+    Names may lack the suffix, and the folder if it is one of `IMAGE_FOLDERS` or that of the
+    image's split. An optional column `split` gives each image's split.
 
     Raises:
-        InputError: If the file is no such table, or names images that are missing or unreadable.
+        InputError: If the file is not such a table, or images are missing or unreadable.
     """
     directory = request.directory
-    table = _read_table(_label_file(directory, request.labels))
+    table = _read_table(_find_label_file(directory, request.labels))
     _refuse_faulty(table)
-    class_names, labels = _classes(table)
+    class_names, labels = _encode_labels(table)
     listing, _ = list_images(directory)
-    found = _find_all(table, listing.names, directory)
-    order = np.argsort(found)  # by name: the order of the rows does not matter
-    listing = listing.take(found[order])
+    indices = _match_images(table, listing.names, directory)
+    order = np.argsort(indices)  # by name: the order of the rows does not matter
+    listing = listing.take(indices[order])
     images = FileImages(listing, labels[order], request.row.channels)
-    splits = _splits(table, order, images)
+    splits = _take_splits(table, order, images)
     _refuse_untrained(table, class_names, splits)
     refuse_unreadable(listing)
     return class_names, splits
 
 
-# === The file ===
-
-
-def _label_file(directory, labels):
+def _find_label_file(directory, labels):
     file = Path(labels) if labels else directory / "labels.csv"
     with path_errors(f"--labels={file}"):
         if not file.is_file():
-            there = sorted(path.name for path in directory.glob("*.csv"))
-            hint = f"; {directory} holds {some_of(there)}" if there else ""
+            csv_files = sorted(path.name for path in directory.glob("*.csv"))
+            hint = f"; {directory} holds {some_of(csv_files)}" if csv_files else ""
             raise InputError(f"--labels={file}: no such file{hint}")
     return file
 
@@ -84,16 +80,16 @@ def _read_table(file):
         with path_errors(f"--labels={file}"), open(file, newline="", encoding="utf-8-sig") as text:
             delimiter = max(",;\t", key=text.readline().count)  # spreadsheets write all three
             text.seek(0)
-            return _by_columns(file, csv.reader(text, delimiter=delimiter, strict=True))
+            return _read_columns(file, csv.reader(text, delimiter=delimiter, strict=True))
     except UnicodeDecodeError as error:
         raise InputError(f"--labels={file}: not a text file in UTF-8 ({error.reason})") from error
     except csv.Error as error:
         raise InputError(f"--labels={file}: not a CSV file ({error})") from error
 
 
-def _by_columns(file, reader):
+def _read_columns(file, reader):
     header = [name.strip() for name in next(reader, [])]
-    label, split = _columns(file, header)
+    label, split = _find_columns(file, header)
     table = _Table(file, header, array("q"), [], [], None if split is None else [])
     for row in reader:
         cells = [cell.strip() for cell in row] + [""] * (len(header) - len(row))
@@ -106,13 +102,13 @@ def _by_columns(file, reader):
     return table
 
 
-def _columns(file, header):
-    """Returns the positions of the column of labels and of that of splits, which may be None."""
+def _find_columns(file, header):
+    """Returns the indices of the label column and of the split column, which may be None."""
     names = [name.lower() for name in header]
     split = names.index(SPLIT_COLUMN) if SPLIT_COLUMN in names else None
-    called = [names.index(name) for name in LABEL_COLUMNS if name in names]
-    others = [position for position in range(1, len(names)) if position != split]
-    label = called[0] if called else others[0] if len(others) == 1 else 0
+    known = [names.index(name) for name in LABEL_COLUMNS if name in names]
+    others = [index for index in range(1, len(names)) if index != split]
+    label = known[0] if known else others[0] if len(others) == 1 else 0
     if label == 0 or split == 0:
         raise InputError(
             f"--labels={file}: expected a header, with a column of images first and one of labels "
@@ -121,16 +117,13 @@ def _columns(file, header):
     return label, split
 
 
-# === Rows ===
-
-
 def _refuse_faulty(table):
-    """Refuses what is wrong wherever the images are."""
+    """Checks what does not depend on the image files."""
     if not table.lines:
         raise InputError(f"--labels={table.file}: holds no rows below its header")
     _refuse(table, [not name for name in table.images], "without an image")
     _refuse(table, [not label for label in table.labels], "without a label")
-    _refuse(table, list(map(_escapes, table.images)), "with an image outside of --data_dir")
+    _refuse(table, list(map(_is_outside, table.images)), "with an image outside of --data_dir")
     if table.splits is not None:
         unknown = [not split for split in table.splits]
         _refuse(table, unknown, f"whose {SPLIT_COLUMN} is none of {', '.join(SPLITS)}")
@@ -143,13 +136,13 @@ def _refuse(table, faulty, what):
         raise InputError(f"--labels={table.file}: {len(rows)} row{plural} {what}: {named}")
 
 
-def _escapes(name):
+def _is_outside(name):
     name = name.replace("\\", "/")
     return bool(re.match("/|[A-Za-z]:/", name)) or ".." in name.split("/")
 
 
-def _classes(table):
-    """Returns the class names, sorted, and the labels as indices of them."""
+def _encode_labels(table):
+    """Returns the sorted class names, and the labels as indices into them."""
     names = tuple(sorted(set(table.labels)))
     if len(names) < 2:
         raise InputError(
@@ -159,17 +152,17 @@ def _classes(table):
     return names, np.fromiter(map(label_of.get, table.labels), np.int64, len(table.labels))
 
 
-def _splits(table, order, everything):
+def _take_splits(table, order, images):
     if table.splits is None:
-        return {"all": everything}
-    of_row = np.array(table.splits)[order]
+        return {"all": images}
+    split_of = np.array(table.splits)[order]
     return {
-        name: everything.take(np.flatnonzero(of_row == name)) for name in SPLITS if name in of_row
+        name: images.take(np.flatnonzero(split_of == name)) for name in SPLITS if name in split_of
     }
 
 
 def _refuse_untrained(table, class_names, splits):
-    """Refuses classes that only validation or test images have."""
+    """Refuses classes without training images."""
     train = splits.get("all", splits.get("train"))
     trained = set() if train is None else set(train.labels.tolist())
     missing = [name for label, name in enumerate(class_names) if label not in trained]
@@ -180,35 +173,32 @@ def _refuse_untrained(table, class_names, splits):
         )
 
 
-# === Images ===
-
-
-def _find_all(table, names, directory):
-    """Returns the position of each row's image among the sorted names of the files."""
+def _match_images(table, names, directory):
+    """Returns the index of each row's image in the sorted names of the files."""
     folders = subfolders(directory)
-    found = np.full(len(table.images), MISSING)
+    indices = np.full(len(table.images), MISSING)
     for split in SPLITS if table.splits else ("train",):
-        rows = np.flatnonzero([s == split for s in table.splits or ["train"] * len(found)])
-        wanted = np.array([_relative(table.images[row]) for row in rows], np.bytes_)
-        places = [folders[f] for f in (*SPLIT_FOLDERS[split], *IMAGE_FOLDERS) if f in folders]
-        found[rows] = find_images(names, wanted, ["", *places])
+        rows = np.flatnonzero([s == split for s in table.splits or ["train"] * len(indices)])
+        wanted = np.array([_to_bytes(table.images[row]) for row in rows], np.bytes_)
+        searched = [folders[f] for f in (*SPLIT_FOLDERS[split], *IMAGE_FOLDERS) if f in folders]
+        indices[rows] = find_images(names, wanted, ["", *searched])
     _refuse_no_header(table, names)
     looked = f"without an image in {directory} or its {', '.join(IMAGE_FOLDERS)}"
-    _refuse(table, found == MISSING, looked)
-    _refuse(table, found == SEVERAL, "with several images; give the suffix")
-    _, image, times = np.unique(found, return_inverse=True, return_counts=True)
-    _refuse(table, times[image] > 1, "that share an image")
-    return found
+    _refuse(table, indices == MISSING, looked)
+    _refuse(table, indices == SEVERAL, "with several images; give the suffix")
+    _, image, counts = np.unique(indices, return_inverse=True, return_counts=True)
+    _refuse(table, counts[image] > 1, "that share an image")
+    return indices
 
 
-def _relative(name):
+def _to_bytes(name):
     parts = name.replace("\\", "/").split("/")
     return os.fsencode(os.sep.join(part for part in parts if part not in ("", ".")))
 
 
 def _refuse_no_header(table, names):
-    """Refuses a first line that is an image: it would be lost for a header."""
-    name = _relative(table.header[0])
+    """Refuses a first line that names an image, which would be lost as the header."""
+    name = _to_bytes(table.header[0])
     if has_image_suffix(name) or find_images(names, np.array([name]), ["", "train"])[0] != MISSING:
         raise InputError(
             f"--labels={table.file}: its first line is {','.join(table.header)}; "

@@ -1,10 +1,9 @@
-"""The data sets this program knows by name, as data: what `--dataset` accepts and implies.
-
-Any other name is one of tensorflow-datasets.
-"""
+"""The table of datasets known by name; other names are looked up in tensorflow-datasets."""
 
 import re
 from typing import NamedTuple
+
+SPLITS = ("train", "validation", "test")
 
 
 class DatasetInfo(NamedTuple):
@@ -13,12 +12,11 @@ class DatasetInfo(NamedTuple):
     Attributes:
         image_shape: Default (height, width) of the images fed to the model, in pixels.
         patch_shape: Default (height, width) of a patch, in pixels.
-        channels: Color channels of the images; sets of tensorflow-datasets tell theirs themselves.
-        class_names: One name per class; None where the data themselves tell.
-        origin: Where the data come from: `embedded`, `idx` (where the four files are not there:
-            tensorflow-datasets), `folder`, `csv` or `tfds`.
-        splits: Split expressions of tensorflow-datasets for train, validation and test, where
-            they are not the splits of those names. Validation None: it is set aside.
+        channels: Color channels of the images; not used for `tfds`, where the data define them.
+        class_names: One name per class; None if the data define them.
+        origin: `embedded`, `idx` (without the IDX files: `tfds`), `folder`, `csv` or `tfds`.
+        splits: Split expressions of tensorflow-datasets for train, validation (None: set aside
+            from train) and test; None for the splits of those names.
     """
 
     image_shape: tuple[int, int]
@@ -51,7 +49,7 @@ DATASETS = {
     "fashion_mnist": DatasetInfo((28, 28), (4, 4), 1, _CLOTHES, "idx"),
     "folder": DatasetInfo((256, 256), (16, 16), 3, None, "folder"),
     "csv": DatasetInfo((256, 256), (16, 16), 3, None, "csv"),
-    # Of tensorflow-datasets; splits as in its catalogue, https://www.tensorflow.org/datasets
+    # Splits as in the catalog of tensorflow-datasets, https://www.tensorflow.org/datasets
     "beans": DatasetInfo((256, 256), (16, 16), 3, None, "tfds"),
     "caltech101": DatasetInfo((256, 256), (16, 16), 3, None, "tfds", _TRAIN_TEST),
     "cifar10": DatasetInfo((32, 32), (4, 4), 3, None, "tfds", _TRAIN_TEST),
@@ -75,22 +73,19 @@ DATASETS = {
     "tf_flowers": DatasetInfo((256, 256), (16, 16), 3, None, "tfds"),
 }
 
-_OTHER = DatasetInfo((256, 256), (16, 16), 3, None, "tfds")
+_PHOTOS = DatasetInfo((256, 256), (16, 16), 3, None, "tfds")
 
 # Avg-5 is the mean accuracy on these (paper, section 3).
 AVG5 = ("imagenet2012", "cifar10", "cifar100", "oxford_iiit_pet", "oxford_flowers102")
 
 
 def dataset_row(name):
-    """Returns the row of a data set: its own, or for a name not in the table that of photographs.
+    """Returns the `DatasetInfo` of a name, with defaults for photos if it is not in the table.
 
     Args:
-        name: string. Of tensorflow-datasets it may have a config and a version, as in
-            `eurosat/rgb:2.*.*`; the row is that of the plain name.
+        name: string. Names of tensorflow-datasets may end in a config and a version, as in
+            `eurosat/rgb:2.*.*`, which do not matter here.
     """
     plain = re.split("[/:]", name, maxsplit=1)[0]
-    row = DATASETS.get(plain, _OTHER)
-    return row if row.origin in ("tfds", "idx") else DATASETS.get(name, _OTHER)
-
-
-SPLITS = ("train", "validation", "test")
+    row = DATASETS.get(plain, _PHOTOS)
+    return row if row.origin in ("tfds", "idx") else DATASETS.get(name, _PHOTOS)

@@ -1,4 +1,4 @@
-"""The data set that needs no files: scikit-learn's 1,797 handwritten digits."""
+"""Reads the dataset that needs no files: scikit-learn's 1,797 handwritten digits."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from keras_mixer.data.splits import ArrayImages
 
 
 def read_digits(request):
-    """scikit-learn's 1,797 digits, not split yet. See `sources.open_dataset`."""
+    """Returns the class names and the images, not split yet."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()

@@ -1,4 +1,4 @@
-"""IDX files, as MNIST and Fashion-MNIST are published: read into memory."""
+"""Reads IDX files, the format in which MNIST and Fashion-MNIST are published."""
 
 import gzip
 import struct
@@ -11,17 +11,17 @@ from keras_mixer.errors import InputError
 
 
 def read_idx(request):
-    """The four files that MNIST and Fashion-MNIST are published as, gzipped or not.
+    """Reads the four files of MNIST or Fashion-MNIST, gzipped or not, into memory.
 
     Raises:
-        InputError: If a file is missing, damaged, or does not fit the other one.
+        InputError: If a file is missing or damaged, or images and labels do not match.
     """
     class_names, directory = request.row.class_names, request.directory
     splits = {}
     for name, prefix in (("train", "train"), ("test", "t10k")):
-        images_path = _idx_path(directory, f"{prefix}-images-idx3-ubyte")
+        images_path = _find_file(directory, f"{prefix}-images-idx3-ubyte")
         images = _read_values(images_path, dimensions=3)[..., None]
-        labels_path = _idx_path(directory, f"{prefix}-labels-idx1-ubyte")
+        labels_path = _find_file(directory, f"{prefix}-labels-idx1-ubyte")
         labels = _read_values(labels_path, dimensions=1).astype(np.int64)
         if len(images) != len(labels) or not len(labels):
             raise InputError(
@@ -38,11 +38,11 @@ def read_idx(request):
 
 
 def holds_idx(directory):
-    """Tells whether any of the four files exists."""
+    """Returns whether any of the four files exists."""
     return any(any(directory.glob(f"{prefix}-*-ubyte*")) for prefix in ("train", "t10k"))
 
 
-def _idx_path(directory, name):
+def _find_file(directory, name):
     for candidate in (directory / f"{name}.gz", directory / name):
         if candidate.is_file():
             return candidate
@@ -58,7 +58,7 @@ def _read_values(path, dimensions):
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"--data_dir: cannot read {path}: {error}") from error
     header = 4 * (1 + dimensions)
-    expected_magic = 0x0800 + dimensions  # 08: unsigned byte; then the number of dimensions
+    expected_magic = 0x0800 + dimensions  # 08: unsigned byte
     if len(content) < header or struct.unpack(">I", content[:4])[0] != expected_magic:
         raise InputError(f"--data_dir: {path} is not an IDX file of {dimensions} dimensions")
     shape = struct.unpack(f">{dimensions}I", content[4:header])

@@ -1,8 +1,7 @@
-"""Checks image files before a run, from their headers and ends, and remembers which are readable.
+"""Checks image files before a run, from their headers and ends, and caches which are readable.
 
-The memory is a file in the user's cache folder for each folder of images. It holds the size and
-modification time of every readable file, so the next start opens only files that are new or differ
-in one of them. It can be deleted at any time.
+Each folder of images has a file in the user's cache folder with the names, sizes and modification
+times of readable images, so the next run opens only new and changed ones. It can be deleted.
 """
 
 import hashlib
@@ -28,18 +27,17 @@ _TAIL = 64  # bytes in which the end of a file is looked for first
 
 
 def check_image_file(path):
-    """Says what is wrong with an image file, from its header and its end alone.
+    """Checks an image file for errors in its header and for truncation, without decoding it.
 
-    The header must announce a JPEG, PNG, BMP, WebP or GIF of bearable size and of a kind that
-    `decode_image` decodes, and the file must reach its end. Of what lies between nothing is read,
-    but in the rare JPEG or PNG that something is appended to. So damage there shows only when
-    the image is decoded.
+    It must be a JPEG, PNG, BMP, WebP or GIF that `decode_image` supports, of at most `MOST_PIXELS`.
+    What lies between header and end is read only if a JPEG or PNG has data appended, which is
+    rare; damage there shows only when the image is decoded.
 
     Args:
         path: string or bytes. The suffix does not matter.
 
     Returns:
-        None for a sound file, else a reason such as `"truncated"`.
+        None for a readable file, else a reason such as `"truncated"`.
     """
     if not os.path.isfile(path):  # a pipe or a device is never opened: it could hang
         return "not a regular file"
@@ -51,7 +49,7 @@ def check_image_file(path):
         return f"more than {MOST_PIXELS} pixels"
     except OSError as error:
         return error.strerror or "damaged header"
-    except Exception as error:  # Pillow's parsers raise many kinds on hostile bytes
+    except Exception as error:  # Pillow's parsers raise many types on malformed files
         return f"damaged header ({error})"
 
 
@@ -63,7 +61,7 @@ def _problem(file):
     kind = next((kind for kind, magic in _MAGIC.items() if re.match(magic, head, re.DOTALL)), None)
     if kind is None:
         return "not a JPEG, PNG, BMP, WebP or GIF image"
-    if kind == "WEBP":  # of which Pillow reads the whole file when it opens it
+    if kind == "WEBP":  # Pillow would read the whole file
         return _webp_problem(head, size)
     file.seek(0)
     with Image.open(file, formats=(kind,)) as image:
@@ -90,7 +88,7 @@ def _read_at(file, offset, count):
     return file.read(count)
 
 
-# === JPEG ===
+# === Formats ===
 
 _END_OF_IMAGE = b"\xff\xd9"
 _SCAN = 0xDA
@@ -103,7 +101,7 @@ def _jpeg_problem(file, size, image):
         return "truncated"
     if not segments.keys() & _DECODED_FRAMES:
         return "a lossless or hierarchical JPEG: save it as PNG"
-    # The end marker is at the end, or else (cameras append films) anywhere after the header.
+    # The end marker is near the end or, since cameras append videos, anywhere after the header.
     scan = segments[_SCAN]
     if _END_OF_IMAGE in _read_at(file, max(scan, size - _TAIL), _TAIL):
         return None
@@ -119,15 +117,13 @@ def _jpeg_segments(file):
         offset += 1 if marker == 0xFF else 2 + length  # FF may be repeated
 
 
-# === PNG ===
-
 _END_OF_PNG = b"\0\0\0\0IEND\xaeB`\x82"
 
 
 def _png_problem(file, size, image):
     if _END_OF_PNG in _read_at(file, size - _TAIL, _TAIL):
         return None
-    offset = 8  # something is appended: look at the head of every chunk
+    offset = 8  # data may be appended: look at the head of every chunk
     while len(chunk := _read_at(file, offset, 8)) == 8:
         length, name = struct.unpack(">I4s", chunk)
         if name == b"IEND":
@@ -136,17 +132,12 @@ def _png_problem(file, size, image):
     return "truncated"
 
 
-# === GIF ===
-
-
 def _gif_problem(file, size, image):
     if image.tile[0][1] != (0, 0, *image.size):
         return "a GIF whose first frame does not fill it: save that frame as PNG"
     tail = _read_at(file, size - _TAIL, _TAIL)
     return None if tail.rstrip(b"\0").endswith(b";") else "truncated"
 
-
-# === BMP ===
 
 _CODINGS = {  # (bits per pixel, compression) -> Pillow's names for the order of the channels
     (8, 0): ("P", "L", "1"),
@@ -166,11 +157,8 @@ def _bmp_problem(file, size, image):
     return "truncated" if size < pixels + row * height else None
 
 
-# === WebP ===
-
-
 def _webp_problem(head, size):
-    """The layouts of the three kinds are in RFC 9649, 2.5 to 2.7."""
+    """Checks a WebP file; RFC 9649, sections 2.5 to 2.7, has the layouts of its three kinds."""
     riff_size, kind = struct.unpack_from("<4xI4x4s", head)
     flags = head[20]
     if size < riff_size + 8:
@@ -195,40 +183,36 @@ _WEBP_SIZES = {
 _PROBLEMS = {"JPEG": _jpeg_problem, "PNG": _png_problem, "GIF": _gif_problem, "BMP": _bmp_problem}
 
 
-# === Folders of them ===
+# === Folders of images ===
 
 
 def refuse_unreadable(listing):
-    """Checks every file that is not known to be sound, so that bad ones are named before epoch 1.
+    """Checks every image that is not known to be readable, so that training does not fail on it.
 
     Args:
         listing: `Listing` of the files.
 
     Raises:
-        InputError: Names the files that are no sound images.
+        InputError: Names the unreadable files.
     """
-    memory = _memory_of(listing.directory)
-    sound = _known(listing, _recalled(memory))
+    cache = _cache_path(listing.directory)
+    readable = _find_unchanged(listing, _load(cache))
     paths, problems = listing.paths(), []
-    unknown = np.flatnonzero(~sound)
+    unknown = np.flatnonzero(~readable)
     try:
         for index in console.track(unknown, "checking images"):
             problem = check_image_file(paths[index])
-            sound[index] = problem is None
+            readable[index] = problem is None
             if problem:
                 problems.append((paths[index], problem))
-    finally:  # an interrupted check goes on where it stopped
+    finally:  # so that an interrupted check can be resumed
         if len(unknown):
-            _remember(memory, listing.take(sound))
+            _save(cache, listing.take(readable))
     refuse_files(problems)
 
 
 def refuse_files(problems):
-    """Raises an InputError that names the files and what is wrong with each, if there are any.
-
-    Args:
-        problems: list of (path as bytes, reason as string).
-    """
+    """Raises an `InputError` if a list of (path as bytes, reason) is not empty."""
     if problems:
         named = some_of([f"{os.fsdecode(path)} ({why})" for path, why in problems])
         raise InputError(
@@ -237,58 +221,58 @@ def refuse_files(problems):
         )
 
 
-# === Memory ===
+# === Cache ===
 
 
-def _memory_of(directory):
-    """Where the verdicts on a folder's files are kept.
+def _cache_path(directory):
+    """Returns a path that depends on the folder's path, this file's source and Pillow's version.
 
-    The name holds the place of the folder and what the verdicts rest on, our checks and Pillow's:
-    where either has changed, nothing is known.
+    So all images are checked again when the checks have changed.
     """
     checks = pkgutil.get_data("keras_mixer.data", "image_checks.py") + PIL.__version__.encode()
     digest = hashlib.sha256(os.path.abspath(directory) + checks)
     return cache_folder() / "sound_images" / f"{digest.hexdigest()[:32]}.npz"
 
 
-def _recalled(memory):
-    """Returns (names, sizes, mtimes) of the files that were sound; empty where none are known."""
+def _load(cache):
+    """Returns the cached (names, sizes, mtimes) of readable files, or empty arrays."""
     nothing = np.empty(0, "S1"), np.empty(0, np.int64), np.empty(0, np.int64)
     try:
-        kept = np.load(io.BytesIO(memory.read_bytes()), allow_pickle=False)
-        columns = tuple(kept[name] for name in Listing._fields[1:])
+        arrays = np.load(io.BytesIO(cache.read_bytes()), allow_pickle=False)
+        columns = tuple(arrays[name] for name in Listing._fields[1:])
         if [(c.dtype.kind, c.shape) for c in columns] != [(k, (len(columns[0]),)) for k in "Sii"]:
             raise ValueError("it holds something else")
     except OSError:
         return nothing
-    except Exception as error:  # NumPy, zipfile and zlib raise many kinds on damaged files
-        console.say(f"{memory}: damaged, so the images are checked again ({error})")
+    except Exception as error:  # NumPy, zipfile and zlib raise many types on damaged files
+        console.say(f"{cache}: damaged, so the images are checked again ({error})")
         return nothing
     return columns
 
 
-def _known(listing, recalled):
-    """Returns a bool array `(n,)`: which files were sound and have not changed since."""
-    names, sizes, mtimes = recalled
-    known = np.zeros(len(listing), bool)
-    place = position_of(listing.names, names)
-    there = np.flatnonzero(place != MISSING)
-    place = place[there]
-    known[there] = (sizes[place] == listing.sizes[there]) & (mtimes[place] == listing.mtimes[there])
-    return known
+def _find_unchanged(listing, cached):
+    """Returns a bool array `(n,)`: whether each file is cached with its size and mtime."""
+    names, sizes, mtimes = cached
+    unchanged = np.zeros(len(listing), bool)
+    index = position_of(listing.names, names)
+    known = np.flatnonzero(index != MISSING)
+    index = index[known]
+    same_size = sizes[index] == listing.sizes[known]
+    unchanged[known] = same_size & (mtimes[index] == listing.mtimes[known])
+    return unchanged
 
 
-def _remember(memory, sound):
-    """Keeps the listing of the sound files, sorted by name; that it could not is no error."""
-    columns = sound.take(np.argsort(sound.names))._asdict()
+def _save(cache, readable):
+    """Writes the listing of readable files, sorted by name; failing to do so is no error."""
+    columns = readable.take(np.argsort(readable.names))._asdict()
     del columns["directory"]
     content = io.BytesIO()
     np.savez_compressed(content, **columns)
     try:
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(memory, content.getvalue())
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(cache, content.getvalue())
     except OSError as error:
         console.say(
-            f"{memory.parent}: cannot remember which images are sound ({error.strerror}), so they "
+            f"{cache.parent}: cannot remember which images are sound ({error.strerror}), so they "
             f"are checked again next time; KERAS_MIXER_CACHE=FOLDER names another place"
         )

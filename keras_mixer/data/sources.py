@@ -1,6 +1,6 @@
-"""Opens a data set by name: digits, IDX files, class folders, CSV files, tensorflow-datasets.
+"""Opens a dataset by name: digits, IDX files, class folders, CSV files, tensorflow-datasets.
 
-Nothing here imports TensorFlow, so every mistake in the data is reported within a second or two.
+Nothing here imports TensorFlow, so errors in the data are reported within a second or two.
 """
 
 from pathlib import Path
@@ -17,16 +17,16 @@ from keras_mixer.errors import InputError, path_errors
 
 
 class Request(NamedTuple):
-    """What a reader is asked for.
+    """The argument of a reader.
 
     Attributes:
-        dataset: The name that was given.
-        row: The data set's row.
-        directory: Folder that holds the files; None for embedded data, and for
-            tensorflow-datasets in its own folder.
-        labels: File that holds the labels of images; None for the usual place.
-        expressions: dict from `train`, `validation` and `test` to the split expression of
-            tensorflow-datasets that was given, or None.
+        dataset: Name of the dataset, as given.
+        row: Its `DatasetInfo`.
+        directory: Folder of the files; None for embedded data and for the default folder of
+            tensorflow-datasets.
+        labels: Path of the label file; None for the default.
+        expressions: dict from `train`, `validation` and `test` to the given split expression of
+            tensorflow-datasets, or None.
     """
 
     dataset: str
@@ -36,8 +36,8 @@ class Request(NamedTuple):
     expressions: dict[str, str | None]
 
 
-# Each returns the class names and the splits that the data bring along, as a dict of `Images`
-# called train, validation and test, or a single one called `all`.
+# Each takes a `Request` and returns the class names and a dict of `Images`: the splits that the
+# data have, named train, validation and test, or a single one, named all.
 READERS = {
     "embedded": read_digits,
     "idx": read_idx,
@@ -59,22 +59,21 @@ def open_dataset(
     validation_split=None,
     test_split=None,
 ):
-    """Opens a data set: reads small ones into memory, lists and checks the files of large ones.
+    """Opens a dataset: reads small ones into memory, lists and checks the files of large ones.
 
     Args:
-        dataset: string, a key of `DATASETS` or any name that tensorflow-datasets knows.
-        data_dir: Folder that holds the files; None for the embedded set, and for
-            tensorflow-datasets in its own folder.
-        validation_fraction: float in [0, 1). Share of the training images set aside, stratified,
-            where the data bring no validation split of their own. (Of tensorflow-datasets it is a
-            random share: their labels are not known beforehand.)
-        test_fraction: float in [0, 1). Share of all images set aside, stratified, where the data
-            bring no splits at all.
-        split_seed: int. Which images are set aside; it is apart from the seed of a run, so that
-            runs of several seeds are scored on the same images.
+        dataset: string, a key of `DATASETS` or any name in tensorflow-datasets.
+        data_dir: Folder of the files; None for the embedded dataset and for the default folder of
+            tensorflow-datasets.
+        validation_fraction: float in [0, 1). Share of the training images set aside if the data
+            have no validation split: stratified, or at random for tensorflow-datasets, whose
+            labels are not known beforehand.
+        test_fraction: float in [0, 1). Share of all images set aside if the data have no splits.
+        split_seed: int. Chooses the images set aside. It is not the seed of the run, so that runs
+            with different seeds are scored on the same images.
         labels: Path of the CSV file of `--dataset=csv`; None for `labels.csv` in `data_dir`.
         train_split, validation_split, test_split: Split expressions of tensorflow-datasets, such
-            as `train[:90%]`; None for what the data set's row says, or the splits it has.
+            as `train[:90%]`; None for those of the table, or for the splits the dataset has.
 
     Returns:
         A `Dataset`.
@@ -92,8 +91,8 @@ def open_dataset(
     if labels is not None and row.origin != "csv":
         raise InputError(f"--labels={labels} is for --dataset=csv, not --dataset={dataset}")
     request = Request(dataset, row, directory, labels, expressions)
-    class_names, found = READERS[row.origin](request)
-    splits = _completed(found, class_names, validation_fraction, test_fraction, split_seed)
+    class_names, splits = READERS[row.origin](request)
+    splits = _complete(splits, class_names, validation_fraction, test_fraction, split_seed)
     return Dataset(class_names, *splits, identity_of(class_names, splits))
 
 
@@ -125,13 +124,13 @@ def _data_directory(dataset, row, data_dir):
     return Path(data_dir)
 
 
-def _completed(found, class_names, validation_fraction, test_fraction, seed):
-    """Returns (train, validation, test), set aside where the data bring none."""
-    train, test = found.get("all", found.get("train")), found.get("test")
+def _complete(splits, class_names, validation_fraction, test_fraction, seed):
+    """Returns (train, validation, test), setting aside those that the data lack."""
+    train, test = splits.get("all", splits.get("train")), splits.get("test")
     set_aside = split_randomly if train.labels is None else split_stratified
-    if "all" in found and test_fraction > 0:
+    if "all" in splits and test_fraction > 0:
         train, test = set_aside(train, test_fraction, seed, "--test_fraction", class_names)
-    validation = found.get("validation")
+    validation = splits.get("validation")
     if validation is None and validation_fraction > 0:
         flag = "--validation_fraction"
         train, validation = set_aside(train, validation_fraction, seed, flag, class_names)

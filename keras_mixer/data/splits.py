@@ -1,12 +1,12 @@
-"""An open data set: its class names, its three splits, and its identity.
+"""An open dataset: its class names, splits and identity.
 
-A split is a set of labeled images of one of three classes: `ArrayImages` in memory, `FileImages`
-on disk, `tfrecords.RecordImages` in record files. They have one interface, `Images` in docstrings:
-`len`, `channels`, `labels` (None where they have to be read), `read_labels`, `take`, `digest`.
+A split is a set of labeled images: `ArrayImages` in memory, `FileImages` on disk, or
+`tfrecords.RecordImages` in record files. All have one interface, `Images` in docstrings: `len`,
+`channels`, `labels` (None if they have to be read), `read_labels`, `take` and `digest`.
 
-The identity is a digest that changes whenever the images, their order, their labels or their
-classes do, so that a resumed run can tell that its data are still the same. (Of image files the
-names and sizes are digested, not the contents: that would take hours for large sets.)
+The identity is a digest of the images, their order, labels and classes, by which a resumed run
+checks that its data have not changed. For image files it covers names and sizes, not contents:
+those would take hours for large datasets.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ class ArrayImages:
         return self.labels
 
     def digest(self):
-        """Returns bytes that tell these images and labels from others."""
+        """Returns bytes that identify the images and labels."""
         pixels = repr(self.pixels.shape).encode() + np.ascontiguousarray(self.pixels).tobytes()
         return _bytes_of(self.labels) + pixels
 
@@ -85,7 +85,7 @@ class FileImages:
         return self.labels
 
     def digest(self):
-        """Returns bytes that tell these images and labels from others, by names and sizes."""
+        """Returns bytes that identify the images, by name and size, and the labels."""
         files = zip(self.listing.names.tolist(), self.listing.sizes.tolist(), strict=True)
         return _bytes_of(self.labels) + b"".join(n + struct.pack("<q", size) for n, size in files)
 
@@ -96,12 +96,12 @@ def _bytes_of(labels):
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A data set: its classes and its splits.
+    """A dataset: its classes and its splits.
 
     Attributes:
         class_names: One name per class, in the order of the labels.
         train: `Images` to train on.
-        validation: `Images` for choices: of the best epoch, of hyperparameters; may be None.
+        validation: `Images` to choose epochs and hyperparameters by; may be None.
         test: `Images` to score once, at the end; may be None.
         identity: Hexadecimal sha256 of all of the above.
     """
@@ -121,33 +121,33 @@ class Dataset:
         """Returns the split called `train`, `validation` or `test`.
 
         Raises:
-            InputError: If this data set has no such split.
+            InputError: If there is no such split.
         """
         split = getattr(self, name)
         if split is None:
-            there = [other for other in SPLITS if getattr(self, other) is not None]
+            available = [other for other in SPLITS if getattr(self, other) is not None]
             raise InputError(
                 f"--eval_split={name}: this data set has no {name} split; "
-                f"give one of {', '.join(there)}"
+                f"give one of {', '.join(available)}"
             )
         return split
 
 
 def split_stratified(images, fraction, seed, flag, class_names):
-    """Sets aside a fraction of every class, the same images every time.
+    """Sets aside a fraction of every class, chosen by a seed.
 
     Args:
         images: `Images` with known labels.
         fraction: float in (0, 1).
-        seed: int. Another seed sets other images aside.
-        flag: Name of the flag that asked for it, for the message.
-        class_names: One name per class, for the message.
+        seed: int.
+        flag: Name of the flag for the fraction, for messages.
+        class_names: One name per class, for messages.
 
     Returns:
-        (kept, aside): two sets of `Images`, each in the order of the original.
+        (kept, aside): two `Images`, each in the original order.
 
     Raises:
-        InputError: If some class would be on one side only.
+        InputError: If some class cannot be on both sides.
     """
     from sklearn.model_selection import train_test_split
 
@@ -172,17 +172,14 @@ def split_stratified(images, fraction, seed, flag, class_names):
 
 
 def _with_every_class(labels, side, other):
-    """Moves an image to a side of every class that rounding has left without one there."""
+    """Moves one image of each class that a side lacks, by rounding, to it from the other side."""
     missing = np.setdiff1d(labels, labels[side])
     moved = [other[np.argmax(labels[other] == label)] for label in missing]
     return np.append(side, moved).astype(int), np.setdiff1d(other, moved)
 
 
 def split_randomly(images, fraction, seed, flag, class_names):
-    """Sets aside a fraction of all images whatever their classes, the same every time.
-
-    Args, Returns, Raises: as `split_stratified`.
-    """
+    """Sets aside a fraction of all images at random; arguments as for `split_stratified`."""
     aside = round(len(images) * fraction)
     if not 0 < aside < len(images):
         raise InputError(f"{flag}={fraction}: of {len(images)} images that would be {aside}")
@@ -191,14 +188,11 @@ def split_randomly(images, fraction, seed, flag, class_names):
 
 
 def identity_of(class_names, splits):
-    """Digests everything that a resumed run relies on; where the files lie does not matter.
+    """Returns a hexadecimal sha256 of the data that does not depend on where the files are.
 
     Args:
         class_names: One name per class.
         splits: `Images` or None, in the order train, validation, test.
-
-    Returns:
-        Hexadecimal sha256.
     """
     digest = hashlib.sha256(repr(class_names).encode())
     for images in splits:

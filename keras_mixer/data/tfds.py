@@ -1,8 +1,6 @@
-"""Image-classification sets of tensorflow-datasets, by name: found where they are prepared, else
-downloaded and prepared.
+"""Reads image-classification datasets of tensorflow-datasets; downloads and prepares new ones.
 
-tensorflow_datasets is imported only here and only when asked for; until it has to prepare data it
-does without TensorFlow, so mistakes are reported within a second.
+tensorflow_datasets imports TensorFlow only to prepare data, so errors are reported within a second.
 """
 
 import contextlib
@@ -23,18 +21,18 @@ SECONDS_TO_ANSWER = 20
 
 
 def read_tfds(request):
-    """A set of tensorflow-datasets, in its own splits or in those asked for.
+    """Opens a dataset of tensorflow-datasets, in its own splits or in those requested.
 
     Labels are not read: that would mean reading all of the data before the first step.
 
     Raises:
-        InputError: If the name or a split is unknown, the data cannot be had, are not for image
-            classification, or the splits overlap.
+        InputError: If the name or a split is unknown, the data cannot be prepared or are not for
+            image classification, or the splits overlap.
     """
-    builder = _prepared(request.dataset, request.directory)
-    image_key, label_key = _keys(builder)
+    builder = _open_builder(request.dataset, request.directory)
+    image_key, label_key = _feature_keys(builder)
     channels = _channels(builder, image_key)
-    expressions = _expressions(builder, request)
+    expressions = _choose_expressions(builder, request)
     splits = {}
     for name, expression in expressions.items():
         store = _store(builder, expression, image_key, label_key)
@@ -46,10 +44,10 @@ def read_tfds(request):
 # === Finding and preparing ===
 
 
-def _prepared(name, directory):
-    """Returns a builder whose data are there."""
+def _open_builder(name, directory):
+    """Returns a builder whose data are prepared."""
     builder = _builder(name, directory)
-    if _is_prepared(builder) or _made_up(builder):
+    if _is_prepared(builder) or _is_mocked(builder):
         return builder
     if ":" not in name:  # a version that was prepared with another release of tfds
         other = _builder(f"{name}:*.*.*", directory)
@@ -61,7 +59,7 @@ def _prepared(name, directory):
 
 
 def _is_prepared(builder):
-    """As the builder's own `is_prepared`, which warns where nothing is there."""
+    """As the builder's own `is_prepared`, but without its warning."""
     return (builder.data_path / "dataset_info.json").exists()
 
 
@@ -78,7 +76,7 @@ def _builder(name, directory):
             f"--dataset={name}: expected one of {', '.join(_own_names())} or the name of a set of "
             f"tensorflow-datasets{hint}"
         ) from error
-    except Exception as error:  # many kinds: config, version and syntax of the name
+    except Exception as error:  # many types: config, version and syntax of the name
         raise InputError(f"--dataset={name}: {_one_line(error)}") from error
 
 
@@ -86,11 +84,11 @@ def _own_names():
     return [name for name, row in DATASETS.items() if row.origin != "tfds"]
 
 
-def _made_up(builder):
-    """Whether there are examples without any files, as under `tfds.testing.mock_data`."""
+def _is_mocked(builder):
+    """Returns whether there are examples without files, as under `tfds.testing.mock_data`."""
     try:
         return len(builder.as_data_source("train")) > 0
-    except Exception:  # the usual case: nothing is there, and each format says so otherwise
+    except Exception:  # the usual case; the type depends on the format
         return False
 
 
@@ -109,15 +107,15 @@ def _prepare(builder, name):
 
 
 def _refuse_unreachable(builder):
-    """Asks one of the servers first, because tfds itself goes on trying for minutes."""
+    """Asks one of the servers first, because tfds itself retries for minutes."""
     urls = [url for url in builder.url_infos or () if url.startswith("http")]
-    downloads = Path(builder.data_dir_root) / "downloads" / builder.name
-    there = downloads.is_dir() and any(".tmp." not in path.name for path in downloads.iterdir())
-    if not urls or there or builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+    folder = Path(builder.data_dir_root) / "downloads" / builder.name
+    downloaded = folder.is_dir() and any(".tmp." not in path.name for path in folder.iterdir())
+    if not urls or downloaded or builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         return
-    with contextlib.suppress(urllib.error.HTTPError):  # it answers
-        asked = urllib.request.Request(urls[0], method="HEAD")
-        urllib.request.urlopen(asked, timeout=SECONDS_TO_ANSWER).close()
+    with contextlib.suppress(urllib.error.HTTPError):  # even an error is an answer
+        request = urllib.request.Request(urls[0], method="HEAD")
+        urllib.request.urlopen(request, timeout=SECONDS_TO_ANSWER).close()
 
 
 def _one_line(error):
@@ -125,11 +123,8 @@ def _one_line(error):
     return text if len(text) <= 400 else f"{text[:400]}…"
 
 
-# === Features ===
-
-
-def _keys(builder):
-    """Returns the names of the image and of the label."""
+def _feature_keys(builder):
+    """Returns the names of the image and label features."""
     import tensorflow_datasets as tfds
 
     features = builder.info.features
@@ -138,7 +133,7 @@ def _keys(builder):
     supervised = builder.info.supervised_keys
     if supervised and len(supervised) == 2 and all(map(list.__contains__, names, supervised)):
         return supervised
-    if [len(found) for found in names] == [1, 1]:
+    if list(map(len, names)) == [1, 1]:
         return names[0][0], names[1][0]
     shown = ", ".join(f"{name} ({type(features[name]).__name__})" for name in sorted(features))
     raise InputError(
@@ -169,59 +164,59 @@ def _refuse_unlabeled(records, name, expression):
 
 
 def flag_of(name):
-    """Returns the flag that says what a split is made of."""
+    """Returns the name of the flag for a split's expression."""
     return f"{'train' if name == 'all' else name}_split"
 
 
-def _expressions(builder, request):
-    """Returns the split expressions by split; a single one, where there is no more, is `all`."""
-    usual = _usual(builder, request.row)
+def _choose_expressions(builder, request):
+    """Returns the expression of each split to open; the only split of a dataset is named `all`."""
+    defaults = _default_expressions(builder, request.row)
     given = {name: text for name, text in request.expressions.items() if text}
-    chosen = {**usual, **given}
-    if "all" in usual and "train" in chosen:
+    chosen = {**defaults, **given}
+    if "all" in defaults and "train" in chosen:
         del chosen["all"]
-    elif "all" in usual and given:
+    elif "all" in defaults and given:
         chosen["train"] = chosen.pop("all")
     if not chosen.keys() & {"train", "all"}:
         raise InputError(
-            f"--dataset={builder.name} has no split called train, only {_listed(builder)}; "
+            f"--dataset={builder.name} has no split called train, only {_format_splits(builder)}; "
             f"say with --train_split which to learn from"
         )
     shards = {name: _shards(builder, name, text) for name, text in chosen.items()}
-    stands_back = "train" in given and "validation" not in given and "validation" in chosen
-    if stands_back and overlap(shards["train"], shards["validation"]):
-        del chosen["validation"]  # then it is set aside from train
+    is_default = "train" in given and "validation" not in given and "validation" in chosen
+    if is_default and overlap(shards["train"], shards["validation"]):
+        del chosen["validation"]  # so that it is set aside from train
     _refuse_overlap(chosen, shards)
     return chosen
 
 
-def _usual(builder, row):
-    """What the data set's row says, else its splits of the usual names."""
-    there = list(builder.info.splits)
+def _default_expressions(builder, row):
+    """Returns the expressions of the table, else the splits with the usual names."""
+    names = list(builder.info.splits)
     if row.splits:
         return {name: text for name, text in zip(SPLITS, row.splits, strict=True) if text}
-    if not there:  # made up, so any name will do
+    if not names:  # mocked, so any name will do
         return {"train": "train", "test": "test"}
-    return {"all": there[0]} if len(there) == 1 else {n: n for n in SPLITS if n in there}
+    return {"all": names[0]} if len(names) == 1 else {n: n for n in SPLITS if n in names}
 
 
-def _listed(builder):
+def _format_splits(builder):
     return ", ".join(f"{name} ({info.num_examples})" for name, info in builder.info.splits.items())
 
 
 def _shards(builder, name, expression):
-    """Returns the part of each file that makes up a split, as (path, first, count, total)."""
+    """Returns the parts of files that make up a split, as for `TFRecordStore`."""
     if not builder.info.splits:
         return []
     try:
-        found = builder.info.splits[expression].file_instructions
-    except Exception as error:  # many kinds, from the parser and from the arithmetic
+        files = builder.info.splits[expression].file_instructions
+    except Exception as error:  # many types, from the parser and from the arithmetic
         raise InputError(
             f"--{flag_of(name)}={expression}: not a split of --dataset={builder.name}, which has "
-            f"{_listed(builder)}; written as train, train[:90%] or train+test "
+            f"{_format_splits(builder)}; written as train, train[:90%] or train+test "
             f"({_one_line(error)[:120]})"
         ) from error
-    shards = [(f.filename, f.skip, f.take, f.examples_in_shard) for f in found if f.take]
+    shards = [(f.filename, f.skip, f.take, f.examples_in_shard) for f in files if f.take]
     if not shards:
         raise InputError(f"--{flag_of(name)}={expression}: there are no images in this split")
     return shards

@@ -1,7 +1,7 @@
-"""Images in record files, read by index.
+"""Reads images from TFRecord and array_record files by index.
 
-A TFRecord file can only be read from front to back, unless one knows where its records begin. An
-index of that, made once from their headers, is kept in the user's cache folder.
+Random access to a TFRecord file needs the offsets of its records; they are collected once from the
+headers and kept in the user's cache folder.
 """
 
 import collections
@@ -23,11 +23,11 @@ _HEADER, _FOOTER = 12, 4  # length and its checksum before the content, a checks
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RecordImages:
-    """Serialized `tf.train.Example`s that hold an image and a label each.
+    """Serialized `tf.train.Example`s, each with an image and a label.
 
     Attributes:
-        store: What reads them: `TFRecordStore` or `RandomAccessStore`.
-        numbers: int64 array `(n,)`: which of the store's records these are, in this order.
+        store: `TFRecordStore` or `RandomAccessStore` to read them from.
+        numbers: int64 array `(n,)` of the records' numbers in the store.
         image_key, label_key: Names of the two features.
         channels: Color channels of the images.
         labels: None; they have to be read.
@@ -48,21 +48,17 @@ class RecordImages:
         return dataclasses.replace(self, numbers=self.numbers[indices])
 
     def read(self, indices):
-        """Returns serialized examples as an object array of bytes, one for each index.
+        """Returns the serialized examples at these indices, as an object array of bytes.
 
         Raises:
-            InputError: If a file is gone or shorter than it was.
+            InputError: If a file is missing or has become shorter.
         """
         examples = np.empty(len(indices), object)
         examples[:] = [self.store.read(number) for number in self.numbers[indices]]
         return examples
 
     def read_labels(self):
-        """Returns the labels as an int64 array `(n,)`; reads every record whole, so it takes time.
-
-        Raises:
-            InputError: If a record cannot be read.
-        """
+        """Returns the labels, int64 `(n,)`. Slow: it reads every record, images included."""
         indices = console.track(range(len(self)), "reading labels")
         return np.fromiter(map(self.label, indices), np.int64, len(self))
 
@@ -74,27 +70,23 @@ class RecordImages:
         return values[0]
 
     def image(self, index):
-        """Returns the encoded image of one record as bytes.
-
-        Raises:
-            InputError: If the record cannot be read.
-        """
+        """Returns the encoded image of one record as bytes."""
         values = self._feature(index, self.image_key).bytes_list.value
         return values[0] if values else b""
 
     def place(self, index):
-        """Returns where a record is, for a message."""
+        """Returns a description of where a record is, for messages."""
         return self.store.place(self.numbers[index])
 
     def digest(self):
-        """Returns a sha256 of which records these are; where their files lie does not matter."""
+        """Returns a sha256 that identifies the records but does not depend on the folder."""
         digest = hashlib.sha256(repr((self.store.names(), self.image_key, self.label_key)).encode())
         digest.update(np.ascontiguousarray(self.store.places(self.numbers), "<i8").tobytes())
         return digest.digest()
 
     def _feature(self, index, key):
         from google.protobuf.message import DecodeError
-        from tensorflow_datasets.proto import tf_example_pb2  # as TensorFlow's, but without it
+        from tensorflow_datasets.proto import tf_example_pb2  # without TensorFlow
 
         try:
             example = tf_example_pb2.Example.FromString(self.store.read(self.numbers[index]))
@@ -104,11 +96,7 @@ class RecordImages:
 
 
 def refuse_records(problems):
-    """Raises an InputError that names records and what is wrong with each, if there are any.
-
-    Args:
-        problems: list of (where the record is, reason), both strings.
-    """
+    """Raises an `InputError` if a list of (description of the record, reason) is not empty."""
     if problems:
         named = some_of([f"{place} ({why})" for place, why in problems])
         raise InputError(
@@ -125,12 +113,12 @@ def _damaged(what, why):
 
 
 class TFRecordStore:
-    """The records of some shards, by number.
+    """The records of a list of shards.
 
     Args:
-        name: What the records are called, in full: `cifar10/3.0.2`.
-        shards: list of (path, first, count, total): of the `total` records in that file, `count`
-            from the one numbered `first` on.
+        name: Full name of the dataset, such as `cifar10/3.0.2`.
+        shards: list of (path, first, count, total): `count` records, starting with number
+            `first`, of the `total` records in a file.
 
     Raises:
         InputError: If a file is missing or damaged.
@@ -165,37 +153,39 @@ class TFRecordStore:
         return content
 
     def place(self, number):
-        """Returns where a record lies, for a message."""
+        """Returns a description of where a record is, for messages."""
         shard = self._shards[number]
         before = np.searchsorted(self._shards, shard)
         return f"record {self._firsts[shard] + number - before} of {self._paths[shard]}"
 
     def names(self):
-        """Returns what identifies the store, apart from the folder it is in."""
+        """Returns what identifies the store, except for its folder."""
         return self._name, [(os.path.basename(p), os.path.getsize(p)) for p in self._paths]
 
     def places(self, numbers):
-        """Returns an int64 array `(n, 2)`: the shard of each record and where in it it begins."""
+        """Returns an int64 array `(n, 2)` of each record's shard and offset."""
         return np.stack([self._shards[numbers], self._starts[numbers]], axis=1)
 
 
 def _bounds(path, total):
-    """Where each record of a file begins, and at last where the file ends: `(total + 1,)`."""
+    """Returns the offset of each record in a file, then the file size: `(total + 1,)`."""
     with path_errors(path):
-        found = path.stat()
-    key = f"{path.absolute()} {found.st_size} {found.st_mtime_ns}".encode(errors="surrogateescape")
-    kept = cache_folder() / "records" / f"{hashlib.sha256(key).hexdigest()[:32]}.npy"
-    bounds = _recalled(kept)
-    if bounds is None or len(bounds) != total + 1 or bounds[-1] != found.st_size:
-        bounds = _walk(path, found.st_size)
+        status = path.stat()
+    key = f"{path.absolute()} {status.st_size} {status.st_mtime_ns}".encode(
+        errors="surrogateescape"
+    )
+    cache = cache_folder() / "records" / f"{hashlib.sha256(key).hexdigest()[:32]}.npy"
+    bounds = _load(cache)
+    if bounds is None or len(bounds) != total + 1 or bounds[-1] != status.st_size:
+        bounds = _walk(path, status.st_size)
         if len(bounds) != total + 1:
             raise _damaged(path, f"it holds {len(bounds) - 1} records, expected {total}")
-        _remember(kept, bounds)
+        _save(cache, bounds)
     return bounds
 
 
 def _walk(path, size):
-    """Goes from header to header; the contents are skipped."""
+    """Finds the bounds of the records by their headers, skipping the contents."""
     bounds = [0]
     with path_errors(path), open(path, "rb", buffering=0) as file:
         while bounds[-1] < size:
@@ -207,38 +197,36 @@ def _walk(path, size):
     return np.array(bounds, np.int64)
 
 
-def _recalled(kept):
+def _load(cache):
     try:
-        bounds = np.load(io.BytesIO(kept.read_bytes()), allow_pickle=False)
-    except OSError:
+        bounds = np.load(io.BytesIO(cache.read_bytes()), allow_pickle=False)
+    except Exception:  # a missing file; NumPy raises many types on damaged ones
         return None
-    except Exception:  # NumPy raises many kinds on damaged files
-        return None
-    sound = bounds.dtype == np.int64 and bounds.ndim == 1 and len(bounds) and bounds[0] == 0
-    return bounds if sound and (np.diff(bounds) >= _HEADER + _FOOTER).all() else None
+    valid = bounds.dtype == np.int64 and bounds.ndim == 1 and len(bounds) and bounds[0] == 0
+    return bounds if valid and (np.diff(bounds) >= _HEADER + _FOOTER).all() else None
 
 
-def _remember(kept, bounds):
-    """Keeps the bounds for the next start; that it could not is no error."""
+def _save(cache, bounds):
+    """Writes the bounds for the next run; failing to do so is no error."""
     content = io.BytesIO()
     np.save(content, bounds)
     try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(kept, content.getvalue())
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(cache, content.getvalue())
     except OSError as error:
-        console.say(f"{kept.parent}: cannot keep where records begin ({error.strerror})")
+        console.say(f"{cache.parent}: cannot keep where records begin ({error.strerror})")
 
 
 # === Other stores with random access ===
 
 
 class RandomAccessStore:
-    """The records of a tfds data source (array_record, or what `tfds.testing.mock_data` makes up).
+    """The records of a tfds data source (array_record, or mocked by `tfds.testing.mock_data`).
 
     Args:
-        name: What the records are called, in full, with the split they are of.
+        name: Full name of the dataset and its split.
         source: Sequence of bytes.
-        shards: As for `TFRecordStore`; empty where there are no files.
+        shards: As for `TFRecordStore`; empty if there are no files.
     """
 
     def __init__(self, name, source, shards):
@@ -252,11 +240,11 @@ class RandomAccessStore:
         return self._source[int(number)]
 
     def place(self, number):
-        """Returns where a record lies, for a message."""
+        """Returns a description of where a record is, for messages."""
         return f"record {number} of {self._name}"
 
     def names(self):
-        """Returns what identifies the store, apart from the folder it is in."""
+        """Returns what identifies the store, except for its folder."""
         files = [(os.path.basename(path), *rest) for path, *rest in self._shards]
         sizes = [os.path.getsize(path) for path, *_ in self._shards]
         return self._name, files, sizes, len(self)

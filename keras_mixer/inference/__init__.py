@@ -1,1 +1,1 @@
-"""What a finished run is good for: evaluation, prediction, export."""
+"""Evaluation, prediction and export of trained models, few-shot, and verification of weights."""

@@ -1,4 +1,4 @@
-"""Evaluation: accuracy, loss, precision, recall, confusion; every image counted once."""
+"""Evaluates a model on a split: accuracy, loss, precision, recall and confusion matrix."""
 
 import numpy as np
 from scipy.special import log_expit, log_softmax
@@ -15,20 +15,20 @@ from keras_mixer.weights.load import load_mixer
 
 
 def evaluate_run(run, split_name, batch_size=EVALUATION_BATCH_SIZE):
-    """Scores a run's best weights on one of its splits.
+    """Evaluates a run's best weights on one of its splits.
 
     Args:
         run: `training.run.Run`.
         split_name: string: `train`, `validation` or `test`.
-        batch_size: int. Images computed at a time; it does not change the scores.
+        batch_size: int. Does not change the scores.
 
     Returns:
         dict of JSON values: the name of the `split`, `top1` and `top5` accuracy as fractions, mean
-        cross-entropy `loss` in nats, `n` images, `classes` (precision, recall, f1 and n of each)
-        and `confusion` (a row per true class, a column per predicted class).
+        cross-entropy `loss` in nats, number of images `n`, `classes` (name, precision, recall, f1
+        and n of each) and `confusion` (rows: true classes, columns: predicted classes).
 
     Raises:
-        InputError: If there is no such split, or no weights yet.
+        InputError: If the split or the weights do not exist.
     """
     split, model = run.dataset.split(split_name), load_mixer(run.best)
     outputs = compute_logits(model, run.spec, split, f"evaluating {split_name}", batch_size)
@@ -36,18 +36,18 @@ def evaluate_run(run, split_name, batch_size=EVALUATION_BATCH_SIZE):
 
 
 def compute_logits(model, spec, split, description="evaluating", batch_size=EVALUATION_BATCH_SIZE):
-    """Runs a model over a split.
+    """Computes the outputs of a model on a split, once per image.
 
     Args:
-        model: `keras.Model` from `build_mixer`, with its head or without.
-        spec: `ModelSpec`. How images are prepared.
+        model: `keras.Model` from `build_mixer`, with or without a head.
+        spec: `ModelSpec`, for preprocessing.
         split: `data.splits.Images`.
-        description: What the progress bar says.
+        description: Text of the progress bar.
         batch_size: int.
 
     Returns:
-        (logits, labels): float array `(n, num_classes)`, of a model without a head `(n, dim)`, and
-        int array `(n,)`, in the order of the split.
+        (logits, labels), in the order of the split: float array `(n, num_classes)`, or
+        `(n, dim)` without a head, and int array `(n,)`.
     """
     batches = evaluation_batches(split, spec, batch_size)
     logits, labels = [], []
@@ -59,13 +59,7 @@ def compute_logits(model, spec, split, description="evaluating", batch_size=EVAL
 
 
 def score(logits, labels, spec):
-    """Computes the scores that `evaluate_run` returns.
-
-    Args:
-        logits: float array `(n, num_classes)`.
-        labels: int array `(n,)`.
-        spec: `ModelSpec`, with the class names and the loss.
-    """
+    """Computes the scores of `evaluate_run` from `compute_logits`'s results and a `ModelSpec`."""
     classes = np.arange(len(spec.names))
     predicted = logits.argmax(axis=1)
     precision, recall, f1, support = precision_recall_fscore_support(
@@ -84,40 +78,34 @@ def score(logits, labels, spec):
     }
 
 
-def _true(values, labels):
+def _of_labels(values, labels):
     return values[np.arange(len(labels)), labels]
 
 
-# Mean loss in nats of logits and labels, as in training but in double precision.
+# Mean losses in nats, from logits in float64 and labels.
 _MEAN_LOSSES = {
-    "softmax": lambda x, y: -_true(log_softmax(x, axis=1), y).mean(),
-    "sigmoid": lambda x, y: -(log_expit(-x).sum(axis=1) + _true(x, y)).mean(),
+    "softmax": lambda x, y: -_of_labels(log_softmax(x, axis=1), y).mean(),
+    "sigmoid": lambda x, y: -(log_expit(-x).sum(axis=1) + _of_labels(x, y)).mean(),
 }
 
 
 def _top5(logits, labels, classes):
-    if len(classes) <= 5:  # then the top 5 are all of them, and scikit-learn warns
+    if len(classes) <= 5:  # always correct; scikit-learn would warn
         return 1.0
     return float(top_k_accuracy_score(labels, logits, k=5, labels=classes))
 
 
 def score_run(run):
-    """Evaluates a trained run on its validation split and, once, on its `eval_split`.
+    """Evaluates a `training.run.Run` on its validation split and on its `eval_split`.
 
-    The summary goes to the run's metrics.json. Splits that were scored before are not again.
-
-    Args:
-        run: `training.run.Run`.
-
-    Returns:
-        dict from split to scores.
+    Scores are saved in metrics.json and returned, as a dict by split; existing ones are kept.
     """
     scores = run.scores
     names = ["validation"] if run.dataset.validation is not None else []
     for name in dict.fromkeys([*names, run.config.eval_split]):
         if name not in scores:
-            found = evaluate_run(run, name)
-            scores[name] = {key: found[key] for key in ("top1", "top5", "loss", "n")}
+            result = evaluate_run(run, name)
+            scores[name] = {key: result[key] for key in ("top1", "top5", "loss", "n")}
     run.write_metrics(scores, selected_epoch=model_folder.read_weights(run.best)[1]["epoch"])
     return scores
 
@@ -126,7 +114,7 @@ MOST_CLASSES_IN_CONFUSION = 20
 
 
 def as_table(scores):
-    """Returns the scores of `evaluate_run` as text for people."""
+    """Returns the scores of `evaluate_run` as a text table."""
     names = [console.printable(row["name"]) for row in scores["classes"]]
     width = max(map(len, [*names, "class"]))
     lines = [

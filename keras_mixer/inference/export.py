@@ -1,13 +1,13 @@
-"""Exports a SavedModel with its preprocessing inside, to be served by TensorFlow alone.
+"""Exports a model with its preprocessing as a SavedModel, which needs only TensorFlow to serve.
 
-Two signatures, each with the outputs `logits` and `probabilities`, float32 `(batch, num_classes)`,
-and `class_names`, strings `(batch, num_classes)`, one name per column:
+It has two signatures:
 
-- `serving_default`: `images`, uint8 `(batch, any height, any width, channels)`;
-- `serve_bytes`: `image_bytes`, strings `(batch,)`, each a file that `decode_image` takes: JPEG (set
-  upright by its EXIF orientation), PNG, BMP, WebP or GIF (its first frame).
+- `serving_default`: `images`, uint8 `(batch, height, width, channels)` of any height and width;
+- `serve_bytes`: `image_bytes`, strings `(batch,)`, each a JPEG (its EXIF orientation is applied),
+  PNG, BMP, WebP or GIF (its first frame) file.
 
-A SavedModel is a program: load only those you trust (TensorFlow, SECURITY.md).
+Both return `logits` and `probabilities`, float32 `(batch, num_classes)`, and `class_names`, strings
+of the same shape. A SavedModel is a program: load trusted ones only (TensorFlow, SECURITY.md).
 """
 
 import os
@@ -33,8 +33,8 @@ TOLERANCE = 1e-5
 def export_model(folder, export_dir, name):
     """Exports a trained model, in float32, to `export_dir/name/version/`.
 
-    The export is written under a temporary name, loaded back and compared with the Keras model
-    before it is renamed to the next free version number.
+    The export is written to a temporary folder, reloaded and compared with the Keras model, and
+    then renamed to the next version number.
 
     Args:
         folder: `Path` of a model folder, such as a run's best/.
@@ -45,8 +45,8 @@ def export_model(folder, export_dir, name):
         `Path` of the new version.
 
     Raises:
-        InputError: If there is no model to export, or the place cannot be written.
-        RunError: If the export does not agree with the model.
+        InputError: If the model cannot be read, or the export cannot be written.
+        RunError: If the export differs from the model.
     """
     model = load_mixer(folder, dtype="float32")
     home = Path(export_dir) / name
@@ -56,7 +56,7 @@ def export_model(folder, export_dir, name):
     except OSError as error:
         raise InputError(f"--export_dir={export_dir}: cannot write to {home}: {error}") from error
     try:
-        _archive(model).write_out(temporary, verbose=False)
+        _build_archive(model).write_out(temporary, verbose=False)
         _compare(temporary, model)
         os.chmod(temporary, 0o755)
         flush_tree(Path(temporary))
@@ -65,7 +65,7 @@ def export_model(folder, export_dir, name):
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _archive(model):
+def _build_archive(model):
     spec = model.spec
     channels = spec.architecture.channels
 
@@ -95,7 +95,7 @@ def _archive(model):
 
 
 def _compare(directory, model):
-    """Compares the answers of a server with those of the Keras model, on images of two sizes."""
+    """Compares both signatures with the Keras model, on images of two sizes."""
     _, height, width, channels = model.input_shape
     serve = tf.saved_model.load(directory).signatures
     for shape in ((height, width), (2 * height + 1, width + 3)):
@@ -115,7 +115,7 @@ def _compare(directory, model):
 
 
 def _publish(temporary, home):
-    """Renames the export to the next version; never over anything that is there."""
+    """Renames the export to the next version number."""
     versions = [int(entry.name) for entry in home.iterdir() if entry.name.isdecimal()]
     target = home / str(max(versions, default=0) + 1)
     os.rename(temporary, target)

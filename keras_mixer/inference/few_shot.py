@@ -1,13 +1,12 @@
 """Few-shot evaluation: ridge regression on the pre-logits of a few images per class.
 
-This is the paper's linear few-shot metric. Pre-logits are computed once; k images of every class
-are drawn, their features whitened by their own mean and deviation, and regressed with L2 on targets
-of -1 and 1; an image is of the class with the largest output. Several draws give an error.
+This is the paper's linear few-shot metric. k images of every class are drawn, and their pre-logits
+are standardized and regressed with L2 on targets of -1 and 1. Several draws give an error estimate.
 
-With the same draw and the same L2 it predicts what the official evaluator does
-(google-research/big_vision, `evaluators/fewshot_lsr.py`): its bias, a column of 100s that shares
-the L2, tells no class from another where all have as many images. There L2 is fixed to 1024 for
-all data; here it is chosen without the test images, on validation images or on the shots.
+With the same draw and L2, predictions equal those of the official evaluator (google-research/
+big_vision, `evaluators/fewshot_lsr.py`): its bias, a column of 100s under the same L2, is the same
+for all classes if they have equally many images. L2 is 1024 for all data sets there; here it is
+chosen on validation images or on the shots, never on test images.
 """
 
 import statistics
@@ -29,13 +28,12 @@ FOLDS = 5
 
 
 class Examples(NamedTuple):
-    """Images as a model sees them.
+    """Pre-logits of images, with labels.
 
     Attributes:
         features: float64 array `(n, dim)`.
         labels: int array `(n,)`.
-        ranks: int array `(n,)`: the rank of each in the order in which its class is drawn; None
-            where nothing is drawn.
+        ranks: int array `(n,)` from `draw`, or None.
     """
 
     features: np.ndarray
@@ -44,25 +42,23 @@ class Examples(NamedTuple):
 
 
 def score_few_shot(model, dataset, shots, seeds, l2, batch_size=EVALUATION_BATCH_SIZE):
-    """Scores a model's pre-logits on the test images of a data set, after few training images.
+    """Computes the few-shot test accuracy of a model for some numbers of shots and seeds.
 
-    Of the training images only those that are drawn are decoded and computed; of records all are
-    read once, for their labels. The test images are scored once for every
-    number of shots and every seed, when L2 has been chosen: the value with the best mean accuracy
-    over the seeds on the validation images or, where the data set has none, in cross-validation on
-    the shots.
+    For each number of shots, L2 is the value with the best mean accuracy over the seeds on the
+    validation images or, without a validation split, in cross-validation on the shots. Only the
+    training images drawn are decoded; of record files, all are read once, for their labels.
 
     Args:
         model: `keras.Model` from `load_mixer`.
         dataset: `Dataset` with a test split.
-        shots: Numbers of images of every class. The draws are nested: 5 hold the 1.
+        shots: Numbers of images per class. Larger draws contain the smaller ones.
         seeds: Seeds of the draws.
-        l2: Weights of the L2 penalty to choose from; a single one is taken as it is.
-        batch_size: int. Images computed at a time; it does not change the scores.
+        l2: Weights of the L2 penalty to choose from.
+        batch_size: int. Does not change the scores.
 
     Returns:
-        dict of JSON values: `n` test images, `classes`, `seeds`, what L2 was `chosen_on`, and
-        `shots`, a list with an entry for each number of them; see BUILD.md.
+        dict of JSON values: `n` test images, number of `classes`, `seeds`, `chosen_on` (how L2 was
+        chosen), and `shots`, a list of results by number of shots; see BUILD.md.
 
     Raises:
         InputError: If no class has enough training images, or L2 cannot be chosen.
@@ -90,7 +86,7 @@ def score_few_shot(model, dataset, shots, seeds, l2, batch_size=EVALUATION_BATCH
     test = examples(dataset.test, "of test")
     draws = [train._replace(ranks=order[drawn]) for order in ranks]
     rows = [
-        _row(count, draws, validation, test, l2) for count in console.track(shots, "regressing")
+        _score(count, draws, validation, test, l2) for count in console.track(shots, "regressing")
     ]
     return {
         "n": len(test.labels),
@@ -102,14 +98,7 @@ def score_few_shot(model, dataset, shots, seeds, l2, batch_size=EVALUATION_BATCH
 
 
 def pre_logits_of(model):
-    """Returns the model up to its pre-logits, with the same weights.
-
-    Args:
-        model: `keras.Model` from `build_mixer`, with a head or without.
-
-    Returns:
-        A `keras.Model` from images to pre-logits `(batch, dim)`.
-    """
+    """Returns a `keras.Model` from images to pre-logits `(batch, dim)` that shares the weights."""
     return keras.Model(model.input, model.get_layer("pre_logits").output)
 
 
@@ -117,19 +106,17 @@ def pre_logits_of(model):
 
 
 def draw(labels, seed):
-    """Draws an order of the images of every class; k shots are those of rank below k.
-
-    So each draw of more shots holds those of fewer.
+    """Shuffles the images of every class; k shots are those of ranks below k.
 
     Args:
         labels: int array `(n,)`.
         seed: int.
 
     Returns:
-        int array `(n,)`: the rank of every image among those of its class, from 0.
+        int array `(n,)`: the rank of every image within its class, from 0.
     """
     order = np.random.default_rng(seed).permutation(len(labels))
-    order = order[np.argsort(labels[order], kind="stable")]  # class by class, each in random order
+    order = order[np.argsort(labels[order], kind="stable")]  # by class, random within a class
     first = np.searchsorted(labels[order], labels[order])
     ranks = np.empty(len(labels), int)
     ranks[order] = np.arange(len(labels)) - first
@@ -137,15 +124,15 @@ def draw(labels, seed):
 
 
 def check_shots(labels, shots, class_names):
-    """Says which classes have fewer images than shots: theirs are all used.
+    """Prints which classes have fewer training images than shots, of which all are used.
 
     Args:
         labels: int array `(n,)` of the training images.
-        shots: Numbers of images of every class.
+        shots: Numbers of images per class.
         class_names: One name per class.
 
     Raises:
-        InputError: If no class has that many.
+        InputError: If all classes have fewer.
     """
     counts = np.bincount(labels, minlength=len(class_names))
     if max(shots) > counts.max():
@@ -164,33 +151,31 @@ def check_shots(labels, shots, class_names):
 
 
 def _first(examples, count):
-    """The examples of a draw's first ranks."""
     kept = examples.ranks < count
     return Examples(*(column[kept] for column in examples))
 
 
-# === Regressing ===
+# === Regression ===
 
 
 def regression(l2):
-    """Returns the scikit-learn model: features whitened, then ridge regression on -1 and 1.
+    """Returns a scikit-learn model: standardization, then ridge regression on targets -1 and 1.
 
-    Args:
-        l2: float. Weight of the squared norm beside the sum of squared errors.
+    `l2` is the weight of the squared norm, added to the sum (not the mean) of squared errors.
     """
     return make_pipeline(StandardScaler(), RidgeClassifier(alpha=l2, solver="cholesky"))
 
 
 def choose_l2(draws, validation, l2):
-    """Chooses the L2 of the best mean accuracy over the draws; of equals, the middle one.
+    """Chooses the L2 with the best mean accuracy over the draws; of equal ones, the middle.
 
     Args:
-        draws: list of `Examples` with their ranks.
-        validation: `Examples` to measure the accuracy on; None to cross-validate on the draws.
+        draws: list of `Examples` with ranks.
+        validation: `Examples`, or None for cross-validation on each draw.
         l2: list of floats, ascending.
 
     Returns:
-        (l2, accuracies): the value chosen, and the mean accuracy of every value.
+        (l2, accuracies): the chosen value, and the mean accuracy of every value.
     """
     accuracies = [np.mean([_accuracy(shots, validation, value) for shots in draws]) for value in l2]
     best = np.flatnonzero(np.equal(accuracies, max(accuracies)))
@@ -198,7 +183,7 @@ def choose_l2(draws, validation, l2):
 
 
 def _accuracy(shots, validation, l2):
-    if validation is None:  # in folds that hold as many images of every class
+    if validation is None:  # stratified folds
         folds = PredefinedSplit(shots.ranks % FOLDS)
         return cross_val_score(regression(l2), shots.features, shots.labels, cv=folds).mean()
     return _fitted(shots, l2).score(validation.features, validation.labels)
@@ -208,8 +193,8 @@ def _fitted(shots, l2):
     return regression(l2).fit(shots.features, shots.labels)
 
 
-def _row(count, draws, validation, test, l2):
-    """The scores of one number of shots, as JSON values."""
+def _score(count, draws, validation, test, l2):
+    """Returns the result for one number of shots, as JSON values."""
     draws = [_first(examples, count) for examples in draws]
     chosen, choice = l2[0], []
     if len(l2) > 1:
@@ -239,7 +224,7 @@ def _chosen_on(l2, validation):
 
 
 def as_table(scores):
-    """Returns the scores of `score_few_shot` as text for people."""
+    """Returns the scores of `score_few_shot` as a text table."""
     seeds = ", ".join(map(str, scores["seeds"]))
     lines = [
         f"test: {scores['n']:,} images of {scores['classes']} classes; draws of seeds {seeds}; "

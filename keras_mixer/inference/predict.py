@@ -1,4 +1,4 @@
-"""Prediction: image files, folders and globs in, the most likely classes out."""
+"""Predicts the classes of image files: tables, JSON, CSV and Kaggle submissions."""
 
 import collections
 import csv
@@ -22,58 +22,58 @@ from keras_mixer.training.losses import PROBABILITIES
 
 
 def expand(arguments):
-    """Returns the image files that the arguments stand for.
+    """Returns the image files that paths and patterns match.
 
     Args:
-        arguments: Paths of files, of folders (searched to any depth), and glob patterns.
+        arguments: Paths of files and folders (searched recursively), and glob patterns.
 
     Returns:
-        list of paths as strings. An argument that matches nothing is kept, to be reported.
+        list of paths as strings. Arguments that match nothing are kept, to be reported as errors.
     """
-    return list(itertools.chain.from_iterable(map(_expanded, arguments)))
+    return list(itertools.chain.from_iterable(map(_expand_one, arguments)))
 
 
-def _expanded(argument):
+def _expand_one(argument):
     if os.path.isdir(argument):
         listing, _ = list_images(argument)
         return list(map(os.fsdecode, listing.paths())) or [argument]
     if os.path.exists(argument):
         return [argument]
     matches = sorted(glob.glob(argument, recursive=True))
-    there = [match for match in matches if os.path.exists(match)]  # glob lists dangling links, too
-    return expand(there) or [argument]
+    existing = [match for match in matches if os.path.exists(match)]  # no broken symbolic links
+    return expand(existing) or [argument]
 
 
 def predict_files(model, paths, top_k=5):
-    """Classifies image files; one that cannot be read does not stop the rest.
+    """Predicts the most likely classes of image files.
 
     Args:
         model: `keras.Model` from `load_mixer`.
         paths: list of paths.
-        top_k: int. Classes reported per image, at most.
+        top_k: int. Maximum number of classes per image.
 
     Yields:
-        For each path, in order, a dict of JSON values: `file` with either `error`, or
-        `predictions`, a list of `class` and `probability` most likely first.
+        For each path, in order, a dict of JSON values: `file`, and either `error` or
+        `predictions`, a list of dicts of `class` and `probability`, most likely first.
     """
     names = model.spec.names
-    for path, found in classify(model, paths):
-        if isinstance(found, str):
-            yield {"file": path, "error": found}
+    for path, result in classify(model, paths):
+        if isinstance(result, str):
+            yield {"file": path, "error": result}
         else:
-            yield {"file": path, "predictions": _top(found, names, top_k)}
+            yield {"file": path, "predictions": _top(result, names, top_k)}
 
 
 def classify(model, paths):
-    """Computes the probabilities of every class; one bad image does not stop the rest.
+    """Computes the class probabilities of image files.
 
     Args:
         model: `keras.Model` from `load_mixer`.
         paths: list of paths.
 
     Yields:
-        For each path, in order, (path, float64 array `(num_classes,)`), or
-        (path, reason) with a string where the image cannot be read.
+        For each path, in order, (path, float64 array `(num_classes,)`), or (path, error message)
+        if the image cannot be read.
     """
     probabilities = PROBABILITIES[model.spec.loss]
     for start in range(0, len(paths), EVALUATION_BATCH_SIZE):
@@ -81,13 +81,13 @@ def classify(model, paths):
         images = [_read(path, model.spec) for path in batch]
         readable = [image for image in images if not isinstance(image, str)]
         logits = model.predict_on_batch(np.stack(readable)) if readable else np.empty((0, 2))
-        found = iter(np.asarray(probabilities(logits.astype(np.float64))))
+        rows = iter(np.asarray(probabilities(logits.astype(np.float64))))
         for path, image in zip(batch, images, strict=True):
-            yield path, image if isinstance(image, str) else next(found)
+            yield path, image if isinstance(image, str) else next(rows)
 
 
 def _read(path, spec):
-    """Returns the image as the model takes it, or what is wrong with it as a string."""
+    """Returns the preprocessed image, or an error message."""
     if not os.path.exists(path):
         return "no such file"
     if os.path.isdir(path):
@@ -110,13 +110,11 @@ def _top(probabilities, class_names, top_k):
 
 
 def predictions_as_text(model, paths, format, top_k=5):
-    """Classifies image files and writes the predictions in one of `FORMATS`, or for Kaggle.
+    """Predicts the classes of image files and formats the result.
 
     Args:
-        model: `keras.Model` from `load_mixer`.
-        paths: list of paths.
+        model, paths, top_k: As `predict_files`.
         format: string, a key of `FORMATS`, or `"kaggle"` for a submission with all classes.
-        top_k: int. Classes reported per image, at most.
 
     Returns:
         (text, complete): complete is False if any image could not be read.
@@ -128,23 +126,23 @@ def predictions_as_text(model, paths, format, top_k=5):
 
 
 def as_table(rows):
-    """Returns predictions as text for people, a line per image."""
-    return "".join(f"{printable(row['file'])}: {printable(_found(row))}\n" for row in rows)
+    """Formats predictions as text, a line per image."""
+    return "".join(f"{printable(row['file'])}: {printable(_result_text(row))}\n" for row in rows)
 
 
-def _found(row):
+def _result_text(row):
     if "error" in row:
         return f"error: {row['error']}"
     return "  ".join(f"{p['class']} {p['probability']:.1%}" for p in row["predictions"])
 
 
 def as_json(rows):
-    """Returns predictions as a JSON list with an object per image."""
+    """Formats predictions as a JSON list with an object per image."""
     return json.dumps(rows, indent=2) + "\n"
 
 
 def as_csv(rows):
-    """Returns predictions as CSV, a line per image and rank."""
+    """Formats predictions as CSV, a line per image and rank."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["file", "rank", "class", "probability", "error"])
@@ -157,7 +155,7 @@ def as_csv(rows):
 
 
 def _cell(text):
-    """Keeps spreadsheets from reading a name as a formula."""
+    """Escapes names that spreadsheets would take for formulas."""
     text = printable(text)
     return f"'{text}" if text[:1] in tuple("=+-@") else text
 
@@ -165,26 +163,22 @@ def _cell(text):
 FORMATS = {"table": as_table, "json": as_json, "csv": as_csv}
 
 
-# === A submission to Kaggle ===
+# === Kaggle submissions ===
 
 
 def _submission(model, paths):
-    """Returns the text of a submission, and whether no image is missing from it."""
+    """Returns (text, complete), see `predictions_as_text`."""
     ids = submission_ids(paths)
-    found = list(track(classify(model, paths), "predicting", len(paths)))
-    problems = [(path, reason) for path, reason in found if isinstance(reason, str)]
+    results = list(track(classify(model, paths), "predicting", len(paths)))
+    problems = [(path, reason) for path, reason in results if isinstance(reason, str)]
     for path, reason in problems:
         say(f"{path}: {reason}; it is not in the submission")
-    rows = [(id, p) for id, (_, p) in zip(ids, found, strict=True) if not isinstance(p, str)]
+    rows = [(id, p) for id, (_, p) in zip(ids, results, strict=True) if not isinstance(p, str)]
     return as_submission(rows, model.spec.names), not problems
 
 
 def submission_ids(paths):
-    """Returns the id of each image in a submission: its file's name without the suffix.
-
-    Raises:
-        InputError: If several images share one; the message names them.
-    """
+    """Returns the id of each image: its file name without suffix. InputError for duplicates."""
     ids = [os.path.splitext(os.path.basename(path))[0] for path in paths]
     times = collections.Counter(ids)
     if shared := [path for path, id in zip(paths, ids, strict=True) if times[id] > 1]:
@@ -196,14 +190,14 @@ def submission_ids(paths):
 
 
 def as_submission(rows, class_names):
-    """Returns probabilities as the CSV file that Kaggle scores: a line per image, in order.
+    """Formats probabilities as a Kaggle submission: CSV, a line per image.
 
-    Names are written as they are, since Kaggle compares them. The probabilities of a row add up to
-    1, also those of a model that was trained with one sigmoid per class.
+    Names are not escaped, since Kaggle compares them. Probabilities are normalized to a sum of 1,
+    for models with sigmoid outputs.
 
     Args:
-        rows: list of (id, probabilities), as `classify` yields them.
-        class_names: One name per class, in the order of the probabilities.
+        rows: list of (id, probabilities).
+        class_names: One name per class.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -1,7 +1,6 @@
-"""Verifies that a checkpoint reaches its published accuracy, with a confidence interval.
+"""Verifies that pretrained weights reach their published accuracy, with a confidence interval.
 
-Everything that can be refused is refused before TensorFlow starts and before anything large is
-downloaded.
+TensorFlow is imported late, so that errors are reported before it starts (3 s).
 """
 
 from typing import NamedTuple
@@ -13,35 +12,35 @@ from keras_mixer.weights.registry import SCHEME, Published, release_of
 
 
 class Claim(NamedTuple):
-    """An accuracy that a checkpoint is claimed to reach.
+    """An accuracy that pretrained weights should reach.
 
     Attributes:
         published: `registry.Published`.
-        exact: bool. This program scored it on the same images, so every one must be as it was.
+        exact: bool. The number of correct images must be equal, since we measured it ourselves.
     """
 
     published: Published
     exact: bool = False
 
 
-# === What is claimed ===
+# === Claims ===
 
 
 def claim_of(path, dataset, split_name, expected=None):
-    """Returns the `Claim` about a checkpoint on a data set.
+    """Returns the `Claim` about pretrained weights on a data set.
 
     Args:
-        path: Whatever `read_pretrained` takes.
+        path: As in `read_pretrained`.
         dataset: string.
-        split_name: string. What is published is of the `test` split.
-        expected: float. Top-1 accuracy as a fraction, to be used instead.
+        split_name: string. Published accuracies are on `test`.
+        expected: float. Top-1 accuracy as a fraction, instead of the published one.
 
     Raises:
-        InputError: If nothing is known to be published.
+        InputError: If no published accuracy is known.
     """
     release = release_of(path)
     if release is None and str(path).startswith(SCHEME):
-        release_named(str(path).removeprefix(SCHEME))  # lists those that there are
+        release_named(str(path).removeprefix(SCHEME))  # raises InputError
     if expected is not None:
         return Claim(Published(expected, "--expected", "not said"))
     published = release.published if release else {}
@@ -57,11 +56,7 @@ def claim_of(path, dataset, split_name, expected=None):
 
 
 def claim_of_run(run, split_name):
-    """Returns the `Claim` that a run makes in its metrics.json.
-
-    Raises:
-        InputError: If the run was not scored on that split.
-    """
+    """Returns the `Claim` from a run's metrics.json; InputError if it lacks the split."""
     metrics = run.scores
     if split_name not in metrics:
         raise InputError(
@@ -73,14 +68,14 @@ def claim_of_run(run, split_name):
 
 
 def check_classes(path, dataset, num_classes, channels=None, class_names=None):
-    """Compares a model's classes and channels with those of the data.
+    """Compares a model's classes and channels with those of a data set.
 
     Args:
-        path: Of the checkpoint, for the message.
+        path: The weights, for messages.
         dataset: `Dataset`.
         num_classes: int, of the model.
-        channels: int, of the model; None where it is not known yet.
-        class_names: Those of the model; None where they are not known.
+        channels: int, of the model; None if unknown.
+        class_names: Those of the model; None if unknown.
 
     Raises:
         InputError: If they differ.
@@ -89,10 +84,10 @@ def check_classes(path, dataset, num_classes, channels=None, class_names=None):
         "classes": (num_classes, len(dataset.class_names)),
         "channels": (channels or dataset.channels, dataset.channels),
     }
-    for noun, (own, theirs) in pairs.items():
-        if own != theirs:
+    for noun, (own, of_data) in pairs.items():
+        if own != of_data:
             raise InputError(
-                f"{path}: has {own:,} {noun}, the data have {theirs:,}; --dataset names others"
+                f"{path}: has {own:,} {noun}, the data have {of_data:,}; --dataset names others"
             )
     pairs = zip(class_names or dataset.class_names, dataset.class_names, strict=True)
     if differing := [f"{i} is {a}, not {b}" for i, (a, b) in enumerate(pairs) if a != b]:
@@ -102,27 +97,26 @@ def check_classes(path, dataset, num_classes, channels=None, class_names=None):
         )
 
 
-# === What is measured ===
+# === Measurement ===
 
 
 def verify_accuracy(pretrained, path, split, class_names, claim, confidence, batch_size):
-    """Evaluates pretrained weights on a whole split, and compares.
+    """Evaluates pretrained weights on a split and compares the accuracy with a claim.
 
     Args:
         pretrained: `Pretrained`.
-        path: Where it comes from.
+        path: Its path, as in `read_pretrained`.
         split: `data.splits.Images`.
-        class_names: One name per class, those of the data.
+        class_names: Class names of the data.
         claim: `Claim`.
-        confidence: float in (0, 1). Of the interval.
-        batch_size: int. Images computed at a time.
+        confidence: float in (0, 1). Confidence level of the interval.
+        batch_size: int.
 
     Returns:
         dict of JSON values: `match`; `top1`, `top5` and the `interval` of top-1, as fractions; `n`
-        images; `confidence`; what was `expected` and where from; how images were fitted, whether
-        class names were known, and the checkpoint's `provenance`.
+        images; `confidence`; the `expected` accuracy and its source; the `preprocessing`;
+        `class_names_known`; and the `provenance` of released files.
     """
-    # Here, so that everything that can be refused is refused before TensorFlow starts (3 s).
     from keras_mixer.inference.evaluate import compute_logits, score
     from keras_mixer.weights.load import build_pretrained
 
@@ -145,16 +139,7 @@ def verify_accuracy(pretrained, path, split, class_names, claim, confidence, bat
 
 
 def interval_of(correct, n, confidence):
-    """Returns Wilson's interval of a share: what it might be on other images of the same kind.
-
-    Args:
-        correct: int.
-        n: int, positive.
-        confidence: float in (0, 1).
-
-    Returns:
-        (low, high): fractions.
-    """
+    """Returns the Wilson score interval (low, high) of the fraction `correct / n`."""
     from scipy.stats import binomtest
 
     interval = binomtest(correct, n).proportion_ci(confidence, method="wilson")
@@ -162,15 +147,9 @@ def interval_of(correct, n, confidence):
 
 
 def matches(claim, correct, n, confidence):
-    """Tells whether a measured accuracy agrees with a claim.
+    """Returns whether the measured accuracy `correct / n` agrees with a `Claim`.
 
-    The figure may lie anywhere in the interval, as far as its rounding leaves open where it lies.
-
-    Args:
-        claim: `Claim`.
-        correct: int.
-        n: int, positive.
-        confidence: float in (0, 1).
+    The claimed accuracy, give or take its rounding, must be in the interval of `interval_of`.
     """
     top1, rounding = claim.published.top1, claim.published.rounding
     if claim.exact:
@@ -180,12 +159,7 @@ def matches(claim, correct, n, confidence):
 
 
 def as_text(result, title):
-    """Returns what `verify_checkpoint` found as text for people.
-
-    Args:
-        result: dict.
-        title: What was verified.
-    """
+    """Formats the result of `verify_accuracy` as text under a title."""
     low, high = result["interval"]
     expected = result["expected"]
     given = "to the image" if expected["exact"] else f"± {100 * expected['rounding']:.3g} points"

@@ -1,1 +1,1 @@
-"""What is computed: the Mixer and its layers, on every Keras backend."""
+"""The Mixer model, its layers and its hyperparameters, on every Keras backend."""

@@ -1,9 +1,4 @@
-"""What a model is: its architecture, its preprocessing, its classes and its loss.
-
-`Architecture` is the only place that knows the fields of an architecture, the values of a variant,
-the default widths, how patches divide an image, and which sizes are sensible. `ModelSpec` is what
-travels with weights, as model.json does.
-"""
+"""Hyperparameters of a model (`Architecture`), and all that its model.json holds (`ModelSpec`)."""
 
 import dataclasses
 import math
@@ -13,35 +8,22 @@ from keras_mixer.errors import InputError
 from keras_mixer.model.variants import ACTIVATIONS, IMAGE_SHAPE, VARIANTS
 
 LOSSES = ("softmax", "sigmoid")
-FORMAT = 2  # of model.json; a new field with a default needs no new number
+FORMAT = 2  # version of model.json; a new field with a default needs no new version
 SMALLEST_CROP = 0.1
 
 _LARGEST_SIZE = 1 << 20
 _MOST_LAYERS = 1000
-# What no machine can hold: an image, the activations of one image, the weights.
+# Beyond these numbers of values, no machine has enough memory.
 _MOST_VALUES = {"an image": 1 << 26, "a layer's activations": 1 << 30, "the weights": 1 << 35}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """The sizes of a Mixer, complete and checked: the arguments of `build_mixer`.
-
-    Attributes:
-        image_shape: (height, width) of the images, in pixels.
-        patch_shape: (height, width) of a patch, in pixels; divides `image_shape`.
-        channels: Color channels of the images.
-        depth: Number of mixer layers.
-        dim: Channels C of every token.
-        tokens_mlp_dim: Hidden width D_S of token mixing. Defaults to half of `dim`.
-        channels_mlp_dim: Hidden width D_C of channel mixing. Defaults to `4 * dim`.
-        num_classes: Size of the head; 0 for none.
-        activation: One of `variants.ACTIVATIONS`.
-        token_mixing: False leaves token mixing out of every layer.
-        channel_mixing: False leaves channel mixing out of every layer.
+    """Hyperparameters of a Mixer, complete and validated; see `build_mixer` for each of them.
 
     Raises:
-        InputError: If a value is missing, of another type or out of bounds, if patches do not
-            divide the image, or if the sizes together are more than any machine can hold.
+        InputError: If a value has a wrong type or is out of range, if patches do not divide the
+            image, or if the sizes together need more memory than any machine has.
     """
 
     image_shape: tuple[int, int]
@@ -49,8 +31,8 @@ class Architecture:
     channels: int = 3
     depth: int
     dim: int
-    tokens_mlp_dim: int = None
-    channels_mlp_dim: int = None
+    tokens_mlp_dim: int = None  # half of dim
+    channels_mlp_dim: int = None  # 4 * dim
     num_classes: int
     activation: str = "gelu"
     token_mixing: bool = True
@@ -59,7 +41,7 @@ class Architecture:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             if getattr(self, field.name) is not None or field.name not in _WIDTHS:
-                object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
+                object.__setattr__(self, field.name, _validate(field, getattr(self, field.name)))
         for name, width in _WIDTHS.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, width(self.dim))
@@ -68,14 +50,14 @@ class Architecture:
 
     @classmethod
     def create(cls, variant=None, **values):
-        """Returns an architecture from what is given; a variant fills the rest.
+        """Creates an architecture from some fields; a variant fills in the rest.
 
         Args:
-            variant: string, a name of the paper's Table 1 such as `"B/16"`, or None.
-            **values: Fields; None stands for "not given".
+            variant: string, a key of `VARIANTS` such as `"B/16"`, or None.
+            **values: Fields; None means not given.
 
         Raises:
-            InputError: As the class does, or if the variant is unknown or a value is missing.
+            InputError: As the class does, or if the variant is unknown or a field is missing.
         """
         given = {name: value for name, value in values.items() if value is not None}
         filled = variant_values(variant) | given
@@ -85,18 +67,18 @@ class Architecture:
 
     @property
     def grid(self):
-        """(rows, columns) of patches."""
+        """Shape of the patch grid: (rows, columns)."""
         (height, width), (rows, columns) = self.image_shape, self.patch_shape
         return height // rows, width // columns
 
     @property
     def patches(self):
-        """Number of patches S, which are the tokens."""
+        """Number of patches S: the sequence length."""
         return math.prod(self.grid)
 
     @property
     def parameters(self):
-        """Number of parameters, the head included."""
+        """Number of parameters, including the head."""
         patches, dim = self.patches, self.dim
         tokens, channels = self.tokens_mlp_dim, self.channels_mlp_dim
         mixings = self.token_mixing * (2 * patches * tokens + tokens + patches + 2 * dim)
@@ -105,7 +87,7 @@ class Architecture:
         return stem + self.depth * mixings + 2 * dim + (dim + 1) * self.num_classes
 
     def replace(self, **changes):
-        """Returns the architecture with some values changed, checked again."""
+        """Returns a copy with some fields changed, validated again."""
         return dataclasses.replace(self, **changes)
 
     def to_json(self):
@@ -114,12 +96,12 @@ class Architecture:
 
     @classmethod
     def from_json(cls, values):
-        """Returns the architecture that `to_json` described; fields it lacks get their defaults.
+        """Creates an architecture from the dict of `to_json`; missing fields get their defaults.
 
         Raises:
             InputError: As the class does, or if a field is unknown.
         """
-        return cls(**_known(cls, values))
+        return cls(**_read_fields(cls, values))
 
     def _check_division(self):
         for side, image, patch in zip(
@@ -129,8 +111,8 @@ class Architecture:
                 below = image // patch * patch
                 nearest = " and ".join(str(n) for n in (below, below + patch) if n)
                 raise InputError(
-                    f"patch_shape={_shown(self.patch_shape)} does not divide "
-                    f"image_shape={_shown(self.image_shape)}: the {side} {image} is no multiple of "
+                    f"patch_shape={_format(self.patch_shape)} does not divide "
+                    f"image_shape={_format(self.image_shape)}: the {side} {image} is no multiple of "
                     f"{patch}; the nearest that are: {nearest}"
                 )
 
@@ -144,8 +126,8 @@ class Architecture:
         for (what, most), count in zip(_MOST_VALUES.items(), counts, strict=True):
             if count > most:
                 raise InputError(
-                    f"image_shape={_shown(self.image_shape)}, patch_shape="
-                    f"{_shown(self.patch_shape)}, depth={self.depth}, dim={self.dim}: {what} would "
+                    f"image_shape={_format(self.image_shape)}, patch_shape="
+                    f"{_format(self.patch_shape)}, depth={self.depth}, dim={self.dim}: {what} would "
                     f"have {count:,} values, expected at most {most:,}; choose smaller sizes"
                 )
 
@@ -161,11 +143,7 @@ _REQUIRED = [name for name in FIELDS if name not in DEFAULTS and name not in _WI
 
 
 def variant_values(variant):
-    """Returns the architecture's fields that a variant sets; {} for None.
-
-    Raises:
-        InputError: If there is no such variant.
-    """
+    """Returns a dict of the `Architecture` fields that a variant sets; {} for None."""
     if variant is None:
         return {}
     if variant not in VARIANTS:
@@ -177,11 +155,11 @@ def variant_values(variant):
     return {"image_shape": IMAGE_SHAPE, "patch_shape": (row.patch, row.patch), **values}
 
 
-# === Values ===
+# === Validation ===
 
 
-def _checked(field, value):
-    """Returns a value of the field's type, or refuses it."""
+def _validate(field, value):
+    """Returns the value, converted to the type of the field."""
     check = _CHECKS.get(field.name) or _CHECKS[field.type]
     try:
         return check(value)
@@ -229,33 +207,33 @@ _CHECKS = {
 }
 
 
-def _shown(shape):
+def _format(shape):
     return ",".join(map(str, shape))
 
 
-def _known(kind, values):
-    """Returns the fields of a dataclass that JSON values hold; refuses what is none or missing."""
+def _read_fields(kind, values):
+    """Returns the keyword arguments of a dataclass from a JSON dict of its fields."""
     fields = dataclasses.fields(kind)
     names = [field.name for field in fields]
     if not isinstance(values, dict) or not values.keys() <= set(names):
-        found = ", ".join(map(str, values)) if isinstance(values, dict) else type(values).__name__
-        raise InputError(f"expected the fields {', '.join(names)}, received {found:.200}")
-    without = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in values]
-    if without:
-        raise InputError(f"expected the fields {', '.join(names)}, missing: {', '.join(without)}")
+        given = ", ".join(map(str, values)) if isinstance(values, dict) else type(values).__name__
+        raise InputError(f"expected the fields {', '.join(names)}, received {given:.200}")
+    missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in values]
+    if missing:
+        raise InputError(f"expected the fields {', '.join(names)}, missing: {', '.join(missing)}")
     return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
 
 
-# === What travels with weights ===
+# === Model spec ===
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """How an image is fitted to the model, beyond its shape: see `preprocessing.resize`.
+    """How images are resized to the model's image shape; see `preprocessing.resize`.
 
     Attributes:
-        eval_crop: float. 0 resizes the whole image; from 0.1 to 1, the central share of each side
-            that is kept after resizing with the aspect ratio kept.
+        eval_crop: float. 0: the whole image is resized, ignoring its aspect ratio. From 0.1 to 1:
+            share of each side kept by a center crop after resizing (timm's `crop_pct`).
     """
 
     eval_crop: float = 0.0
@@ -274,7 +252,7 @@ class Preprocessing:
 
     @property
     def sentence(self):
-        """What is done to an image, in words."""
+        """Description in words."""
         if self.eval_crop:
             return f"resized, and the central {self.eval_crop:.4g} of each side cropped"
         return "resized whole, without its aspect ratio"
@@ -282,14 +260,13 @@ class Preprocessing:
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """Everything about a model but its weights: enough to build it and to feed it.
+    """Everything about a model but its weights: enough to build it and to prepare its inputs.
 
     Attributes:
         architecture: `Architecture`.
-        class_names: One name per class; None where they are not known.
+        class_names: One name per class; None if unknown.
         preprocessing: `Preprocessing`.
-        loss: One of `LOSSES`: what it was trained with, which tells how logits become
-            probabilities.
+        loss: One of `LOSSES`; also the function that turns logits into probabilities.
     """
 
     architecture: Architecture
@@ -306,23 +283,23 @@ class ModelSpec:
 
     @property
     def names(self):
-        """The class names; numbers where they are not known."""
+        """Class names, or numbers if they are unknown."""
         return self.class_names or tuple(map(str, range(self.architecture.num_classes)))
 
     def replace(self, **changes):
-        """Returns the spec with some values changed."""
+        """Returns a copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
     def to_json(self):
-        """Returns the contents of model.json as a dict of JSON values."""
+        """Returns the content of model.json as a dict of JSON values."""
         return {"format": FORMAT, **dataclasses.asdict(self)}
 
     @classmethod
     def from_json(cls, values):
-        """Returns the spec that `to_json` described; fields it lacks get their defaults.
+        """Creates a spec from the dict of `to_json`; missing fields get their defaults.
 
         Raises:
-            InputError: If it is of another format, or describes no Mixer.
+            InputError: If the format is another one, or a value is invalid.
         """
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             found = values.get("format") if isinstance(values, dict) else values
@@ -330,9 +307,9 @@ class ModelSpec:
                 f"expected model.json of format {FORMAT}, received {found!r:.60}; it was written "
                 f"by another version of keras_mixer"
             )
-        known = _known(cls, {name: v for name, v in values.items() if name != "format"})
-        known["architecture"] = Architecture.from_json(known["architecture"])
-        known["preprocessing"] = Preprocessing(
-            **_known(Preprocessing, known.get("preprocessing", {}))
+        fields = _read_fields(cls, {name: v for name, v in values.items() if name != "format"})
+        fields["architecture"] = Architecture.from_json(fields["architecture"])
+        fields["preprocessing"] = Preprocessing(
+            **_read_fields(Preprocessing, fields.get("preprocessing", {}))
         )
-        return cls(**known)
+        return cls(**fields)

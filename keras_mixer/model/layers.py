@@ -7,10 +7,7 @@ from keras import ops
 
 from keras_mixer.model.variants import ACTIVATIONS
 
-LAYER_NORM_EPSILON = 1e-6  # Flax's default, which the official weights were trained with
-
-
-# === Activations ===
+LAYER_NORM_EPSILON = 1e-6  # Flax's default, with which the official weights were trained
 
 _FUNCTIONS = {
     "gelu": functools.partial(ops.gelu, approximate=True),
@@ -22,17 +19,7 @@ _FUNCTIONS = {
 
 
 def activation_function(name):
-    """Returns the function that an activation's name stands for.
-
-    Args:
-        name: string, one of `variants.ACTIVATIONS`.
-
-    Returns:
-        A callable from a tensor to a tensor of the same shape.
-
-    Raises:
-        ValueError: If the name is unknown.
-    """
+    """Returns an activation function by its name, one of `variants.ACTIVATIONS`."""
     if name not in _FUNCTIONS:
         raise ValueError(
             f"Unknown activation. Expected one of {', '.join(ACTIVATIONS)}. Received: {name!r}"
@@ -40,19 +27,16 @@ def activation_function(name):
     return _FUNCTIONS[name]
 
 
-# === Layers ===
-
-
 @keras.saving.register_keras_serializable(package="keras_mixer")
 class MlpBlock(keras.layers.Layer):
-    """Two dense layers with an activation between them, over the last axis.
+    """Two dense layers over the last axis, with an activation in between.
 
-    Dropout, when asked for, follows the activation and the second dense layer.
+    Dropout follows the activation and the second dense layer.
 
     Args:
         hidden_dim: int. Width of the hidden layer.
         activation: string. One of `variants.ACTIVATIONS`. Defaults to `"gelu"`.
-        dropout: float in [0, 1). Share of values dropped in training. Defaults to 0.
+        dropout: float in [0, 1). Dropout rate. Defaults to 0.
 
     Input shape:
         `(batch, ..., features)`; the last axis must be known.
@@ -105,14 +89,14 @@ class MlpBlock(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_mixer")
 class StochasticDepth(keras.layers.Layer):
-    """Drops whole samples of a residual branch in training, and scales up those that stay.
+    """Stochastic depth, or drop path: drops the residual branch of whole samples in training.
 
-    Survivors are divided by their keep probability, as Keras and timm do, so that the expected
-    output equals the output at inference. The official code (big_vision) does not rescale.
+    The other samples are divided by the keep probability, as in Keras and timm, so that the
+    expected output equals that of inference. The official code (big_vision) does not rescale.
 
     Args:
-        rate: float in [0, 1). Probability that a sample's branch is dropped.
-        seed: int or None. Seed of the layer's generator. Defaults to None.
+        rate: float in [0, 1). Probability of dropping a sample's branch.
+        seed: int or None. Random seed. Defaults to None.
 
     Input shape:
         `(batch, ...)`.
@@ -134,7 +118,7 @@ class StochasticDepth(keras.layers.Layer):
     def call(self, inputs, training=None):
         if not training or self.rate == 0:
             return inputs
-        shape = (ops.shape(inputs)[0], *(1,) * (len(inputs.shape) - 1))  # one draw per sample
+        shape = (ops.shape(inputs)[0], *(1,) * (len(inputs.shape) - 1))  # per sample
         draws = keras.random.uniform(shape, dtype="float32", seed=self.seed_generator)
         keep = ops.cast(draws >= self.rate, inputs.dtype)
         return inputs * keep / (1 - self.rate)
@@ -148,7 +132,7 @@ class StochasticDepth(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_mixer")
 class MixerBlock(keras.layers.Layer):
-    """One mixer layer: tokens are mixed across patches, then channels within each patch.
+    """One mixer layer: token mixing across patches, then channel mixing within each patch.
 
     ```
     x = x + transpose(token_mixing(transpose(layer_norm_0(x))))
@@ -159,14 +143,14 @@ class MixerBlock(keras.layers.Layer):
         tokens_mlp_dim: int. Hidden width D_S of token mixing.
         channels_mlp_dim: int. Hidden width D_C of channel mixing.
         activation: string. One of `variants.ACTIVATIONS`. Defaults to `"gelu"`.
-        dropout: float in [0, 1). Dropout of both MLPs. Defaults to 0.
-        stochastic_depth: float in [0, 1). Probability that a sample skips a branch; each of the
-            two branches draws for itself. Defaults to 0.
-        token_mixing: bool. False leaves token mixing (and its norm) out. Defaults to True.
-        channel_mixing: bool. False leaves channel mixing (and its norm) out. Defaults to True.
+        dropout: float in [0, 1). Dropout rate of both MLPs. Defaults to 0.
+        stochastic_depth: float in [0, 1). Rate of `StochasticDepth`, drawn independently for the
+            two branches. Defaults to 0.
+        token_mixing: bool. False omits token mixing and its LayerNorm. Defaults to True.
+        channel_mixing: bool. False omits channel mixing and its LayerNorm. Defaults to True.
 
     Input shape:
-        `(batch, patches, channels)`; patches and channels must be known.
+        `(batch, patches, channels)`; only the batch size may be unknown.
 
     Output shape:
         `(batch, patches, channels)`.

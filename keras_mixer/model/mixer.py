@@ -1,7 +1,4 @@
-"""The Mixer as a functional Keras model: stem, mixer layers, pooled head.
-
-The input is scaled as the official code scales it: float images in [-1, 1].
-"""
+"""MLP-Mixer as a functional Keras model: stem, mixer layers, head."""
 
 import keras
 
@@ -39,27 +36,28 @@ def build_mixer(
         dim: int. Channels C of every token.
         tokens_mlp_dim: int. Hidden width D_S of token mixing. Defaults to half of `dim`.
         channels_mlp_dim: int. Hidden width D_C of channel mixing. Defaults to `4 * dim`.
-        num_classes: int. Size of the head; 0 leaves it out, and the model gives pre-logits.
-        variant: string, a name of the paper's Table 1 such as `"B/16"`. Fills whatever of the
-            above is not given.
-        activation: string. One of `variants.ACTIVATIONS`. Defaults to `"gelu"`, the tanh form.
-        token_mixing: bool. False leaves token mixing out of every layer.
-        channel_mixing: bool. False leaves channel mixing out of every layer.
+        num_classes: int. Number of classes; 0 omits the head, and the model returns pre-logits.
+        variant: string, a key of `variants.VARIANTS` such as `"B/16"`, for whatever of the above
+            is not given.
+        activation: string. One of `variants.ACTIVATIONS`. Defaults to `"gelu"`, its tanh form.
+        token_mixing: bool. False omits token mixing from every layer.
+        channel_mixing: bool. False omits channel mixing from every layer.
         dropout: float in [0, 1). Dropout rate of both MLPs.
-        stochastic_depth: float in [0, 1). Probability s that a sample skips a branch of the last
-            layer; it rises linearly from 0 at the first layer (paper appendix B).
-        head_bias: float. Initial bias of every class. Defaults to 0.
-        dtype: Keras dtype or policy of the body, such as `"mixed_bfloat16"`. The head always
-            computes in float32. Defaults to Keras's global policy.
+        stochastic_depth: float in [0, 1). Stochastic depth rate of the last layer; rises linearly
+            from 0 at the first layer (paper appendix B).
+        head_bias: float. Initial bias of the head. Defaults to 0.
+        dtype: Keras dtype or policy of the body, such as `"mixed_bfloat16"`; pooling and head are
+            always in float32. Defaults to Keras's global policy.
         name: string. Name of the model.
 
     Returns:
-        A functional `keras.Model` from float images `(batch, height, width, channels)` in
-        [-1, 1] to float32 logits `(batch, num_classes)`, or to pre-logits `(batch, dim)`.
+        A functional `keras.Model`: takes float images `(batch, height, width, channels)` in
+        [-1, 1], as the official code, and returns float32 logits `(batch, num_classes)`, or
+        pre-logits `(batch, dim)`.
 
     Raises:
-        ValueError: If a size is missing or not positive, if patches do not divide the image, or if
-            the sizes together are more than any machine can hold.
+        InputError: A `ValueError`, if a size is missing or out of range, if patches do not divide
+            the image, or if the sizes together need more memory than any machine has.
 
     Example:
         >>> model = build_mixer(variant="B/16", num_classes=1000)
@@ -86,7 +84,6 @@ def build_mixer(
     )
     dim, depth = architecture.dim, architecture.depth
 
-    # === Stem ===
     images = keras.Input((*architecture.image_shape, architecture.channels), name="images")
     x = keras.layers.Conv2D(
         dim,
@@ -99,7 +96,6 @@ def build_mixer(
     tokens = (architecture.patches, dim)  # row-major
     x = keras.layers.Reshape(tokens, dtype=dtype, name="tokens")(x)
 
-    # === Mixer layers ===
     for index in range(depth):
         x = MixerBlock(
             architecture.tokens_mlp_dim,
@@ -113,7 +109,6 @@ def build_mixer(
             name=f"mixer_block_{index}",
         )(x)  # (batch, patches, channels)
 
-    # === Head ===
     x = keras.layers.LayerNormalization(
         epsilon=LAYER_NORM_EPSILON, dtype=dtype, name="pre_head_layer_norm"
     )(x)

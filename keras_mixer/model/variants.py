@@ -1,8 +1,7 @@
-"""The variants of the paper's Table 1 and the names of the activations, as data.
+"""Model variants of the paper's Table 1, and the names of the activations.
 
-Source: Tolstikhin et al., "MLP-Mixer: An all-MLP Architecture for Vision", arXiv 2105.01601,
-Table 1. The paper rounds its parameter counts to millions; the exact ones follow from the
-dimensions, and a test builds every variant and compares.
+Source: Tolstikhin et al., "MLP-Mixer: An all-MLP Architecture for Vision", arXiv 2105.01601. The
+paper rounds parameter counts to millions; the exact ones here are tested on built models.
 """
 
 from typing import NamedTuple
@@ -17,8 +16,8 @@ class Variant(NamedTuple):
         patch: Side of a square patch, in pixels.
         tokens_mlp_dim: Hidden width D_S of token mixing.
         channels_mlp_dim: Hidden width D_C of channel mixing.
-        params_headless: Parameters without the head, for 3-channel images of 224×224.
-        params_1000: Parameters with a head of 1000 classes, for the same images.
+        params_headless: Number of parameters without the head, for RGB images of 224×224.
+        params_1000: Number of parameters with a head of 1000 classes, for the same images.
     """
 
     depth: int
@@ -30,7 +29,7 @@ class Variant(NamedTuple):
     params_1000: int
 
 
-IMAGE_SHAPE = (224, 224)  # what Table 1 counts patches and parameters for
+IMAGE_SHAPE = (224, 224)  # of Table 1
 
 VARIANTS = {
     "S/32": Variant(8, 512, 32, 256, 2048, 18_591_624, 19_104_624),

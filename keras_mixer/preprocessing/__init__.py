@@ -1,1 +1,1 @@
-"""From decoded images to batches that a model takes; TensorFlow begins here."""
+"""Decodes, resizes and augments images, and makes batches of them with tf.data."""

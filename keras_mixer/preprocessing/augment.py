@@ -1,7 +1,9 @@
-"""Augmentation of training images: every draw is a pure function of (seed, step, place in batch).
+"""Augments training images: flip, crops, color jitter, random erasing, MixUp and CutMix.
 
-Stateless draws are what make a resumed run see the very images that the uninterrupted one saw.
-Everything takes pixel values from 0 to 255 and returns such, for 1 or 3 channels.
+Random numbers depend only on (seed, step, index in the batch), so that a resumed run sees the same
+images as an uninterrupted one. Unless stated otherwise, `images` are
+`(batch, height, width, channels)` with values from 0 to 255 and 1 or 3 channels, and `seed` is an
+int tensor `(2,)`: the run's seed and the step.
 """
 
 import math
@@ -28,20 +30,16 @@ def augment(
     """Augments a batch of training images, in the order of the arguments.
 
     Args:
-        images: tensor `(batch, height, width, channels)`, pixel values from 0 to 255.
-        seed: int tensor `(2,)`: the run's seed and the number of the step.
-        flip: bool. Mirror each image left to right with probability 1/2.
-        crop_padding: int, in pixels. Pad every side with black and cut the original size out at a
-            random place.
-        randaugment: None or (int, number from 0 to 30): how many operations each image undergoes,
-            and their magnitude. See `randaugment.rand_augment`.
+        images: tensor `(batch, height, width, channels)`.
+        seed: int tensor `(2,)`: the run's seed and the step.
+        flip: bool. See `random_flip`.
+        crop_padding: int, in pixels. See `random_padded_crop`.
+        randaugment: None or (layers, magnitude). See `randaugment.rand_augment`.
         color_jitter: float, at least 0. See `randaugment.jitter_color`.
-        random_erasing: float in [0, 1]. Probability that a part of an image becomes noise. See
-            `random_erase`.
+        random_erasing: float in [0, 1], a probability. See `random_erase`.
 
     Returns:
-        A tensor of the same shape; of the same type, too, if there is only flipping and cropping,
-        which move pixels and never change them, else float32.
+        A tensor of the same shape; float32, but of the same type after flips and crops alone.
     """
     if flip:
         images = random_flip(images, _salted(seed, "flip"))
@@ -57,32 +55,21 @@ def augment(
 
 
 def _salted(seed, kind):
-    """Gives each kind of augmentation draws of its own from the one seed."""
+    """Derives a seed for one kind of augmentation."""
     return tf.random.fold_in(seed, _SALTS[kind])
 
 
-# === Moving pixels ===
+# === Flips and crops ===
 
 
 def random_flip(images, seed):
-    """Mirrors each image left to right with probability 1/2.
-
-    Args:
-        images: tensor `(batch, height, width, channels)`.
-        seed: int tensor `(2,)`.
-    """
+    """Flips each image of a batch left to right with probability 1/2."""
     draws = tf.random.stateless_uniform((tf.shape(images)[0], 1, 1, 1), seed)
     return tf.where(draws < 0.5, tf.reverse(images, axis=[2]), images)
 
 
 def random_padded_crop(images, seed, padding):
-    """Pads every side with black and cuts the original size out at a random place per image.
-
-    Args:
-        images: tensor `(batch, height, width, channels)`.
-        seed: int tensor `(2,)`.
-        padding: int, in pixels.
-    """
+    """Pads each side with `padding` black pixels, then crops each image at random to its size."""
     batch, height, width = (tf.shape(images)[axis] for axis in range(3))
     offsets = tf.random.stateless_uniform((batch, 2), seed, 0, 2 * padding + 1, tf.int32)
     padded = tf.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
@@ -94,16 +81,16 @@ def random_padded_crop(images, seed, padding):
 
 
 def inception_crop(image, seed, image_shape, smallest_area):
-    """Cuts a random box out of one image and resizes it: the crop of Szegedy et al. 2014.
+    """Random resized crop of one image, the "inception crop" of big_vision (Szegedy et al. 2014).
 
     Args:
-        image: tensor `(height, width, channels)` of any size, pixel values from 0 to 255.
+        image: tensor `(height, width, channels)`, uint8 or float with the same result.
         seed: int tensor `(2,)`: the run's seed and the position of the image in the run.
         image_shape: (height, width) to resize to, in pixels.
         smallest_area: float in (0, 1]. See `inception_box`.
 
     Returns:
-        float32 tensor `(*image_shape, channels)`, the same for uint8 and float images.
+        float32 tensor `(*image_shape, channels)`.
     """
     top, left, height, width = tf.unstack(inception_box(tf.shape(image), seed, smallest_area))
     box = image[top : top + height, left : left + width]
@@ -113,22 +100,21 @@ def inception_crop(image, seed, image_shape, smallest_area):
 def inception_box(shape, seed, smallest_area):
     """Draws the box of `inception_crop`.
 
-    Its aspect ratio, width by height, is drawn evenly from 3/4 to 4/3, and it covers from
-    `smallest_area` of the image to all of it; within that its height, not its area, is drawn
-    evenly, as the TensorFlow op does that the official code uses, too. Where no such box fits in a
-    hundred attempts, as in a panorama of which all is wanted, it is the whole image.
+    The aspect ratio, width by height, is uniform in [3/4, 4/3]. The area is in [`smallest_area`, 1]
+    of the image; the height, not the area, is uniform, as in the TensorFlow op, which the official
+    code uses, too. If a hundred attempts find no box, as in a panorama, it is the whole image.
 
     Args:
         shape: int tensor `(3,)`: height, width and channels of the image.
         seed: int tensor `(2,)`: the run's seed and the position of the image in the run.
-        smallest_area: float in (0, 1]. Share of the image's area. The official code takes 0.05.
+        smallest_area: float in (0, 1]. Share of the image's area; 0.05 in the official code.
 
     Returns:
         int32 tensor `(4,)`: top, left, height, width, in pixels.
     """
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
         shape,
-        tf.zeros((1, 0, 4)),  # no objects to keep in view
+        tf.zeros((1, 0, 4)),  # no objects to keep
         _salted(seed, "inception"),
         min_object_covered=0.0,
         aspect_ratio_range=(3 / 4, 4 / 3),
@@ -145,16 +131,16 @@ ERASED_ASPECT = (0.3, 1 / 0.3)  # height by width
 
 
 def random_erase(images, seed, probability):
-    """Replaces a random rectangle of some images by noise (Zhong et al. 2017).
+    """Replaces a random rectangle by noise (random erasing, Zhong et al. 2017).
 
-    Area and aspect ratio (evenly on a log scale) come from the ranges above. An aspect ratio at
-    which the rectangle would not fit into the image is never drawn. Every pixel and channel of
-    the rectangle gets a value of its own, evenly from 0 to 255: the paper's best filling.
+    The area and the aspect ratio (on a log scale) are uniform in the ranges above; aspect ratios
+    at which the rectangle would not fit are never drawn. Every pixel and channel gets its own
+    value, uniform in [0, 255]: the paper's best filling.
 
     Args:
-        images: tensor `(batch, height, width, channels)`, pixel values from 0 to 255.
+        images: tensor `(batch, height, width, channels)`.
         seed: int tensor `(2,)`.
-        probability: float in [0, 1], of each image to lose a rectangle.
+        probability: float in [0, 1], for each image.
 
     Returns:
         float32 tensor of the same shape.
@@ -169,7 +155,7 @@ def random_erase(images, seed, probability):
 
 
 def _erased_box(area, aspect, top, left, height, width):
-    """Turns draws from [0, 1), one per image, into boxes (top, left, height, width)."""
+    """Converts random numbers in [0, 1), one per image, to (top, left, height, width)."""
     area = (ERASED_AREA[0] + area * (ERASED_AREA[1] - ERASED_AREA[0])) * height * width
     lowest = tf.maximum(math.log(ERASED_ASPECT[0]), tf.math.log(area / width**2))
     highest = tf.minimum(math.log(ERASED_ASPECT[1]), tf.math.log(height**2 / area))
@@ -182,11 +168,11 @@ def _erased_box(area, aspect, top, left, height, width):
 
 
 def _box_masks(top, left, box_height, box_width, height, width):
-    """Bool tensor `(batch, height, width, 1)`: the pixels within each image's box."""
+    """Returns a bool tensor `(batch, height, width, 1)`: the pixels inside each image's box."""
 
     def between(start, length, size):
-        places, start = tf.range(size), tf.cast(start, tf.int32)[:, None]
-        return (places >= start) & (places < start + tf.cast(length, tf.int32)[:, None])
+        pixels, start = tf.range(size), tf.cast(start, tf.int32)[:, None]
+        return (pixels >= start) & (pixels < start + tf.cast(length, tf.int32)[:, None])
 
     rows, columns = between(top, box_height, height), between(left, box_width, width)
     return (rows[:, :, None] & columns[:, None, :])[..., None]
@@ -196,26 +182,25 @@ def _box_masks(top, left, box_height, box_width, height, width):
 
 
 def mix(images, labels, seed, *, mixup=0.0, cutmix=0.0):
-    """Mixes every image and its label with its predecessor in the batch, the first with the last.
+    """Applies MixUp or CutMix to each image and its predecessor in the batch (the first: the last).
 
-    MixUp (Zhang et al. 2017) adds the two images up, weighted by a share from Beta(mixup, mixup).
-    CutMix (Yun et al. 2019) puts a box of the predecessor in, the share of whose area is from
-    Beta(cutmix, cutmix) before what sticks out of the image is cut off. Each image draws its own
-    share. With both on, each image undergoes one of them, with probability 1/2.
+    MixUp (Zhang et al. 2017) averages the two images with a weight from Beta(mixup, mixup). CutMix
+    (Yun et al. 2019) pastes a box of the predecessor, whose share of the area is from
+    Beta(cutmix, cutmix) before clipping at the border. Weights are drawn per image; with both on,
+    each image undergoes either with probability 1/2.
 
-    A label becomes the mean of the two, weighted by the share of the pixels (CutMix: as they are
-    in the end). So a training accuracy that compares the greatest entries counts a prediction as
-    right when it is the class with the largest share in the mixed label.
+    Labels are averaged with the share of pixels, for CutMix after clipping. So training accuracy
+    counts a prediction as correct if it is the class with the largest share.
 
     Args:
-        images: tensor `(batch, height, width, channels)`, pixel values from 0 to 255.
+        images: tensor `(batch, height, width, channels)`.
         labels: float tensor `(batch, classes)`, one-hot or smoothed.
-        seed: int tensor `(2,)`: the run's seed and the number of the step.
+        seed: int tensor `(2,)`: the run's seed and the step.
         mixup: float, at least 0; 0 for no MixUp.
         cutmix: float, at least 0; 0 for no CutMix.
 
     Returns:
-        (images, labels) of the same shapes. Images are float32 if anything was mixed.
+        (images, labels) of the same shapes; mixed images are float32.
     """
     if not (mixup or cutmix):
         return images, labels
@@ -228,7 +213,7 @@ def mix(images, labels, seed, *, mixup=0.0, cutmix=0.0):
 
 
 def _mixing_weights(images, seed, mixup, cutmix):
-    """What each image keeps of itself: per pixel `(batch, ...)`, and in all `(batch,)`."""
+    """Returns the weight of each image: per pixel, `(batch, ...)`, and in total, `(batch,)`."""
     if not cutmix:
         return _mixup_weights(images, _salted(seed, "mixup"), mixup)
     if not mixup:
@@ -250,12 +235,12 @@ def _cutmix_weights(images, seed, alpha):
     side = tf.sqrt(1 - _beta(seed, alpha, batch))  # of the box, as a share of the image's
     draws = tf.random.stateless_uniform((2, batch), tf.random.fold_in(seed, 2))
 
-    def cut(center, size):
+    def span(center, size):
         size = tf.cast(size, tf.float32)
         length, center = tf.floor(side * size), tf.floor(center * size)
-        return center - tf.floor(length / 2), length  # the masks have no pixels outside
+        return center - tf.floor(length / 2), length  # the masks clip at the border
 
-    (top, box_height), (left, box_width) = cut(draws[0], height), cut(draws[1], width)
+    (top, box_height), (left, box_width) = span(draws[0], height), span(draws[1], width)
     masks = _box_masks(top, left, box_height, box_width, height, width)
     weights = 1 - tf.cast(masks, tf.float32)
     pixels = tf.cast(tf.math.count_nonzero(masks, axis=(1, 2, 3)), tf.float32)
@@ -263,10 +248,7 @@ def _cutmix_weights(images, seed, alpha):
 
 
 def _beta(seed, alpha, count):
-    """Draws `(count,)` from Beta(alpha, alpha).
-
-    In float64, since small alphas mean gamma draws too small for float32, whose ratio is lost.
-    """
+    """Draws `(count,)` from Beta(alpha, alpha), in float64: small alphas underflow in float32."""
     alphas = tf.constant(alpha, tf.float64)
     one, other = tf.unstack(tf.random.stateless_gamma((2, count), seed, alphas, dtype=tf.float64))
     return tf.cast(one / (one + other), tf.float32)

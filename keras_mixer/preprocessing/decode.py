@@ -1,8 +1,7 @@
-"""From the bytes of an image file to its pixels, in TensorFlow ops alone.
+"""Decodes image files with TensorFlow ops, for training, prediction and the exported model alike.
 
-So training, evaluation, prediction and the exported model see the same pixels, upright ones: the
-orientation that a camera wrote into the EXIF part of a JPEG is read in the graph, too. The
-reference is Pillow: `ImageOps.exif_transpose`, then `convert("RGB")` or `convert("L")`.
+The reference is Pillow: `ImageOps.exif_transpose` for the EXIF orientation that cameras write into
+JPEGs, then `convert("RGB")` or `convert("L")`.
 """
 
 import functools
@@ -10,11 +9,11 @@ import re
 
 import tensorflow as tf
 
-# Of ITU-R 601, in 65536ths, and rounded to nearest: what Pillow's convert("L") computes.
+# Weights of ITU-R 601 in 65536ths, as in Pillow's convert("L"), which rounds to nearest, too.
 _LUMA = (19595, 38470, 7471)
 
-# How each EXIF orientation, from 1 on, is set upright: (transposed?, then reversed along), as in
-# the table of CIPA DC-008 (EXIF 3.0), 4.6.5.1.6. Axis 0 goes down the image, axis 1 to the right.
+# How to make the EXIF orientations 1 to 8 upright: whether to transpose, then the axes to reverse
+# (0: rows, 1: columns); the table of CIPA DC-008 (EXIF 3.0), 4.6.5.1.6.
 _UPRIGHT = (
     (False, []),
     (False, [1]),
@@ -29,20 +28,19 @@ _ORIENTATION_TAG, _SHORT = 0x0112, 3
 
 
 def decode_image(content, channels):
-    """Decodes a JPEG, PNG, BMP or WebP, or the first frame of a GIF; the bytes tell which it is.
+    """Decodes a JPEG, PNG, BMP or WebP, or the first frame of a GIF, by its content.
 
-    - Transparency is dropped: the color below it shows, but in a GIF, where it becomes black.
-    - Palettes are looked up.
-    - Of 16-bit values the high byte stays.
+    - Transparency is dropped: the color below it shows, or black in a GIF.
+    - Palettes are looked up; 16-bit values keep their high byte.
     - Color becomes gray as the luma of ITU-R 601, gray becomes color by repetition.
-    - CMYK and YCCK become RGB; they are taken as inverted where an Adobe marker says who wrote
-      them, as libjpeg advises (Pillow takes all as inverted).
-    - JPEGs are set upright by their EXIF orientation. Damaged EXIF data count as none, and EXIF
-      data in other formats are ignored, as are gamma and color profiles everywhere.
+    - CMYK and YCCK become RGB; they count as inverted if there is an Adobe marker, as libjpeg
+      advises (for Pillow, all are inverted).
+    - JPEGs are rotated and flipped by their EXIF orientation. Damaged EXIF data are ignored, as
+      are EXIF data in other formats, and gamma and color profiles in all.
 
-    All formats but JPEG agree with Pillow to the bit; so does JPEG where both use the same
-    libjpeg, else up to rounding. Files that `image_checks.check_image_file` refuses fail here with
-    an error or, in rare kinds of BMP and GIF, are decoded wrongly.
+    The pixels are those of Pillow, except for rounding in JPEGs where Pillow uses another libjpeg.
+    Files that `image_checks.check_image_file` rejects raise errors here or, in rare kinds of BMP
+    and GIF, are decoded wrongly.
 
     Args:
         content: scalar string tensor, the bytes of the file.
@@ -52,7 +50,7 @@ def decode_image(content, channels):
         uint8 tensor `(height, width, channels)`; the rank and `channels` are static.
 
     Raises:
-        tf.errors.InvalidArgumentError: If the bytes are damaged or of another format.
+        tf.errors.InvalidArgumentError: If the bytes are damaged or in another format.
     """
     content = tf.convert_to_tensor(content)
     image = tf.cond(
@@ -62,8 +60,8 @@ def decode_image(content, channels):
     return image if channels == 3 else _luma(image)
 
 
-# Starts of PNGs, and of JPEGs whose tables follow at once upon a JFIF segment of the usual size,
-# so that they have no EXIF data; 0 stands for any byte.
+# How PNGs start, and JPEGs without EXIF data, whose tables directly follow a JFIF segment of the
+# usual size; 0: any byte.
 _PLAIN = (
     b"\x89PNG\r\n\x1a\n" + bytes(14),
     b"\xff\xd8\xff\xe0\x00\x10JFIF" + bytes(10) + b"\xff\xdb",
@@ -71,15 +69,15 @@ _PLAIN = (
 
 
 def _is_plain(content):
-    """Whether one op decodes it. Most published data sets hold only such files, and small ones."""
+    """Returns whether one op can decode the file, as in most published datasets."""
     head = tf.io.decode_raw(tf.strings.substr(content, 0, 22), tf.uint8, fixed_length=22)
     starts = tf.constant([list(start) for start in _PLAIN], tf.uint8)
     return tf.reduce_any(tf.reduce_all((head == starts) | (starts == 0), axis=1))
 
 
 def _decode_at_once(content):
-    # The op reads PNG, too. The accurate inverse DCT is what Pillow, and so most training code,
-    # uses; TensorFlow's default is a faster one that is off by up to 5 levels.
+    # The op reads PNG, too. The accurate inverse DCT is that of Pillow, and so of most training
+    # code; TensorFlow's default is faster but off by up to 5 levels.
     return tf.io.decode_jpeg(content, channels=3, dct_method="INTEGER_ACCURATE")
 
 
@@ -91,16 +89,15 @@ def _luma(image):
 
 def _decode_with_care(content):
     if tf.executing_eagerly():
-        return _decode_by_magic(content)  # whose errors say more at once
+        return _decode_by_magic(content)  # with clearer errors
     return _decode_by_call()(content)
 
 
 @functools.cache
 def _decode_by_call():
-    """Returns `_decode_by_magic` as a function that stays a call in the graph.
+    """Returns `_decode_by_magic` as a function that is not inlined in the graph.
 
-    Inlined, its 150 ops would cost plain files of 32x32 pixels a third more time, though none of
-    them is executed.
+    Its 150 ops, though not executed, would make plain files of 32x32 pixels a third slower.
     """
     signature = [tf.TensorSpec((), tf.string)]
     options = {"autograph": False, "experimental_attributes": {"_noinline": True}}
@@ -112,8 +109,8 @@ def _decode_by_magic(content):
     is_jpeg = tf.strings.substr(content, 0, 2) == b"\xff\xd8"
     cases = [(is_jpeg, functools.partial(_decode_jpeg, content))]
     for pattern, decode in _DECODERS.items():
-        is_it = tf.strings.regex_full_match(head, pattern)
-        cases.append((is_it, functools.partial(decode, content)))
+        is_format = tf.strings.regex_full_match(head, pattern)
+        cases.append((is_format, functools.partial(decode, content)))
     return tf.case(cases, default=functools.partial(_decode_at_once, content))
 
 
@@ -123,9 +120,9 @@ def _decode_gif(content):
 
 
 def _decode_bmp(content):
-    """TensorFlow gives the indices where there is a palette of 256 colours: it lacks this look-up.
+    """Looks up the palette of 256 colors, if there is one, which TensorFlow does not.
 
-    The palette follows the header, whose size is in its first field; an entry is B, G, R, unused.
+    It follows the header, whose size is in its first field; an entry is B, G, R, unused.
     """
     pixels = tf.io.decode_bmp(content)
     header_size = _number(_bytes_at(content, 14, 4), little_endian=True)
@@ -138,11 +135,10 @@ def _decode_bmp(content):
 
 
 def _decode_webp(content):
-    """The number of channels must be that of the file, which TensorFlow finds if it is given as 0.
+    """Decodes with the channels of the file (0: TensorFlow finds them), but animations with 4.
 
-    But not for an animation: there, TensorFlow 2.21 allocates 3 channels and writes 4 if none is
-    transparent, beyond the end of the memory. Asked for 4 it writes 4, or refuses. Animations are
-    told by the VP8X chunk's second flag (RFC 9649, 2.7).
+    With 0, TensorFlow 2.21 allocates 3 channels for an opaque animation and writes 4, beyond the
+    end of the memory. The VP8X chunk's second flag marks animations (RFC 9649, 2.7).
     """
     extended = tf.strings.substr(content, 12, 4) == b"VP8X"
     animated = extended & (_bytes_at(content, 20, 1)[0] // 2 % 2 == 1)
@@ -154,7 +150,7 @@ def _decode_webp(content):
     return tf.cond(animated, lambda: decode(4), lambda: decode(0))
 
 
-_DECODERS = {  # by the first 12 bytes; \C is any byte
+_DECODERS = {  # by the first 12 bytes; \C: any byte
     r"BM\C*": _decode_bmp,
     r"GIF8\C*": _decode_gif,
     r"RIFF\C{4}WEBP": _decode_webp,
@@ -177,9 +173,8 @@ def _decode_jpeg(content):
 def _last_application_segment(content):
     """Finds the EXIF segment, or else the first one that is no application data or comment.
 
-    EXIF data come at the start, at most after other application segments (JFIF, XMP, profiles);
-    the search ends where the tables of the JPEG begin. A segment is FF, marker, length (2 bytes,
-    itself included), data.
+    Only other application segments (JFIF, XMP, profiles) precede EXIF data. A segment is FF,
+    marker, length (2 bytes, itself included), data.
     """
 
     def goes_on(offset, segment):
@@ -201,9 +196,9 @@ def _is_exif(segment):
 
 
 def _orientation(tiff):
-    """Reads the orientation, 1 to 8, out of EXIF data; 1 where it is missing or makes no sense.
+    """Reads the orientation, 1 to 8, from EXIF data; 1 if it is missing or invalid.
 
-    They are a TIFF file: byte order, 42, where the first directory is; there, a count and entries
+    They are a TIFF file: byte order, 42, offset of the first directory; there, a count and entries
     of 12 bytes: tag (2), type (2), count (4), value (4, from the left).
     """
     little_endian = tf.strings.substr(tiff, 0, 4) == b"II*\0"
@@ -214,16 +209,16 @@ def _orientation(tiff):
     count = number(_bytes_at(tiff, directory, 2))
     entries = _bytes_at(tiff, directory + 2, 12 * tf.maximum(count, 1))
     entries = tf.reshape(entries, (-1, 12))[:count]
-    found = (number(entries[:, :2]) == _ORIENTATION_TAG) & (number(entries[:, 2:4]) == _SHORT)
-    values = tf.boolean_mask(number(entries[:, 8:10]), found)
+    matches = (number(entries[:, :2]) == _ORIENTATION_TAG) & (number(entries[:, 2:4]) == _SHORT)
+    values = tf.boolean_mask(number(entries[:, 8:10]), matches)
     orientation = tf.concat([[1], values], axis=0)[-1]
-    sensible = (little_endian | big_endian) & (orientation >= 1) & (orientation <= 8)
-    return tf.where(sensible, orientation, 1)
+    valid = (little_endian | big_endian) & (orientation >= 1) & (orientation <= 8)
+    return tf.where(valid, orientation, 1)
 
 
 def _upright(image, orientation):
-    def turn(transposed, axes):
-        turned = tf.transpose(image, (1, 0, 2)) if transposed else image
+    def turn(transpose, axes):
+        turned = tf.transpose(image, (1, 0, 2)) if transpose else image
         return tf.reverse(turned, axes) if axes else turned
 
     branches = [functools.partial(turn, *row) for row in _UPRIGHT]
@@ -231,7 +226,7 @@ def _upright(image, orientation):
 
 
 def _bytes_at(content, offset, count):
-    """Returns `count` bytes as uint8 `(count,)`; those beyond the end of the content are 0."""
+    """Returns `count` bytes as uint8 `(count,)`, padded with 0 beyond the end of the content."""
     length = tf.cast(tf.strings.length(content), tf.int64)
     start = tf.minimum(tf.cast(offset, tf.int64), length)
     piece = tf.strings.substr(content, start, tf.cast(count, tf.int64))
@@ -239,8 +234,8 @@ def _bytes_at(content, offset, count):
 
 
 def _number(data, little_endian):
-    """Reads unsigned numbers, int64 `(...)`, out of bytes `(..., width)`."""
-    weights = [256**place for place in range(data.shape[-1])]
+    """Converts bytes `(..., width)` to unsigned numbers, int64 `(...)`."""
+    weights = [256**exponent for exponent in range(data.shape[-1])]
     weights = tf.where(little_endian, tf.constant(weights, tf.int64), weights[::-1])
     return tf.reduce_sum(tf.cast(data, tf.int64) * weights, axis=-1)
 
@@ -249,12 +244,12 @@ def _number(data, little_endian):
 
 
 def find_undecodable(contents, channels=3):
-    """Decodes images in full and returns those that fail, as (name, reason).
+    """Decodes images and returns a list of (name, reason) of those that fail.
 
-    For use after TensorFlow met an image it could not decode, because its error names no file.
+    For use after a decoding error of TensorFlow, which does not name the file.
 
     Args:
-        contents: Pairs of a name and the bytes of a file, as a tensor or a function that reads it.
+        contents: Pairs of a name and the bytes of a file, or a function that reads them.
         channels: int, 1 or 3.
     """
     problems = []
@@ -267,13 +262,6 @@ def find_undecodable(contents, channels=3):
 
 
 def decoding_problem(error):
-    """Returns what TensorFlow says of an image that it could not decode, without its internals.
-
-    Args:
-        error: The exception that `decode_image` raised, called eagerly.
-
-    Returns:
-        string, a line of at most 120 characters.
-    """
-    said = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", str(error).splitlines()[0])
-    return said.strip()[:120]
+    """Returns the first line of an eager `decode_image` error, without TensorFlow's internals."""
+    message = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", str(error).splitlines()[0])
+    return message.strip()[:120]

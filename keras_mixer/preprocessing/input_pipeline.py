@@ -1,6 +1,7 @@
-"""From a split to tf.data batches whose order is a pure function of (seed, epoch, index).
+"""tf.data pipelines for training and evaluation.
 
-A training pipeline can therefore start at any step and yield what an uninterrupted one would.
+The order of training images is a function of (seed, epoch, index), so that a pipeline can start at
+any step and yield what an uninterrupted one would.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ from keras_mixer.preprocessing.augment import augment, inception_crop, mix
 from keras_mixer.preprocessing.decode import decode_image, find_undecodable
 from keras_mixer.preprocessing.resize import fit_images, preprocess, to_model_range
 
-ORDER_SALT = 0x4D49  # keeps the seeds of the order apart from those of augmentation
+ORDER_SALT = 0x4D49  # so that order and augmentation have different seeds
 EVALUATION_BATCH_SIZE = 256
 
 
@@ -34,33 +35,31 @@ def training_batches(
     cutmix=0.0,
     **augmentation,
 ):
-    """Endless batches of augmented training images, from a given step on.
+    """Makes infinite batches of augmented training images, from a given step on.
 
-    Each epoch is a permutation of its own of all images; the remainder that does not fill a batch
-    is dropped, so every batch has the same size and an epoch has `len(split) // batch_size` steps.
+    Every epoch is a new permutation of the images. The remainder that does not fill a batch is
+    dropped, so an epoch has `len(split) // batch_size` steps.
 
     Args:
         split: `splits.Images`.
-        spec: `ModelSpec`. How images are prepared, and the number of classes.
-        batch_size: int. Images per batch, at most `len(split)`.
-        seed: int. With the epoch it determines the order, with the step the augmentation.
-        first_step: int. Number of steps that were taken before.
+        spec: `ModelSpec`.
+        batch_size: int, at most `len(split)`.
+        seed: int, for the order of each epoch and the augmentation of each step.
+        first_step: int. Number of steps to skip.
         label_smoothing: float in [0, 1). Share of every label spread evenly over all classes.
-        class_weights: float array `(num_classes,)`, or None. A mixed image weighs what its classes
-            do, by their shares.
-        inception_crop: float in [0, 1]. Smallest share of an image's area that a random crop
-            keeps; 0 for none. See `augment.inception_crop`.
-        mixup: float. See `augment.mix`.
-        cutmix: float. See `augment.mix`.
+        class_weights: float array `(num_classes,)` or None. Mixed images get the weighted mean.
+        inception_crop: float in [0, 1]. Smallest area of a random resized crop, as a share of the
+            image's; 0 for none. See `augment.inception_crop`.
+        mixup, cutmix: float. See `augment.mix`.
         **augmentation: See `augment.augment`.
 
     Returns:
         A `tf.data.Dataset` of infinite cardinality with elements (float32 images
-        `(batch, height, width, channels)` in [-1, 1], float32 labels `(batch, num_classes)`), and
-        as a third part float32 weights `(batch,)` if there are class weights.
+        `(batch, height, width, channels)` in [-1, 1], float32 labels `(batch, num_classes)`) and,
+        with class weights, float32 weights `(batch,)`.
     """
     num_classes = spec.architecture.num_classes
-    positions = tf.data.Dataset.counter(first_step * batch_size)  # counted over the whole run
+    positions = tf.data.Dataset.counter(first_step * batch_size)  # over the whole run
 
     def finish(position, images, labels):
         step_seed = tf.stack([tf.constant(seed, tf.int64), position[0] // batch_size])
@@ -80,12 +79,12 @@ def training_batches(
 
 
 def evaluation_batches(split, spec, batch_size=EVALUATION_BATCH_SIZE):
-    """Every image of a split exactly once, in order; the last batch may be smaller.
+    """Makes batches of every image of a split, in order; the last batch may be smaller.
 
     Args:
         split: `splits.Images`.
-        spec: `ModelSpec`. How images are prepared.
-        batch_size: int. Images per batch.
+        spec: `ModelSpec`.
+        batch_size: int.
 
     Returns:
         A `tf.data.Dataset` of known cardinality with elements (float32 images
@@ -102,31 +101,28 @@ def evaluation_batches(split, spec, batch_size=EVALUATION_BATCH_SIZE):
 
 
 def shuffled_index(position, *, seed, count, batch_size):
-    """Index of the training image at a position of the run.
+    """Returns the index of the training image at a position of the run.
 
-    ```
-    epoch, place = divmod(position, count // batch_size * batch_size)
-    index = permutation(seed, epoch)[place]
-    ```
+    It is `permutation(seed, epoch)[position % images_per_epoch]`.
 
     Args:
-        position: int64 tensor `()` or `(n,)`: images drawn before, over the whole run. Several
-            positions must be of one epoch, as those of a batch are.
+        position: int64 tensor `()` or `(n,)`: number of images before, over the whole run. All
+            positions must be in one epoch, as in a batch.
         seed: int.
-        count: int. Images in the split.
+        count: int. Number of images in the split.
         batch_size: int.
 
     Returns:
-        int64 tensor of the same shape, with indices below `count`.
+        int64 tensor of the same shape.
     """
     images_per_epoch = count // batch_size * batch_size
     epoch = tf.reduce_min(position) // images_per_epoch
     order_seed = tf.stack([tf.constant(seed ^ ORDER_SALT, tf.int64), epoch])
-    place = position % images_per_epoch
-    return tf.random.experimental.index_shuffle(place, order_seed, max_index=count - 1)
+    index = position % images_per_epoch
+    return tf.random.experimental.index_shuffle(index, order_seed, max_index=count - 1)
 
 
-# === Preparing one image, or several of one size, at a position of the run ===
+# === Preparing: one image, or a batch of one size, by position ===
 
 
 def _whole_image(spec):
@@ -141,7 +137,7 @@ def _random_crop(spec, seed, smallest_area):
     return crop
 
 
-# === Reading: each makes batches of (positions, images, labels) ===
+# === Reading: makes batches of (positions, images, labels) ===
 
 _IN_ORDER = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
 
@@ -158,7 +154,7 @@ def _gather_arrays(positions, index_of, prepare, split, batch_size, drop_remaind
 
 
 def _read_arrays(positions, index_of, prepare, split, batch_size, drop_remainder):
-    """Reads arrays in memory one by one, as a random crop of each needs it."""
+    """Reads arrays in memory one by one, for random crops."""
     pixels, labels = tf.constant(split.pixels), tf.constant(split.labels)
 
     def read(position):
@@ -181,7 +177,7 @@ def _read_files(positions, index_of, prepare, split, batch_size, drop_remainder)
 
 
 def _read_records(positions, index_of, prepare, split, batch_size, drop_remainder):
-    """Reads records a batch at a time, which was measured seven times faster than one by one."""
+    """Reads records a batch at a time, which is seven times faster than one by one."""
 
     def load(position):
         return position, *_load_records(split, index_of(position))
@@ -196,7 +192,7 @@ def _read_records(positions, index_of, prepare, split, batch_size, drop_remainde
 
 
 def _load_records(split, indices):
-    """Returns (encoded images `(n,)`, int64 labels `(n,)`): one call into Python for all."""
+    """Returns (encoded images `(n,)`, int64 labels `(n,)`), in one call into Python."""
     examples = tf.numpy_function(split.read, [indices], tf.string, stateful=False)
     examples.set_shape(indices.shape)
     features = {
@@ -211,7 +207,7 @@ _READERS = {ArrayImages: _gather_arrays, FileImages: _read_files, RecordImages: 
 
 
 def _reader_of(split, at_once):
-    """Returns what makes batches of a split; `at_once` if its images may be prepared together."""
+    """Returns the reader of a split; `at_once` if a batch can be prepared as a whole."""
     return _READERS[type(split)] if at_once or type(split) is not ArrayImages else _read_arrays
 
 
@@ -220,15 +216,12 @@ def _reader_of(split, at_once):
 
 @contextlib.contextmanager
 def broken_images_named(*splits):
-    """Turns TensorFlow's failure to read an image, which may name no file, into one that does.
+    """Converts TensorFlow's errors in reading images to an `InputError` that names the files.
 
-    Headers and ends of files are checked before a run; what happens to them later shows only here.
+    Only headers and ends of files are checked before a run; other and later damage shows here.
 
     Args:
-        *splits: The `splits.Images` that are read within the block; None is allowed.
-
-    Raises:
-        InputError: Names the files that cannot be decoded.
+        *splits: `splits.Images` that are read in the block, or None.
     """
     try:
         yield

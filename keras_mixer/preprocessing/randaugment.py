@@ -1,12 +1,10 @@
-"""RandAugment and colour jitter: Pillow's operations on batches, each image with draws of its own.
+"""RandAugment and color jitter: Pillow's operations on batches, with random numbers per image.
 
-The only file that knows keras-cv, which is imported when one of its operations is traced. Its
-layers draw from a generator with a state, but keep drawing and applying apart; so the draws are
-made here, stateless, and keras-cv applies them. Only what agrees with Pillow is taken from it: its
-equalization divides by another step than Pillow's (all pixels less those of the rarest value, not
-of the brightest), its contrast turns about each channel's mean rather than about that of the gray
-image, its brightness adds rather than multiplies, and its colour layer cannot be built without the
-global generator.
+The only file that uses keras-cv, which is imported when one of its operations is traced. Random
+numbers are drawn here, since its layers draw them from a generator with a state. Only operations
+that agree with Pillow are used: its equalization subtracts the pixels of the rarest value, not of
+the brightest; its contrast is about each channel's mean, not that of the gray image; its brightness
+adds instead of multiplying; and its color layer needs the global generator.
 """
 
 import functools
@@ -14,18 +12,17 @@ import math
 
 import tensorflow as tf
 
-FILL = 128.0  # what comes into view from outside of an image, as in the official code
+FILL = 128.0  # for pixels from outside of an image, as in the official code
 
 
 def rand_augment(images, seed, layers, magnitude):
-    """Puts each image through operations that it draws from the table below (Cubuk et al. 2019).
+    """Applies RandAugment (Cubuk et al. 2019): random ones of the paper's 14 operations per image.
 
-    These are the paper's 14 operations. The scale is that of the official code, of big_vision and
-    of timm, where 10 is the strongest of AutoAugment and more goes on linearly; so the Mixer
-    paper's magnitude 15 means the same here, except that nothing gets weaker as the magnitude
-    grows: in the official code solarize and posterize do, and colour, contrast, brightness and
-    sharpness have their zero at 5 and are only ever lowered below it and raised above it. With a
-    magnitude of 0 all but auto-contrast and equalization change nothing.
+    The scale of magnitudes is that of the official code, big_vision and timm, where 10 is the
+    strongest of AutoAugment; so the Mixer paper's magnitude 15 means the same here, except that
+    every operation gets stronger with the magnitude. In the official code, solarize and posterize
+    get weaker, and color, contrast, brightness and sharpness are reduced below 5, unchanged at 5
+    and increased above. At magnitude 0, only auto-contrast and equalize change images.
 
     | operation                              | at magnitude m                                   |
     |----------------------------------------|--------------------------------------------------|
@@ -37,16 +34,14 @@ def rand_augment(images, seed, layers, magnitude):
     | posterize                              | keep the 8 - m / 7.5 highest bits, rounded       |
     | color, contrast, brightness, sharpness | factor 1 ± 0.09 m, at least 0.1; 1: no change    |
 
-    Bilinear; gray (128) comes into view from outside. Images of one channel have no colour, so
-    there `color` changes nothing.
+    Interpolation is bilinear, with gray (128) outside. With one channel, `color` does nothing.
 
     Args:
         images: tensor `(batch, height, width, channels)`, pixel values from 0 to 255; height and
-            width are known when the graph is built, and at least 3.
+            width are static and at least 3.
         seed: int tensor `(2,)`.
-        layers: int. How many operations each image undergoes, one after the other. An operation
-            may come up again.
-        magnitude: number from 0 to 30. Signs are drawn per image.
+        layers: int. Number of operations applied to each image, drawn with replacement.
+        magnitude: number from 0 to 30. Signs are random for each image.
 
     Returns:
         float32 tensor of the same shape.
@@ -61,31 +56,31 @@ def rand_augment(images, seed, layers, magnitude):
 
 
 def _apply_each(images, chosen, positive, magnitude):
-    """Groups the images by operation, so that each undergoes its own only."""
-    everything = (images, positive, tf.range(tf.shape(images)[0]))
-    groups = (tf.dynamic_partition(each, chosen, len(OPERATIONS)) for each in everything)
-    places, results = [], []
-    for operation, some, signs, theirs in zip(OPERATIONS.values(), *groups, strict=True):
-        places.append(theirs)
+    """Applies each image's operation to it, grouping the images by operation."""
+    columns = (images, positive, tf.range(tf.shape(images)[0]))
+    groups = (tf.dynamic_partition(column, chosen, len(OPERATIONS)) for column in columns)
+    indices, results = [], []
+    for operation, group, signs, index in zip(OPERATIONS.values(), *groups, strict=True):
+        indices.append(index)
         results.append(tf.cond(
-            tf.size(theirs) > 0,  # a convolution of no images fails
-            functools.partial(operation, some, signs, magnitude),
-            functools.partial(tf.identity, some),
+            tf.size(index) > 0,  # a convolution of no images fails
+            functools.partial(operation, group, signs, magnitude),
+            functools.partial(tf.identity, group),
         ))  # fmt: skip
-    return tf.ensure_shape(tf.dynamic_stitch(places, results), images.shape)
+    return tf.ensure_shape(tf.dynamic_stitch(indices, results), images.shape)
 
 
 def jitter_color(images, seed, strength):
     """Changes brightness, then contrast, then saturation of each image.
 
-    The three factors are drawn evenly from [max(0, 1 - strength), 1 + strength]. They mean what
-    they mean in Pillow and torchvision: 1 changes nothing; 0 is black, the gray of the image's
-    mean, and the image in gray. The hue stays. Images of one channel have no saturation to change.
+    The factors are uniform in [max(0, 1 - strength), 1 + strength] and those of Pillow and
+    torchvision: 1 is the image; 0 is black, the mean gray or the gray image. The hue does not
+    change, nor does the saturation of images with one channel.
 
     Args:
         images: tensor `(batch, height, width, channels)`, pixel values from 0 to 255.
         seed: int tensor `(2,)`.
-        strength: float, at least 0. 0.4 is usual.
+        strength: float, at least 0; usually 0.4.
 
     Returns:
         float32 tensor of the same shape.
@@ -98,20 +93,18 @@ def jitter_color(images, seed, strength):
     return _enhance(images, _gray(images), factors[2])
 
 
-# === Operations on places ===
+# === Geometric operations ===
 #
 # Every operation takes (images, positive, magnitude): positive is bool `(batch,)`, the sign of each
-# image; the magnitude is a number. So whatever depends on it is computed in Python for either sign,
-# and is the same to the last bit in every graph, whatever the graph's optimizer makes of it.
+# image. The magnitude is a Python number, so what depends on it is computed in Python for either
+# sign, with the same bits in every graph, however it is optimized.
 
 
 def _moving(coefficients):
-    """An operation that looks pixel (x, y) up at `(a x + b y + c, d x + e y + f)`.
+    """Makes an operation that takes pixel (x, y) from `(a x + b y + c, d x + e y + f)`.
 
-    On the raw op, since keras-cv's layers for it are made for symmetrical draws of their own.
-
-    Args:
-        coefficients: function of (signed magnitude, height, width) to `(a, b, c, d, e, f)`.
+    It uses the raw op, since keras-cv's layers draw their own parameters. `coefficients` is a
+    function of (signed magnitude, height, width) to `(a, b, c, d, e, f)`.
     """
 
     def operation(images, positive, magnitude):
@@ -129,14 +122,14 @@ def _moving(coefficients):
 
 
 def _by_sign(function, positive, magnitude):
-    """The value of a function of the signed magnitude for each image, `(batch, ...)`."""
+    """Returns a function's values at each image's signed magnitude, `(batch, ...)`."""
     values = tf.constant([function(-magnitude), function(magnitude)], tf.float32)
     return tf.gather(values, tf.cast(positive, tf.int32))
 
 
 def _rotation(m, height, width):
     sine, cosine = math.sin(math.radians(3 * m)), math.cos(math.radians(3 * m))
-    x, y = (width - 1) / 2, (height - 1) / 2  # the center, which stays
+    x, y = (width - 1) / 2, (height - 1) / 2  # the center
     return cosine, -sine, x - cosine * x + sine * y, sine, cosine, y - sine * x - cosine * y
 
 
@@ -144,7 +137,7 @@ def _translation(m):
     return math.copysign(min(0.045 * abs(m), 0.9), m)
 
 
-# === Operations on values ===
+# === Color operations ===
 
 
 def _auto_contrast(images, positive, magnitude):
@@ -157,18 +150,18 @@ def _solarize(images, positive, magnitude):
 
 
 def _sharpness(images, positive, magnitude):
-    away = 1 - _factors(positive, magnitude)  # from the image, towards the smoothed one
-    return _keras_cv("RandomSharpness", factor=1.0).augment_images(images, away)
+    smoothing = 1 - _factors(positive, magnitude)  # 1: the smoothed image
+    return _keras_cv("RandomSharpness", factor=1.0).augment_images(images, smoothing)
 
 
 @functools.cache
 def _keras_cv(name, **options):
-    """A layer of keras-cv, of which only `augment_images` may be called: it draws nothing.
+    """Returns a layer of keras-cv, of which only `augment_images` may be called: it is not random.
 
-    The seed is for a generator that every layer makes and that stays untouched. Without one, the
-    layer would take the global generator, which does not exist in deterministic TensorFlow.
+    Without a seed, though it is not used, the layer would need the global generator, which does
+    not exist in deterministic TensorFlow.
     """
-    with tf.init_scope():  # the layer outlives the graph in which it is first asked for
+    with tf.init_scope():  # the layer outlives the graph it is first used in
         from keras_cv import layers
 
         return getattr(layers, name)(value_range=(0, 255), seed=1, dtype="float32", **options)
@@ -181,7 +174,7 @@ def _posterize(images, positive, magnitude):
 
 
 def _equalize(images, positive, magnitude):
-    """Spreads the values of each channel evenly, as Pillow does, integer by integer."""
+    """Equalizes the histogram of each channel, with the integer arithmetic of Pillow."""
     shape = tf.shape(images)
     values = tf.transpose(tf.round(images), (0, 3, 1, 2))
     channels = tf.reshape(tf.cast(values, tf.int32), (-1, shape[1] * shape[2]))
@@ -231,9 +224,9 @@ def _factors(positive, magnitude):
     return factors[:, None, None, None]
 
 
-def _enhance(images, without, factors):
-    """Moves images towards (factor 0) or away from (above 1) themselves without something."""
-    return tf.clip_by_value(images + (factors - 1) * (images - without), 0.0, 255.0)
+def _enhance(images, degenerate, factors):
+    """Blends images with degenerate ones (factor 0), as Pillow's `ImageEnhance`."""
+    return tf.clip_by_value(images + (factors - 1) * (images - degenerate), 0.0, 255.0)
 
 
 def _gray(images):
@@ -241,7 +234,7 @@ def _gray(images):
 
 
 def _mean_gray(images):
-    """One value per image, rounded as in Pillow; a sum of integers has no order to depend on."""
+    """Returns the mean of each image in gray, rounded as in Pillow; integer sums are exact."""
     values = tf.cast(tf.round(_gray(images)), tf.int64)
     total = tf.cast(tf.reduce_sum(values, axis=(1, 2, 3), keepdims=True), tf.float64)
     pixels = tf.cast(tf.shape(images)[1] * tf.shape(images)[2], tf.float64)

@@ -1,51 +1,48 @@
-"""From decoded images to what a model takes: resized, then scaled to [-1, 1].
+"""Preprocesses decoded images for a model: resizes them, then scales them to [-1, 1].
 
-Training, evaluation, prediction and the exported model all call `preprocess` or, where augmentation
-comes in between, its two halves; so an image means the same to each of them.
+Training, evaluation, prediction and the exported model all call `preprocess` or, with augmentation
+in between, its two halves.
 """
 
 import tensorflow as tf
 
 
 def preprocess(images, spec):
-    """Prepares decoded images as a model's spec says.
+    """Resizes decoded images and scales them to [-1, 1].
 
     Args:
-        images: tensor `(height, width, channels)` or `(batch, height, width, channels)` of any
-            height and width, with values from 0 to 255.
-        spec: `ModelSpec`.
+        images: tensor `([batch,] height, width, channels)` with values from 0 to 255.
+        spec: `ModelSpec`, for the image shape and the evaluation crop.
 
     Returns:
-        float32 tensor `(..., *image_shape, channels)` with values in [-1, 1].
+        float32 tensor `([batch,] *image_shape, channels)`.
     """
     return to_model_range(fit_images(images, spec))
 
 
 def fit_images(images, spec):
-    """Resizes images as a model's spec says: `preprocess` before scaling."""
+    """Resizes decoded images: the first half of `preprocess`."""
     return resize_images(images, spec.architecture.image_shape, spec.preprocessing.eval_crop)
 
 
 def resize_images(images, image_shape, eval_crop=0.0):
-    """Resizes to exactly this height and width, bilinear and antialiased.
+    """Resizes images to a height and width, bilinear and antialiased.
 
     Without `eval_crop`, the aspect ratio is not kept, as in the official fine-tuning code
-    (vit_jax). Images that have the shape already are returned as they are, bit for bit.
+    (vit_jax). Images that already have the shape do not change by a bit.
 
-    With it, they are scaled with their aspect ratio kept, so that they just cover
-    `image_shape / eval_crop`, and the center is cut out: as in the paper's evaluation
-    (big_vision, `resize_small(256)|central_crop(224)`: 0.875), but for its "area" filter. The
-    scaled sides are rounded to the nearest pixel; an odd rest is cut off at the bottom and right.
+    With `eval_crop`, they are scaled, keeping the aspect ratio, to just cover
+    `image_shape / eval_crop`, and the center is cropped: the paper's evaluation (big_vision,
+    `resize_small(256)|central_crop(224)`: 0.875) but for its "area" filter. The scaled sides are
+    rounded to the nearest pixel; an odd remainder is cut off at the bottom and right.
 
     Args:
-        images: tensor `(height, width, channels)` or `(batch, height, width, channels)` with
-            values from 0 to 255.
+        images: tensor `([batch,] height, width, channels)` with values from 0 to 255.
         image_shape: (height, width), in pixels.
-        eval_crop: float in [0, 1]. Share of the scaled image that is kept, along the side that
-            fits more tightly; 0 for no crop.
+        eval_crop: float in [0, 1]. Share kept of the scaled image's tighter side; 0 for no crop.
 
     Returns:
-        float32 tensor `(..., *image_shape, channels)` with values from 0 to 255.
+        float32 tensor `([batch,] *image_shape, channels)` with values from 0 to 255.
     """
     images = tf.cast(images, tf.float32)
     if eval_crop:
@@ -72,12 +69,5 @@ def _center(images, shape, image_shape):
 
 
 def to_model_range(images):
-    """Scales pixel values from [0, 255] to [-1, 1], as the official code does.
-
-    Args:
-        images: tensor of any shape and number type.
-
-    Returns:
-        float32 tensor of the same shape.
-    """
+    """Scales pixel values of any type from [0, 255] to [-1, 1] in float32, as the official code."""
     return (tf.cast(images, tf.float32) - 127.5) / 127.5

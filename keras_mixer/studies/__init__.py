@@ -1,1 +1,1 @@
-"""Looking at several runs together."""
+"""Studies over several runs, and previews of augmentation."""

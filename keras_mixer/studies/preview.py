@@ -1,4 +1,4 @@
-"""Preview: a contact sheet of training images, as they are and as they are augmented."""
+"""Preview: a contact sheet of training images, without and with augmentation."""
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -14,23 +14,20 @@ CAPTION = 14  # pixels of height
 
 
 def contact_sheet(run, images, draws):
-    """Draws a row for each of a few training images: as evaluation sees it, then augmented draws.
+    """Returns a PIL image, a row per training image: as evaluation sees it, then augmented.
 
-    The pipeline is that of the run, over these images alone: MixUp and CutMix pair them with each
-    other. Captions name the label, or the shares of a mixed one.
+    The input pipeline is that of the run, but with these images only, so MixUp and CutMix pair them
+    with each other. Captions name the label, or the shares of a mixed one.
 
     Args:
-        run: `training.run.Run`; nothing in its directory is needed or touched.
+        run: `training.run.Run`; its directory need not exist.
         images: int. Rows; the images are spread evenly over the training split.
         draws: int. Augmented columns; each is of another epoch.
-
-    Returns:
-        A PIL image.
     """
     train = run.dataset.train
     few = train.take(np.linspace(0, len(train) - 1, images).astype(int))
     plain = next(iter(evaluation_batches(few, run.spec, images)))
-    columns = [plain, *_epochs(run, few, draws)]
+    columns = [plain, *_augmented(run, few, draws)]
     height, width = run.config.image_shape
     factor = max(1, -(-SMALLEST_TILE // width))
     cell = (factor * width + 4, factor * height + 4 + CAPTION)
@@ -45,8 +42,8 @@ def contact_sheet(run, images, draws):
     return sheet
 
 
-def _epochs(run, few, draws):
-    """Yields the training batch of each epoch, its images in the order of the split."""
+def _augmented(run, few, draws):
+    """Yields a batch `(images, labels)` per epoch, its images in the order of the split."""
     count = len(few)
     batches = training_batches(
         few, run.spec, batch_size=count, seed=run.config.seed, **run.config.augmentation()
@@ -54,8 +51,8 @@ def _epochs(run, few, draws):
     for epoch, (pixels, labels) in enumerate(batches.take(draws)):
         positions = np.arange(epoch * count, (epoch + 1) * count)
         order = shuffled_index(positions, seed=run.config.seed, count=count, batch_size=count)
-        back = np.argsort(order)
-        yield np.asarray(pixels)[back], np.asarray(labels)[back]
+        unshuffled = np.argsort(order)
+        yield np.asarray(pixels)[unshuffled], np.asarray(labels)[unshuffled]
 
 
 def _tile(pixels, factor):
@@ -65,11 +62,10 @@ def _tile(pixels, factor):
 
 
 def _caption(label, class_names):
-    """The class, or the two largest shares of a mixed label."""
+    """Returns the class, or the two largest shares of a mixed label."""
     if label.ndim == 0:
         return class_names[label]
-    shares = label
-    first, second = np.argsort(-shares)[:2]
-    if shares[first] > 0.995:
+    first, second = np.argsort(-label)[:2]
+    if label[first] > 0.995:
         return class_names[first]
-    return f"{shares[first]:.0%} {class_names[first]} {shares[second]:.0%} {class_names[second]}"
+    return f"{label[first]:.0%} {class_names[first]} {label[second]:.0%} {class_names[second]}"

@@ -1,4 +1,4 @@
-"""Report: a table of finished runs, mean ± standard deviation over seeds."""
+"""Report: a Markdown table of finished runs, mean ± standard deviation over seeds."""
 
 import csv
 import dataclasses
@@ -9,9 +9,9 @@ from keras_mixer.config.training import Config
 from keras_mixer.errors import InputError, path_errors
 from keras_mixer.training.run import FLAGS, HISTORY, METRICS, read_metrics, read_record
 
-# Flags that tell runs of one experiment apart, or do not touch what comes out.
+# Flags that runs of one experiment may differ in: the seed, and most that do not change the result.
 _KEPT = ("eval_split", "train_split", "validation_split", "test_split")
-_ASIDE = {"seed"} | {
+_IGNORED = {"seed"} | {
     field.name
     for field in dataclasses.fields(Config)
     if not field.metadata["result"] and field.name not in _KEPT
@@ -24,18 +24,16 @@ _HEADER = (
 
 
 def tabulate(directories, presets=None):
-    """Summarizes runs that differ in nothing but their seed, on the same data, as one row each.
+    """Returns a Markdown table with a row for all runs that differ only in their seed.
+
+    Scores are percentages, mean ± sample standard deviation; the time is the mean of the training
+    steps, without start-up and validation. Below the table are the machines and versions.
 
     Args:
         directories: Paths of finished run directories.
-        presets: dict from name to set of flags, or None. Where a run has all flags of a preset, a
-            few perhaps with other values, the name of the longest such is written in their place,
-            and what differs after it.
-
-    Returns:
-        A Markdown table, and below it the machines and versions that the runs were made on. Scores
-        are percentages, mean ± sample standard deviation; the time is the mean of the steps alone,
-        without start-up and validation.
+        presets: dict from name to set of flags, or None. A run that has all flags of a preset, at
+            most a quarter of them with other values, is shown as the name of the longest such
+            preset and the flags that differ.
 
     Raises:
         InputError: If a directory holds no finished run.
@@ -51,10 +49,10 @@ def tabulate(directories, presets=None):
 
 def _read(directory, presets):
     with path_errors(directory):
-        return _contents(directory, presets)
+        return _summary(directory, presets)
 
 
-def _contents(directory, presets):
+def _summary(directory, presets):
     record = read_record(directory)
     scores, _ = read_metrics(directory)
     if record is None or not scores:
@@ -72,7 +70,7 @@ def _contents(directory, presets):
 
 
 def _experiment(flags, presets):
-    """The flags that are not at their default, without those that are set aside."""
+    """Returns the flags that are not at their default as text, without those in `_IGNORED`."""
     fitting = [name for name, given in presets.items() if _follows(flags, given)]
     if fitting:
         name = max(fitting, key=lambda name: len(presets[name]))
@@ -80,17 +78,17 @@ def _experiment(flags, presets):
         others = {_data_set(flags)} - {_data_set(given)}
         differing = [flag for flag in flags if flag not in given | {_data_set(flags)}]
         flags = [f"--flagfile={name}", *others, *differing]
-    kept = [flag for flag in flags if flag.split("=")[0].removeprefix("--") not in _ASIDE]
+    kept = [flag for flag in flags if flag.split("=")[0].removeprefix("--") not in _IGNORED]
     return " ".join(kept) or "the defaults"
 
 
 def _data_set(flags):
-    default = f"--dataset={Config.dataset}"  # which leaves no flag behind
+    default = f"--dataset={Config.dataset}"  # not written in flags.txt
     return next((flag for flag in flags if flag.startswith("--dataset=")), default)
 
 
 def _follows(flags, preset):
-    """Tells whether a run has the flags of a preset, at most a quarter of them of other value."""
+    """Returns whether a run has a preset's flags, at most a quarter of them with other values."""
     preset = preset - {_data_set(preset)}
     names = {flag.split("=")[0] for flag in flags}
     same = len(preset & set(flags))
@@ -98,11 +96,7 @@ def _follows(flags, preset):
 
 
 def made_on(directories):
-    """Returns a sentence for every machine, with its versions, that runs were made on.
-
-    Args:
-        directories: Paths of run directories.
-    """
+    """Returns a list of sentences on the machines and versions that run directories come from."""
     machines = (_machine(read_record(directory)["environment"]) for directory in directories)
     return [f"Made on {machine}." for machine in dict.fromkeys(machines)]
 
@@ -127,11 +121,7 @@ def _row(experiment, runs):
 
 
 def spread(values):
-    """Returns numbers as text: mean ± sample standard deviation, where there are several.
-
-    Args:
-        values: list of floats; for none a dash is returned.
-    """
+    """Returns a list of floats as text: mean ± sample standard deviation; a dash for no floats."""
     if len(values) < 2:
         return f"{values[0]:.2f}" if values else "–"
     return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"

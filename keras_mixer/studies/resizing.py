@@ -1,8 +1,7 @@
 """Resizing: accuracy of trained Mixers at other image and patch shapes, by `weights.resize`.
 
-A trained model is given other images or other patches. Three numbers are taken for each: its
-accuracy as it stands, after as much training as asked for, and that of a model of the same sizes
-trained from scratch for as long, by the same recipe.
+It is measured without further training, after some, and for models of the same sizes that are
+trained from scratch for as long by the same recipe.
 """
 
 import dataclasses
@@ -34,7 +33,7 @@ _SAME_GRID = "Where the grid of patches stays, only patch kernels are resampled,
 
 
 class Shape(NamedTuple):
-    """Images and patches to come, both (height, width) in pixels."""
+    """Image and patch shapes, both (height, width) in pixels."""
 
     image: tuple[int, int]
     patch: tuple[int, int]
@@ -50,16 +49,10 @@ class Shape(NamedTuple):
 
 
 def parse_shape(text):
-    """Reads `image/patch`: each one number for a square, or heightxwidth, as in `56x28/4`.
-
-    Args:
-        text: string.
-
-    Returns:
-        A `Shape`.
+    """Parses `image/patch` as a `Shape`: each a number for a square or heightxwidth: `56x28/4`.
 
     Raises:
-        InputError: If the text is none.
+        InputError: If the text has another form.
     """
     match = re.fullmatch(r"(\d+)(?:x(\d+))?/(\d+)(?:x(\d+))?", text)
     if not match:
@@ -73,20 +66,21 @@ def _pair(first, second):
 
 
 def study_resizing(directories, shapes, num_steps, output_dir):
-    """Measures resizing on finished runs, which are its repeats.
+    """Measures resizing of finished runs, and averages over them.
 
     Args:
         directories: Paths of finished runs of one recipe, which differ in their seeds.
         shapes: list of `Shape`.
         num_steps: int. Epochs of training after resizing, and from scratch; the first tenth of
             their steps is warm-up.
-        output_dir: Where the runs of the study go. What is there already is not computed again.
+        output_dir: Folder for the runs of the study. Results found there are not computed again.
 
     Returns:
         A Markdown table of test top-1 in percent, mean ± sample standard deviation over the runs.
 
     Raises:
-        InputError: If a directory holds no run, or its data or the shapes forbid it.
+        InputError: If a directory holds no run, its data are missing or changed, or a shape does
+            not fit its model.
     """
     output_dir = Path(output_dir)
     runs = _read(directories)
@@ -104,7 +98,7 @@ def study_resizing(directories, shapes, num_steps, output_dir):
         }
         lines.append(_row(runs[0], shape, untrained, trained))
     machines = made_on(run.directory for run in runs)
-    return "\n".join([*_before(runs), *lines, "", _SAME_GRID, "", *machines]) + "\n"
+    return "\n".join([*_intro(runs), *lines, "", _SAME_GRID, "", *machines]) + "\n"
 
 
 def _read(directories):
@@ -116,7 +110,7 @@ def _read(directories):
 
 
 def _methods(run, shape):
-    """Always interpolated; tiled, too, where the grid grows by whole factors."""
+    """Returns `interpolate`, and `tile` where the grid grows by whole factors."""
     architecture = run.spec.architecture
     resized = resized_architecture(architecture, *shape, "interpolate")
     methods = ["interpolate"]
@@ -127,11 +121,8 @@ def _methods(run, shape):
     return methods if resized.grid == architecture.grid else [*methods, "tile"]
 
 
-# === What is measured ===
-
-
 def _untrained(run, shape, method, output_dir):
-    """The test top-1 of a run's model, resized and not trained since."""
+    """Returns the test top-1 of a run's model, resized and not trained further."""
     path = output_dir / run.directory.name / SCORES
     scores = json.loads(path.read_text()) if path.exists() else {}
     key = f"{shape.name}-{method}"
@@ -148,7 +139,7 @@ def _untrained(run, shape, method, output_dir):
 
 
 def _trained(jobs, run, shape, method, num_steps, output_dir):
-    """The test top-1 after training: of the run's model resized, or of a new one."""
+    """Returns the test top-1 after training of the run's model, resized, or of a new one."""
     total = num_steps * run.steps_per_epoch
     start = {"checkpoint": None, "resize_tokens": "auto"}
     if method != SCRATCH:
@@ -170,10 +161,7 @@ def _trained(jobs, run, shape, method, num_steps, output_dir):
     return jobs.run(name, config).scores["test"]["top1"]
 
 
-# === What is written ===
-
-
-def _before(runs):
+def _intro(runs):
     scores = spread([100 * run.scores["test"]["top1"] for run in runs])
     config = runs[0].config
     shape = Shape(config.image_shape, config.patch_shape)

@@ -1,7 +1,7 @@
 """Transfer: one checkpoint fine-tuned on several data sets, by the paper's protocol (section 3).
 
-For every data set the learning rate is chosen on a held-out part of the training images; then the
-model is trained on all of them, once per seed, and scored on the test images once.
+For every data set the learning rate is chosen on held-out training images; then the model is
+trained on all of them, once per seed, and scored once on the test images.
 """
 
 import dataclasses
@@ -25,9 +25,9 @@ class Result(NamedTuple):
     """Results on one data set from one start.
 
     Attributes:
-        name: Of the preset, which is a data set's.
+        name: Name of the data set's preset.
         start: `FINE_TUNED` or `SCRATCH`.
-        choice: dict from learning rate to validation top-1; {} where there was none to choose.
+        choice: dict from learning rate to validation top-1; {} if only one was given.
         lr: float. The learning rate of the runs.
         runs: list of `Run`, one per seed, scored on the test split.
     """
@@ -39,27 +39,24 @@ class Result(NamedTuple):
     runs: list[Run]
 
     def scores(self, metric):
-        """Returns `"top1"` or `"top5"` of every run on the test split, in percent."""
+        """Returns a list of the runs' `"top1"` or `"top5"` on the test split, in percent."""
         return [100 * run.scores["test"][metric] for run in self.runs]
 
 
 def study_transfer(presets, lrs, seeds, output_dir, scratch=False):
-    """Fine-tunes on one data set after the other; what is finished is not done again.
+    """Fine-tunes on several data sets, and returns a list of `Result`; skips finished runs.
 
     Args:
-        presets: dict from name to `Config`, whose checkpoint is the one to start from.
-        lrs: Learning rates to choose from, on the validation split and with the first seed.
+        presets: dict from name to `Config` with the checkpoint to start from.
+        lrs: Learning rates to choose from, on the validation split with the first seed.
         seeds: Seeds of the runs that are scored on the test split.
-        output_dir: Where the run directories go.
-        scratch: bool. Train models of the same sizes from scratch, too, under the same budget:
-            they have the same schedule, and choose from the same learning rates.
-
-    Returns:
-        list of `Result`.
+        output_dir: Folder for the run directories.
+        scratch: bool. Also train models of the same sizes from scratch, with the same schedule and
+            a learning rate chosen in the same way.
 
     Raises:
-        InputError: If the data, the checkpoint or a config forbid it; before anything is trained.
-        RunError, Interrupted: As `run_job` does.
+        InputError: If data, checkpoint or a config are not valid; before anything is trained.
+        RunError, Interrupted: See `run_job`.
     """
     plans = {name: plan_run(config) for name, config in presets.items()}
     for name, plan in plans.items():
@@ -72,12 +69,12 @@ def study_transfer(presets, lrs, seeds, output_dir, scratch=False):
     choices = len(lrs) if len(lrs) > 1 else 0
     jobs = JobSequence(len(arms) * (choices + len(seeds)))
     return [
-        _carry_out(jobs, arm, config, lrs, seeds, Path(output_dir)) for arm, config in arms.items()
+        _train_arm(jobs, arm, config, lrs, seeds, Path(output_dir)) for arm, config in arms.items()
     ]
 
 
 def _starts(config, resolved, scratch):
-    """The configs of a data set: that which is fine-tuned, and the same from scratch."""
+    """Returns a dict from start to config for a data set."""
     if not scratch:
         return {FINE_TUNED: config}
     plain = {name: getattr(Config, name) for name in OF_CHECKPOINTS}
@@ -94,8 +91,8 @@ def _check(name, dataset, lrs):
         )
 
 
-def _carry_out(jobs, arm, config, lrs, seeds, output_dir):
-    """Chooses a learning rate, then trains with every seed."""
+def _train_arm(jobs, arm, config, lrs, seeds, output_dir):
+    """Chooses a learning rate, then trains with every seed; returns a `Result`."""
     name, start = arm
     folder = output_dir / name / start.replace(" ", "-")
     config = dataclasses.replace(config, eval_split="test", export=False, overwrite=False)
@@ -111,17 +108,15 @@ def _carry_out(jobs, arm, config, lrs, seeds, output_dir):
         run = jobs.run(f"{name}, {start}, lr {lr:g}", tried)
         choice[lr] = run.scores["validation"]["top1"]
     best = max(choice, key=choice.get) if choice else lrs[0]
-    # The paper's last step: now that nothing is left to choose, all images are trained on.
+    # As in the paper, the final runs are trained on the held-out images, too.
     config = dataclasses.replace(config, lr=best, validation_fraction=0.0)
     runs = []
-    for seed in seeds:  # named by their rate, too, so that a later call may try more of them
+    for seed in seeds:  # the rate is in the path, so that a later call may try other rates
         directory = folder / f"lr-{best:g}-seed-{seed}"
         seeded = dataclasses.replace(config, seed=seed, output_dir=str(directory))
         runs.append(jobs.run(f"{name}, {start}, lr {best:g}, seed {seed}", seeded))
     return Result(name, start, choice, best, runs)
 
-
-# === As a table ===
 
 _HEADER = (
     "| data set | start | images: training, test | lr | top-1 | top-5 | published top-1 |",
@@ -130,7 +125,7 @@ _HEADER = (
 
 
 def as_table(results, published):
-    """Returns results as a Markdown table, beside what was published.
+    """Returns a Markdown table of results and published accuracies.
 
     Args:
         results: list of `Result`.
@@ -171,7 +166,7 @@ def _row(result, published):
 
 
 def _mean_row(arm, published):
-    """The mean over the data sets, for every seed, and its spread over the seeds."""
+    """Returns the row of the mean over data sets, itself mean ± deviation over the seeds."""
     means = {
         metric: [
             statistics.mean(scores)
@@ -192,15 +187,12 @@ def _published(name, start, published):
 
 
 def _choices(results):
-    """A line for each choice of a learning rate: what was seen when it was made."""
+    """Yields a line for each learning rate chosen, with the validation accuracies."""
     for result in results:
         if result.choice:
             seen = ", ".join(f"{lr:g}: {100 * top1:.2f}" for lr, top1 in result.choice.items())
             held_out = f"validation top-1 by lr, seed {result.runs[0].config.seed}"
-            end = ", at the end of what was tried" * (result.lr in _ends(result.choice))
+            ends = min(result.choice), max(result.choice)
+            end = ", at the end of what was tried" * (result.lr in ends)
             chosen = f"chosen: {result.lr:g}{end}"
             yield f"{result.name}, {result.start}, {held_out}: {seen}; {chosen}.\n"
-
-
-def _ends(choice):
-    return min(choice), max(choice)

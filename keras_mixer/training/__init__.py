@@ -1,1 +1,1 @@
-"""From a Config to a run directory."""
+"""Training: from a Config to a run directory with checkpoints and the best weights."""

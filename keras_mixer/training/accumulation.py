@@ -1,8 +1,7 @@
-"""One optimizer step computed in parts, for batches that are too large for the device.
+"""Gradient accumulation: one optimizer step computed in parts, when a batch exceeds the memory.
 
-Keras's own `gradient_accumulation_steps` counts every part as a step of the schedule and of the
-moving average (3.15.1: the learning rate runs that many times too fast). Here a part is no step:
-`model.fit` sees whole batches, and so does everything else.
+Keras's `gradient_accumulation_steps` counts every part as a step of the learning-rate schedule and
+of the EMA (3.15.1), so both run too fast. Here `model.fit` and the optimizer see whole batches.
 """
 
 import keras
@@ -10,10 +9,9 @@ import tensorflow as tf
 
 
 class AccumulatingModel(keras.Model):
-    """A functional model that adds up the gradients of `parts` equal parts of every batch.
+    """A functional model that sums the gradients of `parts` equal parts of every batch.
 
-    The result is that of the whole batch but for rounding; the order of random draws differs, as
-    every part draws for itself.
+    The result equals that of the whole batch up to rounding. Random draws, as of dropout, differ.
     """
 
     parts = 1
@@ -30,7 +28,7 @@ class AccumulatingModel(keras.Model):
         return self.compute_metrics(x, y, logits, sample_weight=weights[0] if weights else None)
 
     def _add_up(self, batch, size):
-        """Returns the mean loss, its gradients, and the logits, part after part."""
+        """Returns the mean loss, its gradients, and the logits in the order of the batch."""
 
         def add(index, loss, gradients, logits):
             x, y, *weights = (tf.gather(t, index) for t in batch)
@@ -39,8 +37,8 @@ class AccumulatingModel(keras.Model):
                 sample_weight = weights[0] if weights else None
                 part = self._compute_loss(x, y, y_pred, sample_weight, training=True) / self.parts
                 scaled = self.optimizer.scale_loss(part)
-            more = tape.gradient(scaled, self.trainable_weights)
-            gradients = [a + b for a, b in zip(gradients, more, strict=True)]
+            part_gradients = tape.gradient(scaled, self.trainable_weights)
+            gradients = [a + b for a, b in zip(gradients, part_gradients, strict=True)]
             return index + 1, loss + part, gradients, logits.write(index, y_pred)
 
         shape = (size, *self.output_shape[1:])
@@ -58,11 +56,11 @@ class AccumulatingModel(keras.Model):
 
 
 def accumulate_gradients(model, parts):
-    """Returns a model that shares all layers and weights, and takes its steps in parts.
+    """Returns an `AccumulatingModel` that shares the layers and weights of a model.
 
     Args:
         model: functional `keras.Model`.
-        parts: int. Parts of a batch; divides the batch size.
+        parts: int. Number of parts; must divide the batch size.
     """
     model_in_parts = AccumulatingModel(model.inputs, model.outputs, name=model.name)
     model_in_parts.parts = parts

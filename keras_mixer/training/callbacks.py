@@ -1,7 +1,7 @@
 """Callbacks of `model.fit`: validation, history, checkpoints, stopping, the progress bar.
 
-Keras's own BackupAndRestore and ModelCheckpoint are not used: they are not atomic, lose the states
-of the seed generators, and repeat data on resume (Keras 3.15.1; see `checkpoints.py`).
+Keras's BackupAndRestore and ModelCheckpoint are not used: they do not write atomically, do not save
+the states of seed generators, and repeat data on resume (Keras 3.15.1; see `checkpoints.py`).
 """
 
 import contextlib
@@ -22,10 +22,9 @@ from keras_mixer.weights.model_folder import write_weights
 
 
 class Restoration(keras.callbacks.Callback):
-    """Restores a checkpoint's state once the first epoch has begun.
+    """Restores a checkpoint in the first `on_epoch_begin`, after Keras has reset the metrics.
 
-    Keras resets the running metrics at the start of an epoch, so an epoch that was interrupted in
-    the middle must get them back after that.
+    An epoch that was interrupted in the middle continues with its metrics.
     """
 
     def __init__(self, meters, arrays):
@@ -40,9 +39,9 @@ class Restoration(keras.callbacks.Callback):
 
 
 class Clock(keras.callbacks.Callback):
-    """Counts steps and seconds, and looks at the loss often enough to stop soon after a NaN."""
+    """Counts steps and seconds, and checks the loss often enough to stop soon after a NaN."""
 
-    LOOK_EVERY = 0.5  # seconds; reading the loss makes the host wait for an accelerator
+    LOOK_EVERY = 0.5  # seconds; reading the loss waits for the accelerator
 
     def __init__(self, progress):
         super().__init__()
@@ -50,27 +49,23 @@ class Clock(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self._last = time.monotonic()
-        self._looked = self._last
+        self._checked = self._last
 
     def on_train_batch_end(self, batch, logs=None):
         now = time.monotonic()
         self.progress.seconds += now - self._last
         self.progress.step += 1
         self._last = now
-        if now - self._looked > self.LOOK_EVERY:
+        if now - self._checked > self.LOOK_EVERY:
             stop_unless_finite("loss", logs["loss"], self)
-            self._looked = time.monotonic()
+            self._checked = time.monotonic()
 
     def on_epoch_end(self, epoch, logs=None):
         stop_unless_finite("loss", logs["loss"], self)
 
 
 def stop_unless_finite(name, value, callback):
-    """Stops a run that has diverged, before anything of it is kept.
-
-    Raises:
-        RunError: Names the step, the learning rate and what to change.
-    """
+    """Raises a `RunError` if a value is not finite, before it is saved."""
     if np.all(np.isfinite(value)):
         return
     raise RunError(
@@ -81,7 +76,7 @@ def stop_unless_finite(name, value, callback):
 
 
 class EpochEnd(keras.callbacks.Callback):
-    """At the end of every epoch: validates, writes its row of history, keeps the best weights.
+    """Validates at the end of every epoch, adds a row to history.csv and saves the best weights.
 
     Args:
         run: `Run`.
@@ -99,7 +94,7 @@ class EpochEnd(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         if epoch_is_open(self.run, self.progress.step):
-            return  # stopped within the epoch, which goes on when the run does
+            return  # stopped within the epoch; the resumed run finishes it
         row = self._row(epoch, logs)
         with use_ema_weights(self.model):
             if self.validation is not None:
@@ -112,7 +107,7 @@ class EpochEnd(keras.callbacks.Callback):
                 self.progress.best = row
         self.progress.rows.append(row)
         self.progress.seconds = 0.0
-        self.model.reset_metrics()  # as at the start of an epoch, where a resumed run begins
+        self.model.reset_metrics()  # as in a run that is resumed at the next epoch
         self.run.write_history(self.progress.rows)
         console.say(_line(row, self.run))
 
@@ -134,8 +129,8 @@ class EpochEnd(keras.callbacks.Callback):
 
 
 def _line(row, run):
-    shown = {"loss": ".4f", "accuracy": ".4f", "val_loss": ".4f", "val_accuracy": ".4f"}
-    parts = [f"{name} {row[name]:{form}}" for name, form in shown.items() if row[name] is not None]
+    names = ("loss", "accuracy", "val_loss", "val_accuracy")
+    parts = [f"{name} {row[name]:.4f}" for name in names if row[name] is not None]
     epochs = -(-run.total_steps // run.steps_per_epoch)
     rate = f"{row['images_per_second']:,.0f} images/s"
     return f"epoch {row['epoch']}/{epochs}  {'  '.join(parts)}  lr {row['lr']:.2e}  {rate}"
@@ -143,26 +138,26 @@ def _line(row, run):
 
 @contextlib.contextmanager
 def use_ema_weights(model):
-    """Swaps the EMA of the weights into the model, and restores its own at the end, bit for bit."""
+    """Replaces the model's weights by their EMA, and restores them at the end, bit for bit."""
     averages = ema_variables(model.optimizer)
     variables = model.trainable_variables if averages else []
-    own = [variable.numpy() for variable in variables]
+    originals = [variable.numpy() for variable in variables]
     for variable, average in zip(variables, averages, strict=True):
         variable.assign(average)
     try:
         yield
     finally:
-        for variable, value in zip(variables, own, strict=True):
-            variable.assign(value)
+        for variable, original in zip(variables, originals, strict=True):
+            variable.assign(original)
 
 
 class Saver(keras.callbacks.Callback):
-    """Writes checkpoints when they are due, and stops the run when a signal asked for it.
+    """Writes checkpoints when they are due, and stops the run after a signal.
 
     Args:
         run: `Run`.
         progress: `Progress`.
-        meters: list of the variables of the running metrics.
+        meters: list of the metrics' variables.
         stop: `StopRequest`.
     """
 
@@ -176,7 +171,7 @@ class Saver(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         if not epoch_is_open(self.run, self.progress.step):
-            return  # the epoch is closed first
+            return  # on_epoch_end saves, once EpochEnd has validated
         config = self.run.config
         due = config.save_unit == "step" and self.progress.step % config.save_every == 0
         self._save_or_stop(due)
@@ -198,7 +193,7 @@ class Saver(keras.callbacks.Callback):
             self.model.stop_training = True
 
     def save(self, model):
-        """Writes a checkpoint, unless nothing has happened since the last one."""
+        """Writes a checkpoint, unless there is one of this step."""
         if self._saved_step == self.progress.step:
             return
         arrays = gather_state(model, self.meters)
@@ -210,13 +205,7 @@ class Saver(keras.callbacks.Callback):
 
 
 class ProgressBar(keras.callbacks.Callback):
-    """One progress bar with ETA for the whole run.
-
-    Args:
-        run: `Run`.
-        progress: `Progress`.
-        bar: rich Progress from `console.progress_bar`.
-    """
+    """One progress bar for the whole run, in `bar`, a rich Progress from `console.progress_bar`."""
 
     def __init__(self, run, progress, bar):
         super().__init__()

@@ -1,8 +1,8 @@
-"""Checkpoints that are complete or absent: sealed folders, renamed into place.
+"""Checkpoints of training, written atomically and checked when read.
 
-A checkpoint is written under a temporary name; its manifest, with the sha256 and size of every
-file, comes last; everything is flushed to disk; then one rename makes it visible. A kill or a power
-cut at any moment leaves the checkpoints that were there before. Nothing here needs TensorFlow.
+A checkpoint is a folder. Its files are written to a temporary folder, the last a manifest with the
+sha256 and size of the others, and flushed to disk; then one rename makes it visible. A kill or a
+power cut at any moment leaves the earlier checkpoints intact. TensorFlow is not imported.
 """
 
 import errno
@@ -24,12 +24,12 @@ ARRAYS, PROGRESS, MANIFEST = "arrays.safetensors", "progress.json", "manifest.js
 
 
 class TrainState(NamedTuple):
-    """State of training at a step: what a checkpoint holds.
+    """State of training at a step, the contents of a checkpoint.
 
     Attributes:
         step: Optimizer steps taken.
         arrays: dict from name to array.
-        progress: dict of JSON values: whatever else is needed to continue.
+        progress: dict of JSON values, the fields of `Progress`.
     """
 
     step: int
@@ -38,22 +38,22 @@ class TrainState(NamedTuple):
 
 
 def save_checkpoint(folder, state):
-    """Writes a checkpoint and prunes all but the newest `KEPT`.
+    """Writes a checkpoint and deletes all but the newest `KEPT`.
 
     Args:
         folder: `Path` of the run's checkpoints; made if it does not exist.
         state: `TrainState`.
 
     Raises:
-        RunError: If the disk is full or not writable; the checkpoints before are untouched.
+        RunError: If the disk is full or not writable; earlier checkpoints stay intact.
     """
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f"{_name(state.step)}.tmp-{os.getpid()}"
     contents = {ARRAYS: pack(state.arrays), PROGRESS: json.dumps(state.progress).encode()}
     try:
-        _write_sealed(temporary, contents)
+        _write_folder(temporary, contents)
         final = folder / _name(state.step)
-        if final.exists():  # a damaged one, which this one replaces
+        if final.exists():  # damaged
             shutil.rmtree(final)
         os.rename(temporary, final)
         flush_folder(folder)
@@ -64,16 +64,16 @@ def save_checkpoint(folder, state):
         shutil.rmtree(old)
 
 
-def _write_sealed(folder, contents):
+def _write_folder(folder, contents):
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for name, content in contents.items():
         write_durably(folder / name, content)
-    write_durably(folder / MANIFEST, json.dumps(_seal(contents), indent=2).encode())
+    write_durably(folder / MANIFEST, json.dumps(_manifest(contents), indent=2).encode())
     flush_folder(folder)
 
 
-def _seal(contents):
+def _manifest(contents):
     return {
         name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
         for name, content in contents.items()
@@ -94,14 +94,14 @@ def _why_not_saved(folder, contents, error):
 def newest_checkpoint(folder):
     """Reads the newest intact checkpoint, and prints which damaged ones it skipped.
 
-    Damaged checkpoints newer than the one returned are removed, and so is what a kill left
-    unfinished; the caller must hold the run's lock.
+    Deletes damaged checkpoints that are newer, and unfinished ones; the caller must hold the run's
+    lock.
 
     Args:
         folder: `Path` of the run's checkpoints.
 
     Returns:
-        A `TrainState`, or None if there is none at all.
+        A `TrainState`, or None if there are no checkpoints.
 
     Raises:
         RunError: If there are checkpoints but every one is damaged.
@@ -111,7 +111,7 @@ def newest_checkpoint(folder):
     candidates = _complete(folder)
     for index, candidate in enumerate(candidates):
         try:
-            state = _read_sealed(candidate)
+            state = _read_folder(candidate)
         except (OSError, ValueError, KeyError, TypeError) as error:
             console.say(f"damaged checkpoint skipped: {candidate} ({error})")
             continue
@@ -127,15 +127,15 @@ def newest_checkpoint(folder):
 
 
 def _complete(folder):
-    """The checkpoints that were renamed into place, newest first."""
+    """Returns the folders of finished checkpoints, newest first."""
     return sorted(folder.glob("step-" + "[0-9]" * 10), reverse=True)
 
 
-def _read_sealed(folder):
+def _read_folder(folder):
     manifest = json.loads((folder / MANIFEST).read_text())
     contents = {name: (folder / name).read_bytes() for name in (ARRAYS, PROGRESS)}
-    for name, seal in _seal(contents).items():
-        if manifest[name] != seal:
+    for name, entry in _manifest(contents).items():
+        if manifest[name] != entry:
             raise ValueError(f"{name} does not match its sha256")
     step = int(folder.name.removeprefix("step-"))
     return TrainState(step, load(contents[ARRAYS]), json.loads(contents[PROGRESS]))

@@ -1,4 +1,4 @@
-"""What the last bits of a result depend on besides the config: versions, settings, hardware."""
+"""The environment of a run: versions, settings and hardware, which affect a result's last bits."""
 
 import contextlib
 import importlib.metadata
@@ -10,7 +10,7 @@ from keras_mixer import console
 
 
 def environment():
-    """Returns what a result depends on besides the config: versions and hardware, as strings."""
+    """Returns versions, settings and hardware as a dict of strings."""
     versions = {name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy")}
     switches = ("TF_NUM_INTRAOP_THREADS", "TF_ENABLE_ONEDNN_OPTS", "XLA_FLAGS")
     return versions | {
@@ -34,16 +34,16 @@ def _cpu_name():
 
 
 def note_changes(before):
-    """Prints what has changed since a run began, which may change its last bits.
+    """Prints how the environment has changed since a run began.
 
     Args:
         before: dict that `environment` returned then.
     """
     now = environment()
     changed = [
-        f"{name} was {then}, is {now.get(name)}"
-        for name, then in before.items()
-        if now.get(name) != then
+        f"{name} was {value}, is {now.get(name)}"
+        for name, value in before.items()
+        if now.get(name) != value
     ]
     if changed:
         console.say(

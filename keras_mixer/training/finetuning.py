@@ -1,4 +1,4 @@
-"""Freezing and layer-wise learning rates."""
+"""Fine-tuning: frozen backbone (linear probe) and layer-wise learning-rate decay."""
 
 import math
 import re
@@ -7,7 +7,7 @@ HEAD = "head"
 
 
 def freeze_backbone(model):
-    """Leaves nothing but the head to be trained: a linear probe.
+    """Freezes all layers but the head, for a linear probe.
 
     Args:
         model: `keras.Model` from `build_mixer`, not compiled yet.
@@ -17,10 +17,10 @@ def freeze_backbone(model):
 
 
 def layer_rates(weights, depth, layer_decay):
-    """Returns the share of the learning rate that each weight is trained at.
+    """Returns each weight's factor of the learning rate, for layer-wise decay.
 
-    The head and the LayerNorm before it have the whole of it, every mixer layer `layer_decay`
-    times that of the layer above, the stem `layer_decay` times that of the first mixer layer.
+    It is 1 for the head and the LayerNorm before it; every mixer layer has `layer_decay` times that
+    of the layer above, the stem `layer_decay` times that of the first mixer layer.
 
     Args:
         weights: list of the variables of a model from `build_mixer`.
@@ -49,14 +49,11 @@ def _layer(weight):
 
 
 def describe_trained(model, rates=None):
-    """Tells which weights are trained and at which rates, for the person at the terminal.
+    """Returns a line on which weights are trained, and with `rates` another per layer.
 
     Args:
-        model: `keras.Model`, frozen as it will be trained.
-        rates: list of the trained weights' shares of the learning rate; None for all of it.
-
-    Returns:
-        string: a line, and with rates another per layer, from the head down.
+        model: `keras.Model`, after `freeze_backbone` if the backbone is frozen.
+        rates: list from `layer_rates` for the trained weights; None for 1 everywhere.
     """
     everything, trained = model.weights, model.trainable_weights
     if len(trained) < len(everything):
@@ -65,11 +62,9 @@ def describe_trained(model, rates=None):
             f"{_size(trained):,} of {_size(everything):,} parameters; the rest is frozen"
         )
     summary = f"training all {len(everything)} weights, {_size(everything):,} parameters"
-    return (
-        summary
-        if rates is None
-        else "\n".join([f"{summary}; share of --lr:", *_table(trained, rates)])
-    )
+    if rates is None:
+        return summary
+    return "\n".join([f"{summary}; share of --lr:", *_table(trained, rates)])
 
 
 def _size(weights):
@@ -77,11 +72,11 @@ def _size(weights):
 
 
 def _table(weights, rates):
-    """A line per layer, from the head down: its share of the learning rate and its size."""
+    """Returns a line per layer, from the head down: its factor of the learning rate, its size."""
     layers = {}
     for weight, rate in zip(weights, rates, strict=True):
         layers.setdefault((_layer(weight), rate), []).append(weight)
     return [
-        f"  {layer:20}{rate:<10.4g}{_size(found):>15,} parameters"
-        for (layer, rate), found in reversed(layers.items())
+        f"  {layer:20}{rate:<10.4g}{_size(group):>15,} parameters"
+        for (layer, rate), group in reversed(layers.items())
     ]

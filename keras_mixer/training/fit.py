@@ -1,7 +1,7 @@
-"""Trains a run through `model.fit`, from a Config to weights in a run directory.
+"""Trains a Mixer with `model.fit`, from a Config to weights in a run directory.
 
-The steps of an epoch, the order of the data and every random draw are functions of the run's seed
-and of the step, so the same command continues an interrupted run exactly.
+The order of the data and every random draw are functions of the seed and the step, so the same
+command continues an interrupted run exactly.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixe
 
 
 def fit(config):
-    """Trains a Mixer as a config says, or continues where the same config was interrupted.
+    """Trains a Mixer, or continues an interrupted run of the same config.
 
     Args:
         config: `keras_mixer.Config`.
@@ -45,7 +45,7 @@ def fit(config):
         The `Run`; its directory holds history.csv, best/ and checkpoints/.
 
     Raises:
-        InputError: If the config, the data or the directory forbid it.
+        InputError: If the config, the data or the directory are not valid.
         RunError: If training cannot go on, such as when the loss is not finite.
         Interrupted: If a signal stopped the run, after its state was saved.
     """
@@ -55,7 +55,7 @@ def fit(config):
 
 
 def fit_run(run):
-    """Trains a run that is open. See `fit`."""
+    """Trains a run from `open_run`; see `fit`."""
     if keras.backend.backend() != "tensorflow":
         raise InputError(
             f"training runs on Keras's TensorFlow backend, not on {keras.backend.backend()}; "
@@ -80,7 +80,7 @@ def fit_run(run):
             *_tensorboard(run, progress),
         ]
         with broken_images_named(run.dataset.train, run.dataset.validation), _memory_errors(run):
-            _drive(model, run, progress, callbacks, stop)
+            _call_fit(model, run, progress, callbacks, stop)
     if stop:
         saver.save(model)
         raise Interrupted(stop.signal_number)
@@ -122,14 +122,14 @@ def _initial_model(run, resumed):
 
 
 def _assign_pretrained(run, model):
-    """Copies the weights that the run starts from into its model."""
+    """Copies the pretrained weights into the model, adapted to its shapes."""
     config = run.config
     pretrained = announce(run.pretrained, config.checkpoint)
     shapes = config.image_shape, config.patch_shape
     adapted = adapt_pretrained(pretrained, *shapes, config.resize_tokens)
     new_head = adapted.spec.class_names != run.dataset.class_names
     assign_weights(model, adapted.arrays, config.checkpoint, new_head)
-    run.pretrained.arrays.clear()  # they can take most of a gigabyte, and the model has them now
+    run.pretrained.arrays.clear()  # frees up to a gigabyte
     if new_head:
         console.say(f"new head: {_why_new_head(config, adapted.spec)}")
     if adapted.spec.preprocessing != run.spec.preprocessing:
@@ -146,7 +146,7 @@ def _why_new_head(config, spec):
 
 
 def _compile(model, config, schedule):
-    """Compiles the model, builds its optimizer, and returns the variables of its metrics."""
+    """Compiles the model; returns the variables of its metrics, the loss first."""
     accuracy = keras.metrics.CategoricalAccuracy("accuracy")
     weights, rates = model.trainable_variables, None
     if config.layer_decay < 1:
@@ -169,11 +169,11 @@ def _compile(model, config, schedule):
         jit_compile=_jit(config),
         auto_scale_loss=False,  # build_optimizer does it
     )
-    return [*model.metrics[0].variables, *accuracy.variables]  # of the loss, of the accuracy
+    return [*model.metrics[0].variables, *accuracy.variables]
 
 
 def _jit(config):
-    """Chooses XLA where it was measured to be faster: all but bfloat16 on a CPU."""
+    """Returns whether to compile with XLA; auto: where it was measured to be faster."""
     if config.jit != "auto":
         return config.jit == "true"
     return config.precision == "float32" or bool(tf.config.list_physical_devices("GPU"))
@@ -203,7 +203,7 @@ def _computed_by(config):
 
 
 def _note_changes(run, progress):
-    """Prints what has changed since the checkpoint was written."""
+    """Prints, and notes in `progress`, what has changed since the checkpoint was written."""
     if (now := _computed_by(run.config)) != progress.computed_by:
         console.say(
             f"computed by {progress.computed_by} until now, by {now} from here on: results may "
@@ -215,10 +215,10 @@ def _note_changes(run, progress):
 
 
 def _confirmed_best(run, row):
-    """Returns the history row of the weights in best/, or None if they are of no such row.
+    """Returns the history row of the best epoch, or None if the weights in best/ are of another.
 
-    A kill between writing best/ and the checkpoint leaves the weights of an epoch that is about to
-    be repeated. Unless the repetition is exact, their scores would be of a run that never was.
+    A kill between writing best/ and the checkpoint leaves weights of an epoch that will be
+    repeated, and the repetition may differ in its last bits.
     """
     try:
         _, facts = model_folder.read_weights(run.best)
@@ -236,11 +236,11 @@ def _validation_batches(run):
     return batches.map(lambda images, labels: (images, tf.one_hot(labels, classes)))
 
 
-def _drive(model, run, progress, callbacks, stop):
+def _call_fit(model, run, progress, callbacks, stop):
     """Calls `model.fit` until the last step: once, or up to three times around partial epochs.
 
-    A run that was stopped within an epoch first finishes that epoch; one whose length in steps is
-    no multiple of the epoch ends with a shorter one.
+    A run that was stopped within an epoch finishes it first; one whose steps are no multiple of the
+    epoch's ends with a shorter epoch.
     """
     class_weights = _class_weights(run)
     while not is_over(run, progress) and not stop:
@@ -260,7 +260,7 @@ def _drive(model, run, progress, callbacks, stop):
 
 
 def _check_steps(run, progress, taken):
-    """Holds the optimizer's count of steps against that of the batches it was given."""
+    """Compares the optimizer's count of steps with that of batches; float16 steps can overflow."""
     left_out = progress.step - taken
     if run.config.precision == "float16" and 0 < left_out <= progress.step // 2:
         console.say(f"{left_out} of {progress.step} steps overflowed in float16 and were left out")
@@ -290,10 +290,10 @@ def _batches(run, class_weights, first_step=0):
 
 
 def _class_weights(run):
-    """Inverse class frequencies, with mean 1 over the training images; None without."""
+    """Returns inverse class frequencies, with mean 1 over the training images, or None."""
     if run.config.class_weights == "none":
         return None
     counts = np.bincount(run.dataset.train.read_labels(), minlength=run.config.num_classes)
-    present = counts > 0  # a training split of the user's own may lack classes
+    present = counts > 0  # a training split given by the user may lack classes
     weights = counts.sum() / (present.sum() * np.maximum(counts, 1))
     return np.where(present, weights, 0.0).astype(np.float32)

@@ -8,8 +8,8 @@ from keras import ops
 class SigmoidCrossentropy(keras.losses.Loss):
     """Binary cross-entropy of every class, summed over the classes.
 
-    `keras.losses.BinaryCrossentropy` takes the mean over them, which would make the gradients
-    smaller by the number of classes than those of the official pre-training.
+    `keras.losses.BinaryCrossentropy` takes the mean over the classes: gradients smaller by the
+    number of classes than those of the official pre-training.
 
     Reference:
         `sigmoid_xent` of big_vision, used by its configs/mlp_mixer_i1k.py; paper appendix B.
@@ -21,7 +21,7 @@ class SigmoidCrossentropy(keras.losses.Loss):
         return ops.sum(terms, axis=-1)
 
 
-# By the names in `architecture.LOSSES`: the Keras loss, and what turns logits into probabilities.
+# By the names in `architecture.LOSSES`: Keras losses, and functions from logits to probabilities.
 KERAS_LOSSES = {
     "softmax": lambda: keras.losses.CategoricalCrossentropy(from_logits=True),
     "sigmoid": SigmoidCrossentropy,

@@ -1,6 +1,6 @@
-"""Opens a run directory: locks it, then checks that the run in it is the same one.
+"""Opens a run directory: locks it, and checks that the run in it has the same config and data.
 
-Nothing here imports TensorFlow, so that every refusal comes within a second or two.
+TensorFlow is not imported, so that wrong input is reported within a second or two.
 """
 
 import contextlib
@@ -44,10 +44,11 @@ def open_run(config):
         config: `Config`, as given.
 
     Yields:
-        A `Run`, new or to be continued. Until the block ends no other process can open it.
+        A `Run`, new or to be continued, locked until the block ends.
 
     Raises:
-        InputError: If the data, the config or the directory forbid it.
+        InputError: If the data or the config are not valid, or the directory is in use or holds
+            another run.
     """
     directory = Path(config.output_dir)
     with path_errors(f"--output_dir={directory}"):
@@ -71,15 +72,13 @@ def open_run(config):
 
 
 def plan_run(config):
-    """Returns the `Run` that a config would be: its data opened, the config filled.
-
-    Its directory is neither read nor made.
+    """Returns the `Run` of a config, without reading or making its directory.
 
     Args:
         config: `Config`, as given.
 
     Raises:
-        InputError: If the data or the config forbid it.
+        InputError: If the data or the config are not valid.
     """
     dataset = open_dataset(**config.dataset_options())
     pretrained = config.checkpoint and read_pretrained(config.checkpoint, config.image_shape)
@@ -89,18 +88,15 @@ def plan_run(config):
 
 
 def read_run(directory, data_dir=None, labels=None):
-    """Opens a run to look at it: its config and its data, without locking the directory.
+    """Opens the `Run` in a directory for reading, without a lock.
 
     Args:
         directory: Path of a run directory.
-        data_dir: Where the data are now, if they moved.
-        labels: Where their table of labels is now, if it moved.
-
-    Returns:
-        A `Run`.
+        data_dir: Folder of the data, if they have moved.
+        labels: Path of the table of labels, if it has moved.
 
     Raises:
-        InputError: If there is no run, or its data are gone or have changed.
+        InputError: If there is no run, or its data are missing or have changed.
     """
     directory = Path(directory)
     with path_errors(directory):
@@ -121,7 +117,7 @@ def read_run(directory, data_dir=None, labels=None):
 
 @contextlib.contextmanager
 def _locked(directory):
-    """Holds the directory's lock; removes a new directory again if no run came of it."""
+    """Locks the directory; at the end, removes it if it was made here and holds no run."""
     made = [path for path in (directory, *directory.parents) if not path.exists()]
     lock = filelock.FileLock(directory / LOCK, timeout=0)
     with path_errors(f"--output_dir={directory}"):
@@ -158,20 +154,20 @@ def _check_path(directory, config):
 
 
 def _check_contents(directory):
-    """Returns the record of the run that is there, or None; refuses parts of a run without one."""
+    """Returns the directory's config.json or None; refuses other files of a run without it."""
     record = read_record(directory)
-    if record is None and (there := [name for name in OURS if (directory / name).exists()]):
+    if record is None and (others := [name for name in OURS if (directory / name).exists()]):
         raise InputError(
-            f"--output_dir={directory} holds {', '.join(there)} but no {CONFIG}, so it is "
+            f"--output_dir={directory} holds {', '.join(others)} but no {CONFIG}, so it is "
             f"not a run to continue; give another --output_dir"
         )
     return record
 
 
 def _starting_point(config, record):
-    """Returns what the run starts from, as config.json has it, and the `Pretrained` weights.
+    """Returns the `start` of config.json and the `Pretrained` weights, each None if not needed.
 
-    A run that has checkpoints of its own needs no weights, so they are not read again.
+    A run that has checkpoints of its own continues from them, so the weights are not read again.
     """
     if config.checkpoint is None:
         return None, None
@@ -206,9 +202,12 @@ def _check_sizes(run):
 
 
 def _check_same_run(run, record):
-    """Refuses to continue a run under flags that would have given another result."""
-    config = run.config
+    """Refuses to continue a run with flags that would have given another result."""
+    config, class_names = run.config, tuple(record["data"]["class_names"])
     before = Config.from_json(record["config"])
+    architecture = record["start"] and Architecture.from_json(record["start"]["architecture"])
+    # Resolved again: an earlier version may have lacked fields that now have a default.
+    before, _ = resolve(before, class_names, run.dataset.channels, architecture)
     differing = [
         f"--{field.name} was {shown(getattr(before, field.name))}, "
         f"now {shown(getattr(config, field.name))}"
@@ -234,10 +233,7 @@ def _check_same_data(directory, record, dataset):
 
 
 def _clear(directory, overwrite):
-    """Removes half-written files of killed processes; to overwrite, all files of a run.
-
-    Nothing else is touched. config.json, which makes the directory a run of ours, goes last.
-    """
+    """Removes unfinished files of killed processes, and with `overwrite` all files of the run."""
     for unfinished in [*directory.glob(".*.tmp-*"), *directory.glob(f"{BEST}/.*.tmp-*")]:
         unfinished.unlink()
     for path in [directory / name for name in OURS] if overwrite else []:
@@ -248,7 +244,7 @@ def _clear(directory, overwrite):
 
 
 def _write_records(run, config, start):
-    """Writes config.json and flags.txt, unless they are there."""
+    """Writes config.json and flags.txt, unless they exist."""
     if not (run.directory / CONFIG).exists():
         write_json(run.directory / CONFIG, _record(run, start))
     if not (run.directory / FLAGS).exists():
@@ -256,7 +252,7 @@ def _write_records(run, config, start):
 
 
 def _write_flags(directory, config):
-    """Writes every flag that is not at its default, as a flagfile that repeats the run."""
+    """Writes a flagfile that repeats the run: every flag that is not at its default."""
     lines = [f"{flag}\n" for flag in as_flags(dataclasses.replace(config, overwrite=False))]
     write_atomically(directory / FLAGS, "".join(lines).encode(errors="surrogateescape"))
 

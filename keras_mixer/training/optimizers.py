@@ -1,4 +1,4 @@
-"""Optimizers as Keras has them, with decay on kernels only and an average that stays apart."""
+"""Keras optimizers, with weight decay on kernels only and EMA weights kept apart."""
 
 import keras
 
@@ -23,21 +23,22 @@ def build_optimizer(
         weights: list of the model's trainable variables; decay applies to those called `kernel`.
         momentum: float. Momentum of sgd.
         decay: float. Decoupled weight decay, multiplied by the learning rate; 0 for none.
-        clip_norm: float. Largest global norm of the gradients; 0 does not clip.
-        ema: float. Decay per step of the moving average of the weights; 0 keeps none.
-        scale_loss: bool. Scale the loss so that the gradients of float16 neither vanish nor
-            overflow. A step whose gradients do overflow is left out, and counts for nothing.
-        rates: list of floats, the share of the learning rate for each of the weights; None for all
-            of it. Applied after clipping, and to the decay, too. (Adafactor caps what remains at
-            1/sqrt(step), as it does any learning rate.)
+        clip_norm: float. Largest global norm of the gradients; 0 for no clipping.
+        ema: float. Decay per step of the EMA of the weights; 0 for no EMA.
+        scale_loss: bool. Use loss scaling, for float16. A step whose gradients overflow is skipped
+            and does not count.
+        rates: list of floats. Each weight's factor of the learning rate; None for 1. Applied after
+            clipping, and to the weight decay, too. (Adafactor caps the product at 1/sqrt(step), as
+            it does any learning rate.)
 
     Returns:
         A built `keras.optimizers.Optimizer`.
     """
     arguments = {"momentum": momentum} if name == "sgd" else {}
-    if name == "muon":  # it hands whatever is no matrix, such as the stem, to an Adam of its own
+    if name == "muon":  # it uses Adam for weights that are no matrices, such as the stem
         arguments["adam_weight_decay"] = decay
-    kind = type(keras.optimizers.get(name))
+    # Not keras.optimizers.get: it does not know Lamb (3.15.1).
+    kind = next(k for n, k in vars(keras.optimizers).items() if n.lower() == name)
     kind = kind if rates is None else _rated(kind, rates)
     optimizer = kind(
         learning_rate,
@@ -48,9 +49,9 @@ def build_optimizer(
         **arguments,
     )
     optimizer.exclude_from_weight_decay([v for v in weights if v.name != "kernel"])
-    # Keras copies the average over the weights at the end of every fit(), so a run that is stopped
+    # Keras overwrites the weights with the EMA at the end of every fit(), so a run that is stopped
     # and continued would go on from other weights (https://github.com/keras-team/keras/issues/18949,
-    # still so in 3.15.1). Here the average stays apart; `callbacks.use_ema_weights` swaps it in.
+    # still so in 3.15.1). Here the EMA stays apart; `callbacks.use_ema_weights` swaps it in.
     optimizer.finalize_variable_values = lambda variables: None
     if scale_loss:
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
@@ -59,10 +60,9 @@ def build_optimizer(
 
 
 class _Rated:
-    """An optimizer that trains every weight at its own share of the learning rate.
+    """Mixin: an optimizer with a factor of the learning rate for every weight.
 
-    It is the rate that is multiplied, not the gradient: most optimizers divide by the size of the
-    gradients, so a factor of theirs would change nothing.
+    Gradients are not multiplied instead: most optimizers normalize them, so a factor would cancel.
     """
 
     rates = ()
@@ -80,11 +80,11 @@ class _Rated:
 
 
 def _rated(kind, rates):
-    """Returns an optimizer class of the same name, which is in the names of its variables."""
+    """Returns an optimizer class of the same name, as variables are named after it."""
     return type(kind.__name__, (_Rated, kind), {"rates": tuple(rates)})
 
 
 def ema_variables(optimizer):
-    """Returns the variables of the moving average, in the order of the weights; [] without one."""
+    """Returns the EMA variables, in the order of the weights; [] without EMA."""
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     return list(inner._model_variables_moving_average) if inner.use_ema else []

@@ -1,18 +1,18 @@
-"""How far a run has come, which epoch is its best, and whether it is over."""
+"""Progress of a run: steps taken, history, best epoch, early stopping."""
 
 import dataclasses
 
 
 @dataclasses.dataclass
 class Progress:
-    """Progress of a run: what a checkpoint holds besides arrays.
+    """Progress of a run, saved in every checkpoint.
 
     Attributes:
         step: Optimizer steps taken.
         rows: One dict per finished epoch, the rows of history.csv.
         best: The row whose weights are in best/; None before the first.
         seconds: Time spent in the current epoch.
-        computed_by: The devices, and whether with XLA; exactness holds for one of these.
+        computed_by: Devices, and whether XLA is used; only the same give exactly equal results.
     """
 
     step: int = 0
@@ -23,7 +23,7 @@ class Progress:
 
 
 def is_over(run, progress):
-    """Tells whether a run has no steps left, or was stopped early."""
+    """Returns whether a run has no steps left, or was stopped early."""
     if progress.step == run.total_steps:
         return True
     if not run.config.early_stopping or not progress.rows:
@@ -33,10 +33,10 @@ def is_over(run, progress):
 
 
 def epoch_is_open(run, step):
-    """Tells whether a run is in the middle of an epoch after so many steps."""
+    """Returns whether a run is in the middle of an epoch at a step."""
     return step % run.steps_per_epoch != 0 and step < run.total_steps
 
 
 def rank(row):
-    """Orders rows by validation accuracy, then by validation loss; no row comes before any."""
+    """Returns a sort key: validation accuracy, then validation loss; None ranks below any row."""
     return (row["val_accuracy"], -row["val_loss"]) if row else (-1.0, 0.0)

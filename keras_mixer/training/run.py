@@ -1,7 +1,4 @@
-"""The run directory: what is in it and what the files are called.
-
-Nothing here imports TensorFlow.
-"""
+"""The run directory: names and contents of its files. TensorFlow is not imported."""
 
 import csv
 import dataclasses
@@ -20,21 +17,14 @@ FORMAT = 2  # of config.json; a new field with a default needs no new number
 FLAGS, CONFIG, HISTORY, METRICS = "flags.txt", "config.json", "history.csv", "metrics.json"
 BEST, CHECKPOINTS, LOGS, LOCK = "best", "checkpoints", "logs", ".lock"
 FACTS = "facts"  # beside the splits in metrics.json
-CURVES = ("train", "validation")  # folders in logs/, which may hold the logs of others, too
-OURS = (
-    FLAGS,
-    HISTORY,
-    METRICS,
-    BEST,
-    CHECKPOINTS,
-    *(f"{LOGS}/{c}" for c in CURVES),
-    CONFIG,
-)  # in the order of _clear
+CURVES = ("train", "validation")  # folders in logs/, where the user may keep other logs
+# Files of a run, in the order in which --overwrite deletes them; config.json, which marks one, last
+OURS = (FLAGS, HISTORY, METRICS, BEST, CHECKPOINTS, *(f"{LOGS}/{c}" for c in CURVES), CONFIG)
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run directory and what is trained in it.
+    """A training run: its directory, config, model and data.
 
     Attributes:
         directory: `Path`.
@@ -42,7 +32,7 @@ class Run:
         spec: `ModelSpec` of the model.
         dataset: `Dataset`.
         pretrained: `Pretrained` weights to start from; None for a new model, and for a run that
-            has checkpoints of its own.
+            continues from its checkpoints.
     """
 
     directory: Path
@@ -87,12 +77,12 @@ class Run:
 
     @property
     def scores(self):
-        """dict from the splits scored so far to their scores, as metrics.json has them."""
+        """dict from the splits scored so far to their scores, from metrics.json."""
         return read_metrics(self.directory)[0]
 
     @property
     def facts(self):
-        """dict of what metrics.json says besides scores: `selected_epoch`, `saved_model`."""
+        """dict of the other values in metrics.json: `selected_epoch`, `saved_model`."""
         return read_metrics(self.directory)[1]
 
     def write_metrics(self, scores=None, **facts):
@@ -101,11 +91,7 @@ class Run:
         write_json(self.directory / METRICS, scores | {FACTS: self.facts | facts})
 
     def write_history(self, rows):
-        """Replaces history.csv.
-
-        Args:
-            rows: list of dicts with the same keys, one per epoch.
-        """
+        """Replaces history.csv; `rows` is a list of dicts with the same keys, one per epoch."""
         text = io.StringIO()
         writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
         writer.writeheader()
@@ -139,12 +125,10 @@ def read_metrics(directory):
 
 
 def read_record(directory):
-    """Returns what config.json says of a run: `config`, `data`, `environment`, `start`.
-
-    Returns None if there is no config.json.
+    """Returns config.json as a dict of `config`, `data`, `environment`, `start`; None without it.
 
     Raises:
-        InputError: If it is of another format, or was not written by this program.
+        InputError: If it has another format, or was not written by keras_mixer.
     """
     path = Path(directory) / CONFIG
     if not path.exists():

@@ -5,7 +5,7 @@ import math
 import keras
 from keras import ops
 
-# Share of the peak that is left after a share t of the decay.
+# Fraction of the peak after a fraction t of the decay.
 DECAYS = {"cosine": lambda t: 0.5 * (1 + ops.cos(math.pi * t)), "linear": lambda t: 1 - t}
 
 

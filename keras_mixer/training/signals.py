@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM, SIGHUP: the first asks the run to save and stop, the second kills it."""
+"""SIGINT, SIGTERM, SIGHUP: the first makes a run save and stop, the second ends it at once."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ class Interrupted(BaseException):
     """A run was stopped by a signal, after its state was saved.
 
     Attributes:
-        exit_status: 128 + the signal's number, as shells have it: 130 for SIGINT, 143 for SIGTERM.
+        exit_status: 128 + the signal's number, as in shells: 130 for SIGINT, 143 for SIGTERM.
     """
 
     def __init__(self, signal_number):
@@ -22,31 +22,31 @@ class Interrupted(BaseException):
 
 
 class StopRequest:
-    """Within its `with` block, notes the first signal instead of dying of it.
+    """Context manager that records the first signal, and is true from then on.
 
     Attributes:
-        signal_number: The signal that arrived; None as long as none has.
+        signal_number: The signal that arrived, or None.
     """
 
     def __init__(self):
         self.signal_number = None
-        self._before = {}
+        self._handlers = {}
 
     def __bool__(self):
         return self.signal_number is not None
 
     def __enter__(self):
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses
+        if threading.current_thread() is threading.main_thread():  # Python allows no other
             for number in SIGNALS:
-                if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-                    self._before[number] = signal.signal(number, self._note)
+                if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+                    self._handlers[number] = signal.signal(number, self._record)
         return self
 
     def __exit__(self, *error):
-        for number, handler in self._before.items():
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def _note(self, number, frame):
+    def _record(self, number, frame):
         if self:
             os._exit(128 + number)
         self.signal_number = number

@@ -1,8 +1,7 @@
-"""Everything that a step of training changes, as arrays: what a checkpoint holds.
+"""The state of training as arrays, for checkpoints: everything that a training step changes.
 
-Weights, states of the seed generators, optimizer variables (the moving average among them) and the
-running metrics of the epoch. With the order of the data, which is a function of the step, they
-determine all that follows.
+These are the weights, seed generators, optimizer variables (EMA included) and metrics. With the
+order of the data, which is a function of the step, they determine the rest of training.
 """
 
 import re
@@ -13,23 +12,20 @@ from keras_mixer.errors import RunError
 
 
 def gather_state(model, meters):
-    """Copies the state out of a model.
+    """Returns a model's state as a dict from name to array.
 
     Args:
         model: compiled `keras.Model`, its optimizer built.
-        meters: list of the variables of the running metrics.
-
-    Returns:
-        dict from name to array.
+        meters: list of the metrics' variables.
     """
     return {name: np.array(v.value) for name, v in _variables(model, meters).items()}
 
 
 def restore_state(model, meters, arrays):
-    """Copies a gathered state back, every variable of it.
+    """Assigns the arrays of `gather_state` to a model's variables.
 
     Raises:
-        RunError: If the arrays are not exactly those of this model.
+        RunError: If the names of the arrays are not exactly those of this model.
     """
     variables = _variables(model, meters)
     if differing := sorted(set(variables) ^ set(arrays)):
@@ -39,10 +35,9 @@ def restore_state(model, meters, arrays):
 
 
 def _variables(model, meters):
-    """Names every variable by its place and its path.
+    """Returns a dict from name to variable; a name is a group, an index and a path without numbers.
 
-    Keras numbers what has no name of its own (`seed_generator_3`) by how much was built before in
-    the process, so numbers are left out of the path; the place tells them apart.
+    Keras numbers unnamed objects (`seed_generator_3`) by what was built before in the process.
     """
     groups = {"model": model.variables, "optimizer": model.optimizer.variables, "meters": meters}
     return {

@@ -1,4 +1,4 @@
-"""Curves and the graph of a run for TensorBoard, in its logs/."""
+"""TensorBoard: the curves and the graph of a run, in its logs/."""
 
 import shutil
 
@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from keras_mixer.training.run import CURVES
 
-# The columns of history.csv that are drawn, by the curve they belong to.
+# By folder in logs/: the names of scalars, and their columns in history.csv.
 COLUMNS = {
     "train": {
         "loss": "loss",
@@ -20,10 +20,9 @@ COLUMNS = {
 
 
 class Board(keras.callbacks.Callback):
-    """Draws a point per epoch, at its last step.
+    """Writes the history to TensorBoard, a point per epoch at its last step.
 
-    A run that goes on begins by drawing all that it remembers, so its curves are whole and hold no
-    point of an epoch that was lost and repeated.
+    A resumed run writes its whole history anew, so that no epoch is missing or there twice.
 
     Args:
         run: `Run`.
@@ -35,35 +34,35 @@ class Board(keras.callbacks.Callback):
         self.run = run
         self.progress = progress
         self._writers = {}
-        self._drawn = 0
+        self._written = 0
 
     def on_train_begin(self, logs=None):
         if self._writers:
-            return  # the run takes several calls of fit
+            return  # a later call of fit in the same run
         for curve in CURVES:
             shutil.rmtree(self.run.logs / curve, ignore_errors=True)
             self._writers[curve] = tf.summary.create_file_writer(str(self.run.logs / curve))
         with self._writers["train"].as_default():
             tf.summary.graph(_graph(self.model))
-        self._draw()
+        self._write()
 
     def on_epoch_end(self, epoch, logs=None):
-        self._draw()
+        self._write()
 
-    def _draw(self):
-        for row in self.progress.rows[self._drawn :]:
+    def _write(self):
+        for row in self.progress.rows[self._written :]:
             for curve, columns in COLUMNS.items():
                 with self._writers[curve].as_default():
                     for name, column in columns.items():
                         if row[column] is not None:
                             tf.summary.scalar(name, row[column], step=row["step"])
-        self._drawn = len(self.progress.rows)
+        self._written = len(self.progress.rows)
         for writer in self._writers.values():
             writer.flush()
 
 
 def _graph(model):
-    """The graph of a prediction; that of a training step is thousands of nodes larger."""
+    """Returns the graph of a prediction; a training step has thousands of nodes more."""
     spec = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, "images")
     forward = tf.function(lambda images: model(images, training=False))
     return forward.get_concrete_function(spec).graph

@@ -1,1 +1,1 @@
-"""From a checkpoint of any known format to a model, and back."""
+"""Reads, adapts and writes pretrained weights of all known formats."""

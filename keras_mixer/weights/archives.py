@@ -1,7 +1,7 @@
-"""Opening zip files of strangers: .npz, .keras and .pth are such.
+"""Opens untrusted zip files: .npz, .keras and .pth.
 
-The directory at the end of a zip file is held against the file before Python's `zipfile` reads it,
-and what it declares against limits before anything is unpacked. Nothing is ever written to disk.
+The directory at the end is checked against the file before Python's `zipfile` reads it, and the
+declared sizes against limits before anything is unpacked. Nothing is extracted to disk.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ _END, _END64 = struct.Struct("<4s4H2LH"), struct.Struct("<4sQ2H2L4Q4sLQL")
 
 @contextlib.contextmanager
 def open_archive(path, noun):
-    """Opens a zip file whose directory holds what it says.
+    """Opens a zip file after checking its directory.
 
     Args:
         path: `Path` of the file.
@@ -30,17 +30,18 @@ def open_archive(path, noun):
         (archive, members): a `zipfile.ZipFile`, and a dict from name to `zipfile.ZipInfo`.
 
     Raises:
-        InputError: If it is no zip file, truncated, damaged, or hides or inflates something; also
-            if a member turns out to be damaged while it is read within the block.
+        InputError: If it is no zip file, truncated, damaged, inconsistent or a zip bomb, or if
+            reading a member within the block fails.
     """
     try:
         with open(path, "rb") as file:
             count = _check_end(file)
             with zipfile.ZipFile(file) as archive:
-                yield archive, _checked(archive.infolist(), count, file.seek(0, os.SEEK_END))
+                size = file.seek(0, os.SEEK_END)
+                yield archive, _check_members(archive.infolist(), count, size)
     except InputError:
         raise
-    # What zipfile and zlib raise about damaged members; NotImplementedError: odd compression.
+    # All that zipfile and zlib raise; NotImplementedError: an unknown compression.
     except (
         *(OSError, ValueError, EOFError, RuntimeError, NotImplementedError),
         *(zipfile.BadZipFile, zlib.error, struct.error),
@@ -49,11 +50,10 @@ def open_archive(path, noun):
 
 
 def _check_end(file):
-    """Returns the number of members; the end of the file leads to a directory right before it.
+    """Checks that the directory ends right before the end records; returns the number of members.
 
-    Layout: PKWARE's APPNOTE.TXT 6.3, sections 4.3.14 to 4.3.16. Neither NumPy nor Keras nor torch
-    writes a comment at the end, so the last 22 bytes are the end record; torch puts the records
-    of zip64 before it.
+    Layout: PKWARE's APPNOTE.TXT 6.3, sections 4.3.14 to 4.3.16. NumPy, Keras and torch write no
+    comment, so the end record is the last 22 bytes; torch writes zip64 records before it.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - _END64.size - _END.size))
@@ -62,14 +62,14 @@ def _check_end(file):
         raise ValueError("it does not end as a zip file does: cut off, or no zip file")
     _, disk, first, here, count, length, start, comment = _END.unpack(tail[-_END.size :])
     end, disks = size - _END.size, {disk, first}
-    long = len(tail) == _END64.size + _END.size and tail[_END64.size - 20 :][:4] == b"PK\x06\x07"
-    if long:
+    zip64 = len(tail) == _END64.size + _END.size and tail[_END64.size - 20 :][:4] == b"PK\x06\x07"
+    if zip64:
         end -= _END64.size
         short = ((count, 0xFFFF), (length, 0xFFFFFFFF), (start, 0xFFFFFFFF))
-        mark, rest, *_, disk, first, here, count, length, start, _, _, place, total = _END64.unpack(
-            tail[: _END64.size]
+        mark, rest, *_, disk, first, here, count, length, start, _, _, offset, total = (
+            _END64.unpack(tail[: _END64.size])
         )
-        if (mark, rest, place, total) != (b"PK\x06\x06", 44, end, 1):
+        if (mark, rest, offset, total) != (b"PK\x06\x06", 44, end, 1):
             raise ValueError("its zip64 records contradict each other")
         if any(
             a not in (b, most) for (a, most), b in zip(short, (count, length, start), strict=True)
@@ -83,7 +83,8 @@ def _check_end(file):
     return count
 
 
-def _checked(infos, count, size):
+def _check_members(infos, count, size):
+    """Returns a dict from name to `ZipInfo`."""
     members = {info.filename: info for info in infos}
     if len(infos) != count or len(members) != count:
         raise ValueError("it holds members of the same name, or fewer than it says")

@@ -8,18 +8,12 @@ from keras_mixer.weights.pretrained import read_pretrained
 
 
 def write_folder(path, spec, arrays):
-    """Writes a model folder.
-
-    Args:
-        path: `Path` of the folder, which does not exist.
-        spec: `ModelSpec`.
-        arrays: dict from the names of our variables to arrays.
-    """
+    """Writes a new model folder. Args: As `official.write`."""
     model_folder.write_spec(path, spec)
     model_folder.write_weights(path, arrays)
 
 
-# By suffix: from (path, spec, arrays) to a file.
+# From suffix to function of (path, spec, arrays).
 WRITERS = {".npz": official.write, ".safetensors": timm.write, "": write_folder}
 
 
@@ -27,16 +21,16 @@ def convert_weights(source, target, image_shape=None):
     """Writes pretrained weights in the format of the target's suffix, and reads them back.
 
     Args:
-        source: Whatever `read_pretrained` takes.
-        target: Path of what to write: .npz is the official linen layout, .safetensors timm's, and
-            a name without suffix a model folder. It must not exist.
-        image_shape: (height, width) in pixels, where the source cannot tell it.
+        source: As `path` of `read_pretrained`.
+        target: Path to write, which must not exist: .npz for the official linen layout,
+            .safetensors for timm's, or a model folder, without suffix.
+        image_shape: As in `read_pretrained`.
 
     Returns:
-        `Pretrained`, as the target holds it.
+        `Pretrained`, as read from the target.
 
     Raises:
-        InputError: If the source cannot be read, or if the target cannot hold it or exists.
+        InputError: If the source cannot be read, or the target exists or cannot represent it.
     """
     target = Path(target)
     if target.suffix not in WRITERS:

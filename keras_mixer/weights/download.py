@@ -1,8 +1,8 @@
-"""Fetching a released file: once, whole, and going on where a connection was cut.
+"""Downloads released files into the cache, and resumes interrupted downloads.
 
-Bytes land in a `.part` file, beside which lies the ETag they belong to. A later attempt asks for
-the rest under that ETag, so that no file is ever put together from two (RFC 9110, sections 13.1.5
-and 14.2). The name without `.part` appears only once all bytes are on the disk.
+Bytes are written to a `.part` file, and their ETag to a file beside it. A resumed download requests
+the rest under that ETag, so that two versions are never mixed (RFC 9110, sections 13.1.5 and 14.2).
+The part is renamed once it is complete and on the disk.
 """
 
 import contextlib
@@ -22,16 +22,16 @@ from keras_mixer.files import cache_folder, flush_folder, write_atomically
 from keras_mixer.weights.registry import OFFICIAL, SCHEME, SERVER, Release
 
 MIRROR = "KERAS_MIXER_OFFICIAL"  # environment variable: another server with the same files
-TRIES, PAUSE = 5, 1.0  # without a new byte in between; seconds before the second, then doubled
+TRIES, PAUSE = 5, 1.0  # attempts without a new byte; seconds before the second, then doubled
 SECONDS_TO_ANSWER = (20, 60)  # to connect, and between two pieces
-PIECE = 1 << 16  # bytes, at most lost when a connection is cut
-_BEGINNING = b"PK\x03\x04"  # of every .npz
-_ETAG = re.compile('"[!-~]*"')  # one that names exact bytes
+PIECE = 1 << 16  # bytes; at most lost if the connection breaks
+_MAGIC = b"PK\x03\x04"  # of .npz files
+_ETAG = re.compile('"[!-~]*"')  # strong ETags only
 _TEMPORARY = (408, 425, 429, 500, 502, 503, 504)
 
 
-class _Place(NamedTuple):
-    """Where a file is to be, where its parts gather, and which it is."""
+class _Download(NamedTuple):
+    """A release, its URL, and the paths of the file, of its part and of the part's ETag."""
 
     release: Release
     url: str
@@ -40,11 +40,12 @@ class _Place(NamedTuple):
     etag: Path
 
     @property
-    def held(self):
+    def received(self):
+        """Bytes downloaded so far."""
         return self.part.stat().st_size if self.part.exists() else 0
 
-    def noted(self):
-        """The ETag that the part belongs to; None where none was noted."""
+    def read_etag(self):
+        """Returns the saved ETag of the part, or None."""
         text = self.etag.read_bytes().decode("latin-1") if self.etag.exists() else ""
         return text if _ETAG.fullmatch(text) else None
 
@@ -54,11 +55,7 @@ class _Place(NamedTuple):
 
 
 def release_named(name):
-    """Returns the `Release` of a name such as `"imagenet21k/Mixer-B_16"`.
-
-    Raises:
-        InputError: If there is none; lists those that there are.
-    """
+    """Returns the `Release` of a name such as `"imagenet21k/Mixer-B_16"`; InputError if unknown."""
     if name not in OFFICIAL:
         near = difflib.get_close_matches(name, OFFICIAL, n=1)
         hint = f"; did you mean {SCHEME}{near[0]}?" if near else ""
@@ -67,19 +64,19 @@ def release_named(name):
 
 
 def place_of(name):
-    """Returns the `Path` where a released file is kept, whether it is there or not."""
+    """Returns the `Path` of a released file in the cache, whether it exists or not."""
     return cache_folder() / "official" / f"{name}.npz"
 
 
 def fetch(name):
-    """Returns the `Path` of a released file, downloaded if it is not in the cache yet.
+    """Returns the `Path` of a released file, downloaded if it is not in the cache.
 
     Args:
         name: A key of `registry.OFFICIAL`.
 
     Raises:
-        InputError: If there is no such file, or it cannot be had: names the URL, what went wrong,
-            and where to put the file by hand.
+        InputError: If the name is unknown, or the download fails: has the URL, the reason, and the
+            path for a manual download.
     """
     release, file = release_named(name), place_of(name)
     if file.is_file():
@@ -87,17 +84,17 @@ def fetch(name):
         return file
     server = (os.environ.get(MIRROR) or SERVER).rstrip("/")
     part, etag = (file.with_name(f"{file.name}.{end}") for end in ("part", "part.etag"))
-    place = _Place(release, f"{server}/{name}.npz", file, part, etag)
+    download = _Download(release, f"{server}/{name}.npz", file, part, etag)
     with _disk_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(file):
+        with _lock(file):
             if not file.is_file():
-                _download(place)
+                _download_file(download)
     return file
 
 
 def _check_file(release, file):
-    """Holds what somebody may have put there by hand against the published size."""
+    """Checks the size of a file that may have been downloaded by hand."""
     (low, high), size = release.sizes, file.stat().st_size
     if not low <= size <= high:
         raise InputError(
@@ -118,7 +115,7 @@ def _disk_errors(file):
 
 
 @contextlib.contextmanager
-def _alone(file):
+def _lock(file):
     lock = filelock.FileLock(file.with_name(f"{file.name}.lock"))
     try:
         lock.acquire(timeout=0)
@@ -131,41 +128,45 @@ def _alone(file):
         lock.release()
 
 
-def _download(place):
-    """Tries until the part is whole, and installs it."""
+def _download_file(download):
+    """Retries until the part is complete, and installs it."""
     import requests
 
-    if place.held > place.release.sizes[1] or place.noted() is None:
-        place.discard()
-    done = f"; {place.held / 2**20:,.1f} MiB are here already" if place.held else ""
-    console.say(f"downloading {place.url} ({place.release.size} MiB) to {place.file}{done}")
-    most, failed, answered = place.held, 0, False
+    if download.received > download.release.sizes[1] or download.read_etag() is None:
+        download.discard()
+    done = f"; {download.received / 2**20:,.1f} MiB are here already" if download.received else ""
+    console.say(
+        f"downloading {download.url} ({download.release.size} MiB) to {download.file}{done}"
+    )
+    most, failures, connected = download.received, 0, False
     with requests.Session() as session, console.byte_bar("downloading") as show:
-        while not (cut := _attempt(session, place, show)).whole:
-            failed = 1 if place.held > most else failed + 1
-            most, answered = max(most, place.held), answered or cut.answered
-            if failed == TRIES or not answered:
-                raise _refusal(place, cut.what + f", {failed} times" * (failed > 1))
-            time.sleep(PAUSE * 2 ** (failed - 1))
-    _install(place)
+        while not (outcome := _attempt(session, download, show)).complete:
+            failures = 1 if download.received > most else failures + 1
+            most, connected = max(most, download.received), connected or outcome.connected
+            if failures == TRIES or not connected:
+                raise _error(download, outcome.problem + f", {failures} times" * (failures > 1))
+            time.sleep(PAUSE * 2 ** (failures - 1))
+    _install(download)
 
 
-def _install(place):
-    with open(place.part, "rb+") as part:
+def _install(download):
+    with open(download.part, "rb+") as part:
         os.fsync(part.fileno())
-    os.replace(place.part, place.file)
-    flush_folder(place.file.parent)
-    place.etag.unlink(missing_ok=True)
+    os.replace(download.part, download.file)
+    flush_folder(download.file.parent)
+    download.etag.unlink(missing_ok=True)
 
 
-def _refusal(place, what):
-    low, high = place.release.sizes
+def _error(download, what):
+    low, high = download.release.sizes
     kept = (
-        f"; {place.held:,} bytes are kept for the next time" if place.held and place.noted() else ""
+        f"; {download.received:,} bytes are kept for the next time"
+        if download.received and download.read_etag()
+        else ""
     )
     return InputError(
-        f"{place.url}: {what}{kept}. {MIRROR} names another server; or put the file "
-        f"({low:,} to {high:,} bytes) at {place.file} yourself"
+        f"{download.url}: {what}{kept}. {MIRROR} names another server; or put the file "
+        f"({low:,} to {high:,} bytes) at {download.file} yourself"
     )
 
 
@@ -173,136 +174,136 @@ def _refusal(place, what):
 
 
 class _Outcome(NamedTuple):
-    """How an attempt ended that may be followed by another."""
+    """Result of an attempt; if it is not complete, another may follow."""
 
-    whole: bool
-    what: str = ""
-    answered: bool = True
+    complete: bool
+    problem: str = ""
+    connected: bool = True
 
 
-def _attempt(session, place, show):
-    """Asks for what is missing. Returns an `_Outcome`, or raises what no repetition would mend."""
+def _attempt(session, download, show):
+    """Requests the missing bytes. Raises InputError for errors that a retry would not fix."""
     import requests
-    from urllib3.exceptions import MaxRetryError  # what requests hides in its own
+    from urllib3.exceptions import MaxRetryError  # wrapped by errors of requests
 
     try:
         with session.get(
-            place.url, headers=_headers(place), stream=True, timeout=SECONDS_TO_ANSWER
+            download.url, headers=_headers(download), stream=True, timeout=SECONDS_TO_ANSWER
         ) as response:
-            return _receive(place, response, show)
+            return _receive(download, response, show)
     except requests.exceptions.SSLError as error:
-        raise _refusal(place, f"no safe connection ({_reason(error)})") from error
+        raise _error(download, f"no safe connection ({_reason(error)})") from error
     except (
         *(requests.ConnectionError, requests.Timeout),
         requests.exceptions.ChunkedEncodingError,
     ) as error:
         if error.args and isinstance(error.args[0], MaxRetryError):
-            return _Outcome(False, f"cannot be reached ({_reason(error)})", answered=False)
+            return _Outcome(False, f"cannot be reached ({_reason(error)})", connected=False)
         return _Outcome(False, f"the connection was cut ({_reason(error)})")
     except requests.RequestException as error:
-        raise _refusal(place, _reason(error)) from error
+        raise _error(download, _reason(error)) from error
 
 
 def _reason(error):
-    """The innermost reason, without the names of Python's objects."""
+    """Returns the innermost message, without the names of Python objects."""
     inner = error.args[0] if error.args else error
     text = " ".join(str(getattr(inner, "reason", None) or inner).split())
     return re.sub(r"^<?[\w.]+\(.*?\)>?: ", "", text)[:200]
 
 
-def _headers(place):
-    headers = {"Accept-Encoding": "identity"}  # so that lengths are those of the file
-    if place.held and (etag := place.noted()):
-        headers |= {"Range": f"bytes={place.held}-", "If-Range": etag}
+def _headers(download):
+    headers = {"Accept-Encoding": "identity"}  # for the length of the file itself
+    if download.received and (etag := download.read_etag()):
+        headers |= {"Range": f"bytes={download.received}-", "If-Range": etag}
     return headers
 
 
-def _receive(place, response, show):
-    """Writes what a server answers to where it belongs."""
-    status, total = response.status_code, _total(response)
-    if status == 416 and total == place.held and _fits(place, total):
+def _receive(download, response, show):
+    """Appends the body of a response to the part."""
+    status, total = response.status_code, _total_size(response)
+    if status == 416 and total == download.received and _fits(download, total):
         return _Outcome(True)
-    if status == 416 or (status == 206 and not _continues(place, response)):
-        place.discard()
+    if status == 416 or (status == 206 and not _continues(download, response)):
+        download.discard()
         return _Outcome(False, "it has changed, or is not what was asked for")
     if status in _TEMPORARY:
         return _Outcome(False, f"HTTP status {status} {response.reason}")
     if status not in (200, 206):
-        raise _refusal(place, f"HTTP status {status} {response.reason}")
+        raise _error(download, f"HTTP status {status} {response.reason}")
     if total is not None:
-        _check_size(place, total)
+        _check_size(download, total)
     if status == 200:
-        _begin(place, response)
-    _append(place, response, total, show)
-    if place.held < (total or place.release.sizes[0]):
-        return _Outcome(False, f"the connection ended after {place.held:,} bytes")
-    _check_size(place, place.held)
+        _begin(download, response)
+    _append(download, response, total, show)
+    if download.received < (total or download.release.sizes[0]):
+        return _Outcome(False, f"the connection ended after {download.received:,} bytes")
+    _check_size(download, download.received)
     return _Outcome(True)
 
 
-def _total(response):
-    """The size of the whole file, as the headers have it; None where they do not say."""
+def _total_size(response):
+    """Returns the size of the whole file from the headers, or None."""
     ranges = response.headers.get("Content-Range", "")
     text = ranges.rpartition("/")[2] if ranges else response.headers.get("Content-Length", "")
     return int(text) if text.isdecimal() else None
 
 
-def _fits(place, size):
-    low, high = place.release.sizes
+def _fits(download, size):
+    low, high = download.release.sizes
     return low <= size <= high
 
 
-def _check_size(place, size):
-    if not _fits(place, size):
-        low, high = place.release.sizes
-        place.discard()
-        raise _refusal(
-            place, f"expected a file of {low:,} to {high:,} bytes, received one of {size:,}"
+def _check_size(download, size):
+    if not _fits(download, size):
+        low, high = download.release.sizes
+        download.discard()
+        raise _error(
+            download, f"expected a file of {low:,} to {high:,} bytes, received one of {size:,}"
         )
 
 
-def _continues(place, response):
-    """Whether a partial answer begins where the part ends, and is of the same file."""
+def _continues(download, response):
+    """Returns whether a partial response begins where the part ends, and is of the same file."""
     begins = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
     etag = response.headers.get("ETag")
-    same = not place.held or etag in (None, place.noted())
-    return begins and int(begins[1]) == place.held and same
+    same = not download.received or etag in (None, download.read_etag())
+    return begins and int(begins[1]) == download.received and same
 
 
-def _begin(place, response):
-    """Empties the part; only then notes the ETag of what is to come."""
-    place.discard()
-    place.part.touch()
+def _begin(download, response):
+    """Empties the part, and only then saves the new ETag."""
+    download.discard()
+    download.part.touch()
     if etag := response.headers.get("ETag"):
-        write_atomically(place.etag, etag.encode())
+        write_atomically(download.etag, etag.encode())
 
 
-def _append(place, response, total, show):
-    held, most = place.held, place.release.sizes[1]
-    _check_room(place, most - held)
-    with open(place.part, "ab") as part:
+def _append(download, response, total, show):
+    received, most = download.received, download.release.sizes[1]
+    _check_room(download, most - received)
+    with open(download.part, "ab") as part:
         for piece in response.iter_content(PIECE):
-            if held == 0:
-                _check_beginning(place, response, piece)
-            held += len(piece)
+            if received == 0:
+                _check_magic(download, response, piece)
+            received += len(piece)
             part.write(piece)
-            show(held, total or most)
-            if held > most:
+            show(received, total or most)
+            if received > most:
                 break
 
 
-def _check_room(place, wanted):
-    free = shutil.disk_usage(place.part.parent).free
+def _check_room(download, wanted):
+    free = shutil.disk_usage(download.part.parent).free
     if free < wanted:
         raise InputError(
-            f"{place.file}: needs {wanted:,} bytes, and the disk has {free:,} left; "
+            f"{download.file}: needs {wanted:,} bytes, and the disk has {free:,} left; "
             f"KERAS_MIXER_CACHE names another folder for the cache"
         )
 
 
-def _check_beginning(place, response, piece):
-    """Networks that want a login answer everything with a web page."""
-    if not piece.startswith(_BEGINNING[: len(piece)]):
-        place.discard()
+def _check_magic(download, response, piece):
+    """Raises InputError for the web page that networks with a login send instead of a file."""
+    if not piece.startswith(_MAGIC[: len(piece)]):
+        download.discard()
         kind = response.headers.get("Content-Type", "something else")
-        raise _refusal(place, f"expected weights (.npz), received {kind:.50}: {piece[:40]!r}")
+        raise _error(download, f"expected weights (.npz), received {kind:.50}: {piece[:40]!r}")

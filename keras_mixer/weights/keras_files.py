@@ -1,8 +1,8 @@
-"""Keras's own files of our models: .keras and .weights.h5.
+"""Reads .keras and .weights.h5 files of `build_mixer` models.
 
-A .keras file can name any function for Keras to call when it is deserialized, and an HDF5 file can
-point into other files. So neither goes through Keras: the architecture is read from config.json as
-data, held against what our layers write, and the tensors are read one by one with h5py.
+Keras does not read them, since a .keras file can make it call any function and an HDF5 file can
+refer to other files: config.json is parsed as data and compared with what our layers write, and the
+tensors are read one by one with h5py.
 """
 
 import io
@@ -33,11 +33,11 @@ LAYOUT = Layout(
 )
 _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
 _MEMBERS = {"metadata.json", _CONFIG, _WEIGHTS}
-_LARGEST_CONFIG = 4 << 20  # bytes; a Mixer of 32 layers has 40 kB
-_OBJECTS, _NESTED = 100_000, 8
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
+_LARGEST_CONFIG = 4 << 20  # bytes; that of a Mixer of 32 layers has 40 kB
+_MOST_OBJECTS, _DEEPEST = 100_000, 8
+_READ_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
 
-# What a layer must be for `build_mixer` to build the same: module, class, settings.
+# Module, class and settings of each layer, as `build_mixer` builds it.
 _LINEAR = {"activation": "linear", "use_bias": True}
 _STEM = {"padding": "valid", "dilation_rate": [1, 1], "groups": 1, "data_format": "channels_last"}
 _NORM = {"axis": [-1], "epsilon": 1e-6, "center": True, "scale": True, "rms_scaling": False}
@@ -51,18 +51,15 @@ _LAYERS = {
     "pre_logits": ("keras.layers", "GlobalAveragePooling1D", _POOL),
     "head": ("keras.layers", "Dense", _LINEAR),
 }
-_OF_OTHERS = ("image_shape", "patch_shape", "channels", "depth", "dim", "num_classes")
-_OF_BLOCKS = tuple(name for name in FIELDS if name not in _OF_OTHERS)
+_OTHER_FIELDS = ("image_shape", "patch_shape", "channels", "depth", "dim", "num_classes")
+_BLOCK_FIELDS = tuple(name for name in FIELDS if name not in _OTHER_FIELDS)
 
 
 # === .keras ===
 
 
 def read_archive(path, image_shape=None):
-    """Reads a .keras file of a model that `build_mixer` built.
-
-    Args, Returns, Raises: As `official.read`.
-    """
+    """Reads a .keras file. Args, Returns, Raises: As `official.read`."""
     with open_archive(path, "a readable .keras file") as (archive, members):
         if members.keys() != _MEMBERS:
             raise InputError(
@@ -71,16 +68,16 @@ def read_archive(path, image_shape=None):
             )
         if members[_CONFIG].file_size > _LARGEST_CONFIG:
             raise InputError(f"{path}: its config.json is larger than any Mixer's")
-        architecture = _architecture(path, archive.read(_CONFIG))
+        architecture = _read_config(path, archive.read(_CONFIG))
         content = io.BytesIO(archive.read(_WEIGHTS))
     return ModelSpec(architecture), _read(path, content, architecture)[1], LAYOUT.source
 
 
-def _architecture(path, config):
+def _read_config(path, config):
     try:
         layers = json.loads(config)["config"]["layers"]
         faults = list(_faults(layers))
-        values = None if faults else _from_layers({x["name"]: x["config"] for x in layers})
+        values = None if faults else _fields_of({x["name"]: x["config"] for x in layers})
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise InputError(
             f"{path}: not {LAYOUT.source} ({type(error).__name__}: {error!s:.200})"
@@ -95,7 +92,7 @@ def _architecture(path, config):
 
 
 def _faults(layers):
-    """Yields what makes a list of layers another than that of `build_mixer`."""
+    """Yields the differences between layers and those of `build_mixer`."""
     names = [str(layer["name"]) for layer in layers]
     depth = sum(name.startswith("mixer_block_") for name in names)
     wanted = ["images", "stem", "tokens", *(f"mixer_block_{i}" for i in range(depth))]
@@ -112,7 +109,7 @@ def _faults(layers):
         if (layer["module"], layer["class_name"]) != (module, class_name):
             yield f"{name} is a {layer['class_name']} of {layer['module']}"
         if kind == "mixer_block":
-            settings = {setting: first[setting] for setting in _OF_BLOCKS}
+            settings = {setting: first[setting] for setting in _BLOCK_FIELDS}
         if kind == "stem":
             settings = {**settings, "strides": config["kernel_size"]}
         for setting, value in settings.items():
@@ -127,7 +124,7 @@ def _input_of(layer):
     return tensor["config"]["keras_history"] if node else None
 
 
-def _from_layers(configs):
+def _fields_of(configs):
     _, *image_shape, channels = configs["images"]["batch_shape"]
     return {
         "image_shape": tuple(image_shape),
@@ -136,7 +133,7 @@ def _from_layers(configs):
         "depth": sum(name.startswith("mixer_block_") for name in configs),
         "dim": configs["stem"]["filters"],
         "num_classes": configs["head"]["units"] if "head" in configs else 0,
-        **{setting: configs["mixer_block_0"][setting] for setting in _OF_BLOCKS},
+        **{setting: configs["mixer_block_0"][setting] for setting in _BLOCK_FIELDS},
     }
 
 
@@ -144,11 +141,9 @@ def _from_layers(configs):
 
 
 def read_weights(path, image_shape=None):
-    """Reads a .weights.h5 file of a model that `build_mixer` built.
+    """Reads a .weights.h5 file. Args, Returns, Raises: As `official.read`.
 
-    The activation is taken to be `"gelu"`, the default, since no tensor tells it.
-
-    Args, Returns, Raises: As `official.read`.
+    The file does not contain the activation; the default, `"gelu"`, is assumed.
     """
     architecture, arrays = _read(path, Path(path), None, image_shape)
     return ModelSpec(architecture), arrays, LAYOUT.source
@@ -159,7 +154,7 @@ def _read(path, content, architecture, image_shape=None):
 
     try:
         with h5py.File(content, "r") as file:
-            datasets = dict(_datasets(file))
+            datasets = dict(_find_datasets(file))
             tensors = {n: Tensor(d.shape, d.dtype.name) for n, d in datasets.items()}
             architecture = architecture or infer_architecture(
                 path, LAYOUT, tensors, image_shape, activation="gelu"
@@ -168,37 +163,37 @@ def _read(path, content, architecture, image_shape=None):
             return architecture, restore(path, LAYOUT, architecture, tensors, read)
     except InputError:
         raise
-    except _DAMAGE as error:
+    except _READ_ERRORS as error:
         raise InputError(f"{path}: not a readable HDF5 file of weights ({error!s:.300})") from error
 
 
-def _datasets(file):
-    """Yields (path, dataset) of all that a file holds itself, without what an optimizer left."""
+def _find_datasets(file):
+    """Yields (path, dataset) of all datasets except those of the optimizer."""
     import h5py
 
-    waiting, seen = [("", file, 0)], 0
-    while waiting:
-        place, group, nested = waiting.pop()
+    pending, seen = [("", file, 0)], 0
+    while pending:
+        prefix, group, depth = pending.pop()
         seen += len(group)
-        if seen > _OBJECTS or nested > _NESTED:
+        if seen > _MOST_OBJECTS or depth > _DEEPEST:
             raise ValueError("more objects, or deeper ones, than any Mixer has")
         for name in group:
-            inner = f"{place}{name}"
+            path = f"{prefix}{name}"
             if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                raise ValueError(f"{inner} is a link, expected a tensor in the file itself")
-            if inner == "optimizer":
+                raise ValueError(f"{path} is a link, expected a tensor in the file itself")
+            if path == "optimizer":
                 continue
-            thing = group[name]
-            if isinstance(thing, h5py.Group):
-                waiting.append((f"{inner}/", thing, nested + 1))
-            elif isinstance(thing, h5py.Dataset):
-                yield inner, _plain(inner, thing)
+            item = group[name]
+            if isinstance(item, h5py.Group):
+                pending.append((f"{path}/", item, depth + 1))
+            elif isinstance(item, h5py.Dataset):
+                yield path, _check_dataset(path, item)
             else:
-                raise ValueError(f"{inner} is neither a group nor a tensor")
+                raise ValueError(f"{path} is neither a group nor a tensor")
 
 
-def _plain(name, dataset):
-    """Returns a dataset whose values lie in the file as they are, all of them."""
+def _check_dataset(name, dataset):
+    """Returns the dataset if this file stores all its values, contiguous and uncompressed."""
     plan = dataset.id.get_create_plist()
     if dataset.is_virtual or plan.get_external_count():
         raise ValueError(f"the values of {name} lie in another file")

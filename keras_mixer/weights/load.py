@@ -1,4 +1,4 @@
-"""From a path to a model with pretrained weights, and from a model to its weights as arrays."""
+"""Builds models with pretrained weights, and gets and sets the weights of a model."""
 
 from keras.ops import convert_to_numpy
 
@@ -10,30 +10,27 @@ HEAD = ("head/kernel", "head/bias")
 
 
 def load_mixer(path, image_shape=None, patch_shape=None, resize_tokens="auto", **overrides):
-    """Loads a Mixer with pretrained weights, adapted to other images or patches if asked for.
+    """Loads a Mixer with pretrained weights, and adapts it to another image or patch shape.
 
     Args:
         path: A run directory, its best/, an official .npz of either layout, timm's .safetensors or
-            .pth (which needs torch), a .keras or .weights.h5 of a model of `build_mixer`, or
+            .pth (which needs torch), a .keras or .weights.h5 of a `build_mixer` model, or
             `official:NAME`, a key of `registry.OFFICIAL`, which is downloaded once.
-        image_shape: (height, width) of the images to come, in pixels. Where it differs from the
-            checkpoint's, the weights are adapted, and what was done is printed. Needed where the
-            file cannot tell its own, which is when the number of its patches is no square.
-            Defaults to the checkpoint's.
-        patch_shape: (height, width) of the patches to come, in pixels, likewise.
+        image_shape: (height, width) of the new images, in pixels. Required if the file does not
+            determine its own, that is, if its patch grid is not square. Defaults to the
+            checkpoint's.
+        patch_shape: (height, width) of the new patches, in pixels. Defaults to the checkpoint's.
         resize_tokens: string, one of `resize.RESIZE_TOKENS`. How token mixing is adapted:
-            `"tile"` as in the paper's appendix C, to be trained further; `"interpolate"`, to be
-            used as it is; or `"auto"`, which tiles where the grid grows by whole factors.
-        **overrides: Further arguments for `build_mixer` that leave the weights as they are, such
-            as `dtype` or `dropout`.
+            `"tile"` as in the paper's appendix C, for fine-tuning; `"interpolate"`, for use without
+            training; or `"auto"`, which tiles if the grid grows by integer factors.
+        **overrides: Further arguments for `build_mixer` that do not change the weights, such as
+            `dtype` or `dropout`.
 
     Returns:
-        A functional `keras.Model`, as `build_mixer` describes it. Its attribute `spec` is its
-        `ModelSpec`: architecture, class names, preprocessing, loss.
+        A functional `keras.Model`; see `build_mixer`. Its attribute `spec` is its `ModelSpec`.
 
     Raises:
-        InputError: If the weights cannot be read, do not fit the model they describe, or cannot be
-            adapted as asked for.
+        InputError: If the weights cannot be read, do not fit the model, or cannot be adapted.
     """
     pretrained = announce(read_pretrained(path, image_shape), path)
     adapted = adapt_pretrained(pretrained, image_shape, patch_shape, resize_tokens)
@@ -41,13 +38,7 @@ def load_mixer(path, image_shape=None, patch_shape=None, resize_tokens="auto", *
 
 
 def build_pretrained(pretrained, path, **overrides):
-    """Builds the model of pretrained weights that were read. See `load_mixer`.
-
-    Args:
-        pretrained: `Pretrained`.
-        path: Where it comes from, for the message.
-        **overrides: Further arguments for `build_mixer`.
-    """
+    """Builds the model of a `Pretrained`, read from `path`. Other arguments: As `load_mixer`."""
     model = build_mixer(**vars(pretrained.spec.architecture) | overrides)
     assign_weights(model, pretrained.arrays, path)
     model.spec = pretrained.spec
@@ -55,16 +46,16 @@ def build_pretrained(pretrained, path, **overrides):
 
 
 def assign_weights(model, arrays, path, new_head=False):
-    """Fills every weight of a model from arrays of the same names and shapes.
+    """Sets all weights of a model.
 
     Args:
         model: `keras.Model` from `build_mixer`.
         arrays: dict from variable path to array.
-        path: Where the arrays come from, for the message.
-        new_head: bool. Leave the model's own head as it is.
+        path: File of the arrays, for messages.
+        new_head: bool. Keep the model's own head.
 
     Raises:
-        InputError: Lists what is missing (-), extra (+) and of another shape (!).
+        InputError: If names or shapes differ; lists them, see `check_fit`.
     """
     left_out = HEAD if new_head else ()
     wanted = {v.path: v for v in model.weights if v.path not in left_out}
@@ -79,5 +70,5 @@ def assign_weights(model, arrays, path, new_head=False):
 
 
 def model_weights(model):
-    """Returns the model's weights as a dict from variable path to array, without random states."""
+    """Returns a dict from variable path to array, without the states of random generators."""
     return {variable.path: convert_to_numpy(variable.value) for variable in model.weights}

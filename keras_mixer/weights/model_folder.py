@@ -1,7 +1,7 @@
-"""Our own format: a folder with model.json (a `ModelSpec`) and model.safetensors (the weights).
+"""Model folders: model.json (a `ModelSpec`) and model.safetensors (the weights).
 
-The spec never changes within a run and the weights are one file, replaced in one step, so whoever
-reads the folder while a run writes to it finds a complete model.
+The spec never changes within a run and the weights are one file, replaced atomically, so that the
+folder holds a complete model at any time, even while a run writes to it.
 """
 
 import hashlib
@@ -19,40 +19,31 @@ SPEC, WEIGHTS = "model.json", "model.safetensors"
 
 
 def write_spec(folder, spec):
-    """Writes model.json.
-
-    Args:
-        folder: `Path`, made if it does not exist.
-        spec: `ModelSpec`.
-    """
+    """Writes model.json into a folder, a `Path`, which is created if needed."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / SPEC, json.dumps(spec.to_json(), indent=2).encode() + b"\n")
 
 
 def write_weights(folder, arrays, **facts):
-    """Replaces model.safetensors in one step.
+    """Writes model.safetensors atomically.
 
     Args:
         folder: `Path` of the model.
         arrays: dict from variable path, such as `"stem/kernel"`, to array.
         **facts: JSON values kept with the weights, such as the epoch they come from.
     """
-    # One entry, since safetensors writes several in an order that changes from run to run.
+    # One entry, since safetensors writes several in a varying order.
     metadata = {"keras_mixer": json.dumps({"sha256": digest(arrays), "facts": facts})}
     write_atomically(folder / WEIGHTS, pack(arrays, metadata))
 
 
 def is_model_folder(path):
-    """Tells whether a folder holds a model in this format."""
+    """Returns whether a `Path` is a model folder."""
     return (path / SPEC).is_file()
 
 
 def read_spec(folder):
-    """Returns the `ModelSpec` in model.json.
-
-    Raises:
-        InputError: If the file is missing, damaged or of another format.
-    """
+    """Reads the `ModelSpec` in model.json. Raises InputError if it is missing or invalid."""
     path = folder / SPEC
     with named(path):
         try:
@@ -63,10 +54,9 @@ def read_spec(folder):
 
 
 def read_weights(folder):
-    """Returns (arrays, facts) from model.safetensors, checked against its sha256.
+    """Reads (arrays, facts) from model.safetensors. Raises InputError if it is missing or damaged.
 
-    Raises:
-        InputError: If the file is missing or damaged.
+    The arrays are checked against their sha256.
     """
     path = Path(folder) / WEIGHTS
     try:
@@ -81,7 +71,7 @@ def read_weights(folder):
 
 
 def digest(arrays):
-    """Returns the hexadecimal sha256 of a dict of arrays: names, types, shapes and values."""
+    """Returns the hexadecimal sha256 of the names, types, shapes and values of a dict of arrays."""
     sha256 = hashlib.sha256()
     for name in sorted(arrays):
         sha256.update(f"{name} {arrays[name].dtype} {arrays[name].shape}\n".encode())

@@ -1,11 +1,12 @@
-"""Google's released Mixers: .npz files in the two layouts of the official Flax code.
+"""Reads and writes official checkpoints: .npz files in the two layouts of the Flax code.
 
-Source of names and shapes: google-research/vision_transformer, `vit_jax/models_mixer.py`; of the
-older layout, from before Flax had linen: google-research/big_vision, `models/mlp_mixer.py`. Dense
-and convolution kernels have Keras's own layout, so nothing is transposed.
+Source of names and shapes: google-research/vision_transformer, `vit_jax/models_mixer.py`; for the
+older layout, before Flax linen: google-research/big_vision, `models/mlp_mixer.py`. Kernels have the
+same axes as in Keras, so nothing is transposed.
 """
 
 import io
+import math
 import tokenize
 
 import numpy as np
@@ -42,8 +43,8 @@ BEFORE_LINEN = Layout(
     ),
 )
 
-# Evaluated by the paper's recipe: the smaller side to 256 pixels, then the central 224
-# (big_vision, `configs/load_and_eval.py`). What was fine-tuned for other classes was not.
+# Released files are evaluated as in the paper: short side to 256 pixels, center crop of 224
+# (big_vision, `configs/load_and_eval.py`); files fine-tuned for other classes are not.
 _RELEASED_CLASSES, _RELEASED_CROP = (1000, 21843), 0.875
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -56,18 +57,18 @@ def read(path, image_shape=None):
 
     Args:
         path: `Path` of the .npz file.
-        image_shape: (height, width) in pixels; only needed where the number of patches is no
-            square, so that the file cannot tell it.
+        image_shape: (height, width) in pixels; required only if the patch grid is not square, since
+            then the file does not determine it.
 
     Returns:
-        (spec, arrays, source): `ModelSpec`, a dict from the names of our variables to arrays, and
-        what the file is.
+        (spec, arrays, source): `ModelSpec`, a dict from variable path to array, and a string that
+        describes the file.
 
     Raises:
-        InputError: If the file cannot be read, is not a Mixer, or leaves the image shape open.
+        InputError: If the file cannot be read, is not a Mixer, or needs an `image_shape`.
     """
     with open_archive(path, "a readable .npz checkpoint") as (archive, members):
-        headers = {_name(name): _header(archive, info) for name, info in members.items()}
+        headers = {_name(name): _read_header(archive, info) for name, info in members.items()}
         layout = BEFORE_LINEN if "embedding/kernel" in headers else LINEN
         tensors = {
             name: Tensor(_without_ones(name, shape), np.dtype(dtype).name)
@@ -91,8 +92,8 @@ def _name(member):
     return member.removesuffix(".npy")
 
 
-def _header(archive, info):
-    """Returns (shape, whether Fortran's order, dtype) of a member, which holds exactly that."""
+def _read_header(archive, info):
+    """Returns (shape, fortran_order, dtype) of a member, checked against its size."""
     with archive.open(info) as file:
         version = np.lib.format.read_magic(file)
         if version not in _HEADERS:
@@ -104,20 +105,13 @@ def _header(archive, info):
         size = info.file_size - file.tell()
     if dtype.hasobject:
         raise ValueError(f"{info.filename} holds Python objects, which are never unpickled")
-    if any(side < 0 for side in shape) or _size(shape, dtype) != size:
+    if any(side < 0 for side in shape) or dtype.itemsize * math.prod(shape) != size:
         raise ValueError(f"{info.filename} declares {dtype} {shape}, but holds {size} bytes")
     return shape, fortran_order, dtype
 
 
-def _size(shape, dtype):
-    size = dtype.itemsize
-    for side in shape:
-        size *= side
-    return size
-
-
 def _read_array(archive, info, shape, fortran_order, dtype):
-    size = _size(shape, dtype)
+    size = dtype.itemsize * math.prod(shape)
     with archive.open(info) as file:
         file.read(info.file_size - size)
         array = np.frombuffer(file.read(size), dtype)
@@ -125,7 +119,7 @@ def _read_array(archive, info, shape, fortran_order, dtype):
 
 
 def _without_ones(name, shape):
-    """Older files give the weights of the MLPs leading axes of size 1."""
+    """Removes the leading axes of size 1 that MLP weights have in older files."""
     rank = 2 if "/kernel" in name else 1
     while "_phase_0/" in name and len(shape) > rank and shape[0] == 1:
         shape = shape[1:]
@@ -133,15 +127,15 @@ def _without_ones(name, shape):
 
 
 def write(path, spec, arrays):
-    """Writes a checkpoint in the linen layout, with the bits that `read` returned.
+    """Writes a checkpoint in the linen layout.
 
     Args:
-        path: `Path` of the .npz file, created or replaced in one step.
+        path: `Path` of the .npz file, created or replaced atomically.
         spec: `ModelSpec`.
-        arrays: dict from the names of our variables to arrays.
+        arrays: dict from variable path to array.
 
     Raises:
-        InputError: If the format cannot hold such a model.
+        InputError: If the format has no such model.
     """
     for name in DEFAULTS.keys() - {"channels"}:
         value = getattr(spec.architecture, name)

@@ -1,6 +1,6 @@
-"""Pretrained weights: from a file of any known format to a `ModelSpec` and arrays.
+"""Reads pretrained weights of any known format into a `ModelSpec` and arrays.
 
-Nothing here imports TensorFlow, so a file that cannot be read is refused within a second.
+TensorFlow is not imported, so that errors are reported within a second.
 """
 
 import re
@@ -19,7 +19,7 @@ from keras_mixer.weights.registry import SCHEME, release_of
 from keras_mixer.weights.resize import resize_weights
 from keras_mixer.weights.tensor_layouts import check_fit, expected_shapes
 
-# By the end of a file's name: from (path, image_shape) to (spec, arrays, source).
+# From file name ending to function of (path, image_shape) that returns (spec, arrays, source).
 READERS = {
     ".npz": official.read,
     ".safetensors": timm.read_safetensors,
@@ -34,8 +34,8 @@ KNOWN = (
     "official:NAME for a released file"
 )
 
-# What is found in place of weights when a download went wrong, by how it begins.
-_DISGUISES = (
+# What failed downloads contain instead of weights: (start of the file, what it is, advice).
+_FAILED_DOWNLOADS = (
     (rb"\s*<(!doctype|html|\?xml)", "a web page", "download the file itself"),
     (
         rb"version https://git-lfs",
@@ -52,7 +52,7 @@ class Pretrained(NamedTuple):
     Attributes:
         spec: `ModelSpec`.
         arrays: dict from variable path to array.
-        source: What the file is; empty for a model folder, whose spec says all.
+        source: Description of the file; empty for a model folder.
     """
 
     spec: ModelSpec
@@ -61,29 +61,26 @@ class Pretrained(NamedTuple):
 
 
 def read_pretrained(path, image_shape=None):
-    """Recognizes pretrained weights and reads them, without running anything in the file.
+    """Reads pretrained weights of any known format, without executing code from the file.
 
     Args:
-        path: A run directory, its best/, an official .npz of either layout, timm's .safetensors or
-            .pth (which needs torch), a .keras or .weights.h5 of a model of `build_mixer`, or
-            `official:NAME`, a key of `registry.OFFICIAL`, which is downloaded once.
-        image_shape: (height, width) in pixels, where the file cannot tell it.
+        path: As in `load_mixer`.
+        image_shape: (height, width) in pixels; required only if the file does not determine it.
 
     Returns:
         A `Pretrained`.
 
     Raises:
-        InputError: If nothing is there, or it is of no known format, or damaged.
+        InputError: If the path does not exist, or is damaged or of an unknown format.
     """
     if str(path).startswith(SCHEME):
-        return _released(release_named(str(path).removeprefix(SCHEME)), image_shape)
+        return _read_release(release_named(str(path).removeprefix(SCHEME)), image_shape)
     _refuse_remote(path)
     with path_errors(path):
         return _recognize(Path(path), image_shape)
 
 
-def _released(release, image_shape):
-    """The weights of a released file, downloaded if it is not in the cache yet."""
+def _read_release(release, image_shape):
     file = fetch(release.name)
     try:
         return _recognize(file, image_shape)
@@ -100,7 +97,7 @@ def _recognize(path, image_shape):
     read = next((read for end, read in READERS.items() if path.name.endswith(end)), None)
     if not path.is_file() or read is None:
         raise InputError(f"{path}: not a checkpoint; expected {KNOWN}{_hint(path)}")
-    _refuse_disguised(path)
+    _refuse_failed_download(path)
     pretrained, release = Pretrained(*read(path, image_shape)), release_of(path)
     if release:
         return pretrained._replace(source=f"{pretrained.source} ({release.provenance})")
@@ -125,67 +122,48 @@ def _refuse_remote(path):
         raise InputError(f"{path}: only local files are read; download it first")
 
 
-def _refuse_disguised(path):
+def _refuse_failed_download(path):
     with open(path, "rb") as file:
         head = file.read(512)
-    for beginning, what, advice in _DISGUISES:
-        if re.match(beginning, head, re.IGNORECASE):
+    for pattern, what, advice in _FAILED_DOWNLOADS:
+        if re.match(pattern, head, re.IGNORECASE):
             raise InputError(f"{path}: not weights, but {what}; {advice}")
 
 
 def adapt_pretrained(pretrained, image_shape=None, patch_shape=None, resize_tokens="auto"):
-    """Adapts pretrained weights to other images or patches, and prints what was done.
+    """Returns a `Pretrained` adapted to another image or patch shape, and prints the changes.
 
-    Args:
-        pretrained: `Pretrained`.
-        image_shape: (height, width) in pixels, or None for the checkpoint's.
-        patch_shape: (height, width) in pixels, or None for the checkpoint's.
-        resize_tokens: string, one of `resize.RESIZE_TOKENS`.
-
-    Returns:
-        A `Pretrained`.
-
-    Raises:
-        InputError: As `resize.resize_weights` does.
+    Args, Raises: As `resize.resize_weights`.
     """
-    architecture, arrays, done = resize_weights(
+    architecture, arrays, changes = resize_weights(
         pretrained.spec.architecture, pretrained.arrays, image_shape, patch_shape, resize_tokens
     )
-    for sentence in done:
+    for sentence in changes:
         console.say(sentence)
     spec = pretrained.spec.replace(architecture=architecture)
     return pretrained._replace(spec=spec, arrays=arrays)
 
 
 def announce(pretrained, path):
-    """Prints what a file from elsewhere was taken to be; returns the weights.
-
-    Args:
-        pretrained: `Pretrained`.
-        path: Where it comes from.
-    """
+    """Prints the summary of a `Pretrained` unless it is from a model folder; returns it."""
     if pretrained.source:
         console.say(f"{path}: {summary(pretrained)}")
     return pretrained
 
 
 def summary(pretrained):
-    """Returns one line: which Mixer it is, its images, classes, activation and LayerNorm epsilon.
-
-    Args:
-        pretrained: `Pretrained`.
-    """
+    """Returns one line on a `Pretrained`: its source, variant, images, classes and activation."""
     spec, _, source = pretrained
     sizes, shape = spec.architecture, "×".join(map(str, spec.architecture.image_shape))
     return (
-        f"{source or 'a Mixer'}: {_variant_of(sizes)}, images of {shape} in [-1, 1] "
+        f"{source or 'a Mixer'}: {_describe_sizes(sizes)}, images of {shape} in [-1, 1] "
         f"({spec.preprocessing}), {sizes.num_classes} classes, {sizes.activation}, "
         f"LayerNorm epsilon 1e-06"
     )
 
 
-def _variant_of(sizes):
-    """The name of a variant that has these sizes, or the sizes."""
+def _describe_sizes(sizes):
+    """Returns the name of the variant of an architecture, or its sizes."""
     for name in VARIANTS:
         values = variant_values(name)
         if all(getattr(sizes, field) == values[field] for field in values.keys() - {"image_shape"}):

@@ -1,11 +1,10 @@
-"""The official Mixers that were released, and where each comes from, as data.
+"""Official pretrained Mixers: the files, how they were trained and their published accuracy.
 
-What a file learned from cannot be read off it, three files of each size look alike, and names that
-others gave them are wrong; so it is written down here, with sources. Where the table says nothing,
-nothing was found.
+The files do not contain this, and other projects give some of them wrong names. What is missing
+here, we could not find.
 
 Sources: names and sizes, the listing of the bucket in google-research/vision_transformer,
-`vit_jax/vit_jax.ipynb`; training, its README.md and the papers named below.
+`vit_jax/vit_jax.ipynb`; training, its README.md and the papers below.
 """
 
 import math
@@ -18,13 +17,13 @@ CLASSES_1K, CLASSES_21K = 1000, 21843
 
 
 class Published(NamedTuple):
-    """An accuracy that somebody published.
+    """A published accuracy.
 
     Attributes:
-        top1: float, a fraction.
-        source: Where it is published.
-        preprocessing: How images were fitted, as far as the source says.
-        rounding: float. Half a unit of the last digit published, as a fraction.
+        top1: float. Top-1 accuracy as a fraction.
+        source: The publication.
+        preprocessing: How images were resized, if known.
+        rounding: float. Half a unit of the last published digit, as a fraction.
     """
 
     top1: float
@@ -38,14 +37,14 @@ class Release(NamedTuple):
 
     Attributes:
         name: Folder and file, without suffix: `"imagenet21k/Mixer-B_16"`.
-        size: float. MiB, published with two decimals.
-        variant: `"B/16"`.
+        size: float, in MiB, as published with two decimals.
+        variant: Such as `"B/16"`.
         num_classes: int.
-        pretraining: What it was trained on, and how.
-        mislabelled: Which wrong name others gave it, with a source; empty where none was found.
-        published: dict from a data set to the `Published` accuracy of this very file.
-        finetuned: dict from a data set (or `avg5`) to the `Published` accuracy after fine-tuning
-            from it; under `imagenet2012`, of files that learned just that, it is their own.
+        pretraining: Data set and method of its training.
+        mislabelled: Wrong name given by another project, with a source; empty if none was found.
+        published: dict from data set to `Published` accuracy of the file itself.
+        finetuned: dict from data set, or `avg5`, to `Published` accuracy after fine-tuning; for
+            `imagenet2012`, files trained on that data set have their own accuracy here.
     """
 
     name: str
@@ -59,21 +58,19 @@ class Release(NamedTuple):
 
     @property
     def url(self):
-        """Where it was released."""
+        """URL of the file."""
         return f"{SERVER}/{self.name}.npz"
 
     @property
     def sizes(self):
-        """Smallest and largest size in bytes that are published as `size`."""
+        """Smallest and largest size in bytes that round to `size`."""
         return math.ceil((self.size - 0.005) * 2**20), math.floor((self.size + 0.005) * 2**20)
 
     @property
     def provenance(self):
-        """What it was trained on and how, and what it was wrongly called."""
+        """Training and, if any, the wrong name, as text."""
         return "; ".join(filter(None, [f"trained on {self.pretraining}", self.mislabelled]))
 
-
-# === Accuracies ===
 
 _CROP = "short side to 256 pixels, central 224"
 _PAPER = "Tolstikhin et al., arXiv 2105.01601, Table 3"
@@ -81,7 +78,7 @@ _README = "google-research/vision_transformer, README.md"
 
 
 def _table_3(top1, average):
-    """A row of Table 3; the average is over ImageNet, CIFAR-10, CIFAR-100, Pets and Flowers."""
+    """Returns a row of Table 3; avg5: ImageNet, CIFAR-10, CIFAR-100, Pets and Flowers."""
     return {
         "imagenet2012": Published(top1, _PAPER, f"{_CROP} (appendix C)"),
         "avg5": Published(average, _PAPER, "224 pixels"),
@@ -108,7 +105,6 @@ _SAM_B32 = Published(
     f"not said; taken to be {_CROP}",
 )
 
-# === The files ===
 
 _1K = "ImageNet-1k alone, with RandAugment, mixup and stochastic depth"
 _21K = "ImageNet-21k, with RandAugment, mixup and stochastic depth, and not fine-tuned since"
@@ -158,11 +154,11 @@ OFFICIAL = {release.name: release for release in _RELEASES}
 
 
 def release_of(path):
-    """Returns the `Release` that a checkpoint is, or None.
+    """Returns the `Release` of a path, or None.
 
     Args:
-        path: `official:NAME`, or a path whose last two parts are such a name with .npz; a file
-            that is there must also have the size of the released one.
+        path: `official:NAME`, or a path that ends in NAME.npz; if such a file exists, its size must
+            match, too.
     """
     if str(path).startswith(SCHEME):
         return OFFICIAL.get(str(path).removeprefix(SCHEME))

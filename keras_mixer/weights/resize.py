@@ -1,28 +1,24 @@
-"""A checkpoint for other images or other patches: token mixing and patch kernels adapted.
+"""Adapts pretrained weights to another image or patch shape: stem kernel and token mixing.
 
-Two things in a Mixer depend on the shapes of images and patches. The stem's kernel is a patch of
-pixels for every channel; token mixing has a weight for every patch of the grid.
+The stem kernel is resampled as in FlexiViT (Beyer et al. 2022, arXiv 2212.08013, section 3.4): with
+B the matrix that resizes a patch, the new kernel is `pinv(B.T) @ kernel`. So a resized patch keeps
+its embedding: exactly if patches grow, in the least-squares sense if they shrink.
 
-The patch kernel is resampled as FlexiViT does (Beyer et al. 2022, arXiv 2212.08013, section 3.4):
-with B the matrix that resizes a patch, the new kernel is `pinv(B.T) @ kernel`. A patch that is
-resized has the same embedding then: exactly if it grows, in the least-squares sense if it shrinks.
-
-Token mixing is either tiled or interpolated. Tiled (paper, appendix C): a grid larger by whole
-factors is seen as so many tiles of the old one, each mixed by a copy of the old weights, with zeros
-between the copies that training fills: before it, no tile knows of another. Interpolated, with D
-the matrix that resizes the new grid to the old one and U the one from the old to the new, it
-becomes
+Token mixing is tiled or interpolated. Tiled (paper, appendix C): a grid that grows by integer
+factors is divided into tiles of the old grid, each mixed by a copy of the old weights. Weights
+between tiles are zero, so that tiles do not interact before training. Interpolated, with D the
+matrix that resizes the new grid to the old one, and U the old one to the new one:
 
     new_mixing(x) = U @ mixing(D @ x)
 
-which takes no more than new weights: `D.T @ kernel` for the first layer, `kernel @ U.T` and
-`U @ bias` for the second. In the middle of the grid `D.T @ kernel` is the kernel resized as an
-image and multiplied by S/S', the old number of patches over the new one, which keeps the weighted
-sum as large as it was; at the border it keeps it exactly, which resizing does not.
+The new weights are `D.T @ kernel` for the first layer, `kernel @ U.T` and `U @ bias` for the
+second. In the middle of the grid, `D.T @ kernel` is the kernel resized as an image and multiplied
+by S/S', the old over the new number of patches, to keep the weighted sum; at the border it keeps
+the sum exactly, unlike resizing.
 
-All matrices are those of `preprocessing.resize.resize_images`, bilinear and antialiased: its
-weights are never negative, so that a constant field stays constant and none overshoots, as cubic
-ones would at the border of grids of few patches.
+All matrices resize as `preprocessing.resize.resize_images`: bilinear and antialiased. Their weights
+are never negative, so constant inputs stay constant and nothing overshoots, as bicubic weights
+would at the border of small grids.
 """
 
 from typing import NamedTuple
@@ -36,55 +32,45 @@ RESIZE_TOKENS = ("auto", "tile", "interpolate")
 
 
 def resize_weights(architecture, arrays, image_shape=None, patch_shape=None, method="auto"):
-    """Adapts the weights of a Mixer to other images or patches.
+    """Adapts the weights of a Mixer to another image or patch shape.
 
     Args:
         architecture: `Architecture`.
-        arrays: dict from variable path, such as `"stem/kernel"`, to array; it is left as it is.
-        image_shape: (height, width) of the images to come, in pixels. Defaults to those before.
-        patch_shape: (height, width) of the patches to come, in pixels. Defaults to those before.
-        method: string, one of `RESIZE_TOKENS`. `"auto"` tiles where the grid grows by whole
-            factors, and interpolates elsewhere.
+        arrays: dict from variable path, such as `"stem/kernel"`, to array; not modified.
+        image_shape: (height, width) of the new images, in pixels. Defaults to the old shape.
+        patch_shape: (height, width) of the new patches, in pixels. Defaults to the old shape.
+        method: string, one of `RESIZE_TOKENS`. `"auto"` tiles if the grid grows by integer
+            factors, and interpolates otherwise.
 
     Returns:
-        (architecture, arrays, done): of the adapted model, and a list of sentences that say what
-        was done; where the shapes are those before, the same arrays and no sentences.
+        (architecture, arrays, changes): the adapted ones, and a list of sentences that describe
+        the changes, empty if there are none.
 
     Raises:
-        InputError: If the patch does not divide the image, the grid cannot be tiled, the method is
-            unknown, or the arrays are not those of the architecture.
+        InputError: If patches do not divide the image, the grid cannot be tiled, the method is
+            unknown, or the arrays do not match the architecture.
     """
     adapted = resized_architecture(architecture, image_shape, patch_shape, method)
-    arrays, done = dict(arrays), []
+    arrays, changes = dict(arrays), []
     if adapted == architecture:
-        return adapted, arrays, done
+        return adapted, arrays, changes
     _check_arrays(architecture, arrays)
     old_patch, new_patch = architecture.patch_shape, adapted.patch_shape
     if old_patch != new_patch:
         _apply({"stem/kernel": lambda kernel: resize_patches(kernel, new_patch)}, arrays)
-        done.append(
+        changes.append(
             f"patches of {_text(old_patch)} become {_text(new_patch)}: patch kernels resampled "
             f"so that a resized patch keeps its embedding"
         )
     change = _change(architecture, adapted, method)
     if architecture.token_mixing and change.old != change.new:
         _apply(_TOKENS[change.method](change), arrays)
-        done.append(_sentence(architecture, adapted, change))
-    return adapted, arrays, done
+        changes.append(_describe(architecture, adapted, change))
+    return adapted, arrays, changes
 
 
 def resized_architecture(architecture, image_shape=None, patch_shape=None, method="auto"):
-    """Returns what `resize_weights` makes of an architecture, without its weights.
-
-    Args:
-        architecture: `Architecture`.
-        image_shape: (height, width) in pixels. Defaults to the architecture's.
-        patch_shape: (height, width) in pixels. Defaults to the architecture's.
-        method: string, one of `RESIZE_TOKENS`.
-
-    Raises:
-        InputError: As `resize_weights` does.
-    """
+    """Returns the `Architecture` that `resize_weights` returns. Args, Raises: As there."""
     if method not in RESIZE_TOKENS:
         raise InputError(f"--resize_tokens={method}: expected one of {', '.join(RESIZE_TOKENS)}")
     adapted = architecture.replace(
@@ -99,7 +85,7 @@ def resized_architecture(architecture, image_shape=None, patch_shape=None, metho
 
 
 class _Change(NamedTuple):
-    """From one grid of patches to another, both (rows, columns), and how: tile or interpolate."""
+    """Old and new patch grid, both (rows, columns), and the method: tile or interpolate."""
 
     old: tuple[int, int]
     new: tuple[int, int]
@@ -112,14 +98,14 @@ class _Change(NamedTuple):
 
 def _change(architecture, adapted, method):
     old, new = architecture.grid, adapted.grid
-    whole = not (new[0] % old[0] or new[1] % old[1])
-    if method == "tile" and not whole:
+    divisible = not (new[0] % old[0] or new[1] % old[1])
+    if method == "tile" and not divisible:
         raise InputError(
             f"--resize_tokens=tile: a grid of {_text(old)} patches does not tile one of "
             f"{_text(new)}; choose --image_shape and --patch_shape that make whole multiples of "
             f"it, or --resize_tokens=interpolate"
         )
-    chosen = ("tile" if whole else "interpolate") if method == "auto" else method
+    chosen = ("tile" if divisible else "interpolate") if method == "auto" else method
     return _Change(old, new, chosen)
 
 
@@ -127,7 +113,7 @@ def _text(shape):
     return "×".join(map(str, shape))
 
 
-def _sentence(architecture, adapted, change):
+def _describe(architecture, adapted, change):
     grids = f"a grid of {_text(change.old)} patches becomes {_text(change.new)}"
     if change.method == "interpolate":
         return f"{grids}: token mixing interpolated, tokens_mlp_dim stays as it is"
@@ -140,7 +126,7 @@ def _sentence(architecture, adapted, change):
 
 
 def _apply(table, arrays):
-    """Replaces every array whose name ends as the table says. Computed in float64."""
+    """Applies functions, keyed by the ending of array names, in float64."""
     for name, array in arrays.items():
         for ending, function in table.items():
             if name.endswith(ending):
@@ -148,7 +134,6 @@ def _apply(table, arrays):
 
 
 def _check_arrays(architecture, arrays):
-    """Refuses weights whose shapes are not those of the architecture."""
     shapes = expected_shapes(architecture)
     for name, array in arrays.items():
         expected = shapes.get(name, array.shape)
@@ -163,10 +148,10 @@ def _check_arrays(architecture, arrays):
 
 
 def _tiling(change):
-    """The block-diagonal weights of appendix C, for patches in row-major order.
+    """Block-diagonal weights (appendix C), by array name.
 
-    The paper counts patches tile by tile; here the axes (tile row, row, tile column, column) put
-    them in the order in which the stem's patches lie. Hidden units count tile by tile.
+    The paper orders patches tile by tile; here they are row-major, as the stem's are: the axes are
+    (tile row, row, tile column, column). Hidden units are ordered tile by tile.
     """
     (rows, columns), (down, across) = change.old, change.factors
     tiles, patches = down * across, change.new[0] * change.new[1]
@@ -189,7 +174,7 @@ def _tiling(change):
 
 
 def _interpolation(change):
-    """The first layer reads the new grid resized to the old one; the second one's output grows."""
+    """Interpolated weights, by array name; see the top of this file."""
     to_old = _resize_matrix_2d(change.new, change.old)  # (old patches, new patches)
     to_new = _resize_matrix_2d(change.old, change.new)  # (new patches, old patches)
     return {
@@ -206,20 +191,17 @@ _TOKENS = {"tile": _tiling, "interpolate": _interpolation}
 
 
 def resize_patches(kernel, patch_shape):
-    """Resamples a patch kernel, so that a patch resized alike has the same embedding.
+    """Resamples a patch kernel, so that resized patches keep their embedding (FlexiViT).
 
     Args:
         kernel: array `(height, width, channels, dim)`.
-        patch_shape: (height, width) of the patches to come, in pixels.
+        patch_shape: (height, width) of the new patches, in pixels.
 
     Returns:
-        array `(*patch_shape, channels, dim)`: of all kernels that come closest to the old
-        embeddings, for patches of uncorrelated pixels, the smallest.
-
-    Reference:
-        Beyer et al. 2022, "FlexiViT: One Model for All Patch Sizes", arXiv 2212.08013, section 3.4.
+        array `(*patch_shape, channels, dim)`: the least-squares solution of minimum norm, for
+        patches of uncorrelated pixels.
     """
-    # pinv((A ⊗ B).T) = pinv(A.T) ⊗ pinv(B.T): each side for itself.
+    # pinv((A ⊗ B).T) = pinv(A.T) ⊗ pinv(B.T), so height and width are separate.
     down, across = (
         np.linalg.pinv(resize_matrix(old, new).T)
         for old, new in zip(kernel.shape[:2], patch_shape, strict=True)
@@ -231,17 +213,13 @@ def resize_patches(kernel, patch_shape):
 
 
 def resize_matrix(old, new):
-    """Returns the matrix that resizes a line of pixels, as `resize_images` does.
+    """Returns the matrix that resizes a row of `old` pixels to `new` ones, as `resize_images` does.
 
-    Bilinear and antialiased: a triangle around every new pixel's center, as wide as the coarser of
-    the two pitches on either side, cut off at the border and scaled to a sum of 1.
-
-    Args:
-        old: int. Pixels before.
-        new: int. Pixels after.
+    Bilinear and antialiased: a triangle kernel around the center of each new pixel, its half-width
+    the larger of the old and new pixel size, clipped at the border and normalized.
 
     Returns:
-        float64 array `(new, old)`; every row sums to 1. The identity if the two are equal.
+        float64 array `(new, old)`; every row sums to 1. The identity if `old == new`.
 
     Reference:
         `ScaleAndTranslate` of TensorFlow, which `tf.image.resize(antialias=True)` calls.
@@ -254,5 +232,5 @@ def resize_matrix(old, new):
 
 
 def _resize_matrix_2d(old, new):
-    """The same for a grid of (rows, columns), in row-major order on both sides."""
+    """Returns the matrix that resizes a row-major grid of (rows, columns)."""
     return np.kron(*(resize_matrix(*sides) for sides in zip(old, new, strict=True)))

@@ -1,7 +1,7 @@
-"""What the tensors of a Mixer are called and how they are shaped, here and in other files.
+"""Names and shapes of a Mixer's weights, in our variables and in files of other formats.
 
-A file is understood from the names, shapes and types that its header declares, and held against the
-model they describe, before any tensor is read.
+The architecture is inferred from names and shapes in a file's header, and the header is compared
+with that architecture before any tensor is read.
 """
 
 import re
@@ -13,18 +13,18 @@ import numpy as np
 from keras_mixer.errors import InputError, named
 from keras_mixer.model.architecture import Architecture
 
-FLOATS = ("float16", "bfloat16", "float32")  # every value of theirs is a float32, too
-_LISTED = 12  # faults told in one message
+FLOATS = ("float16", "bfloat16", "float32")  # convertible to float32 without loss
+_LISTED = 12  # differences listed in one message
 _MOST_LAYERS = 1000
 
 
 class Layout(NamedTuple):
-    """How a format calls and stores the weights.
+    """Names and axes of the weights in a file format.
 
     Attributes:
-        source: What such a file is, for messages.
-        rename: From the name of one of our variables to its name in the file.
-        axes: From such a name and the number of its axes to the order of axes in the file.
+        source: Description of such a file, for messages.
+        rename: Function from variable path to name in the file.
+        axes: Function from variable path and rank to the order of its axes in the file.
     """
 
     source: str
@@ -33,7 +33,7 @@ class Layout(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """What a file declares of a tensor: shape, and type as a string such as `"float32"`."""
+    """Shape and type, such as `"float32"`, of a tensor in a file's header."""
 
     shape: tuple[int, ...]
     type: str
@@ -43,11 +43,7 @@ class Tensor(NamedTuple):
 
 
 def expected_shapes(architecture):
-    """Returns a dict from the name of every variable to its shape, in the model's order.
-
-    Args:
-        architecture: `Architecture`.
-    """
+    """Returns a dict from variable path to shape of an `Architecture`, in the model's order."""
     dim = architecture.dim
     shapes = {
         "stem/kernel": (*architecture.patch_shape, architecture.channels, dim),
@@ -77,27 +73,27 @@ def _dense(name, features, units):
 
 
 def infer_architecture(path, layout, tensors, image_shape, activation):
-    """Returns the `Architecture` that the shapes of a file's tensors amount to.
+    """Infers the `Architecture` from the names and shapes of a file's tensors.
 
     Args:
         path: The file, for messages.
         layout: `Layout`.
         tensors: dict from name in the file to `Tensor`.
-        image_shape: (height, width) in pixels, or None: images, and the grid, are square.
-        activation: string, which no file says.
+        image_shape: (height, width) in pixels, or None; ignored if the patch grid can be square.
+        activation: string, since no file contains it.
 
     Raises:
-        InputError: If they are not a Mixer's, or leave the shape of its images open.
+        InputError: If they are not those of a Mixer, or an `image_shape` is needed.
     """
     rows, columns, channels, dim = _shape(path, layout, tensors, "stem/kernel", 4)
     blocks = [f"mixer_block_{index}" for index in range(min(len(tensors), _MOST_LAYERS))]
     hidden, patches, depth = {}, None, 0
     for mixing in ("token_mixing", "channel_mixing"):
         kernels = [f"{block}/{mixing}/dense_0/kernel" for block in blocks]
-        there = [i for i, kernel in enumerate(kernels) if layout.rename(kernel) in tensors]
-        if there:
-            depth = max(depth, there[-1] + 1)
-            features, hidden[mixing] = _shape(path, layout, tensors, kernels[there[0]], 2)
+        present = [i for i, kernel in enumerate(kernels) if layout.rename(kernel) in tensors]
+        if present:
+            depth = max(depth, present[-1] + 1)
+            features, hidden[mixing] = _shape(path, layout, tensors, kernels[present[0]], 2)
             patches = features if mixing == "token_mixing" else patches
     head = layout.rename("head/bias")
     classes = _shape(path, layout, tensors, "head/bias", 1)[0] if head in tensors else 0
@@ -118,17 +114,18 @@ def infer_architecture(path, layout, tensors, image_shape, activation):
 
 
 def _shape(path, layout, tensors, name, rank):
-    theirs = layout.rename(name)
-    if theirs not in tensors:
+    """Returns the shape of a tensor with its axes in our order."""
+    stored = layout.rename(name)
+    if stored not in tensors:
         some = ", ".join(f"{name:.60}" for name in list(tensors)[:3]) or "nothing"
         raise InputError(
-            f"{path}: not {layout.source}: - {theirs}; it holds {some}"
+            f"{path}: not {layout.source}: - {stored}; it holds {some}"
             f"{f' and {len(tensors) - 3} more' if len(tensors) > 3 else ''}"
         )
-    shape = tensors[theirs].shape
+    shape = tensors[stored].shape
     if len(shape) != rank or min(shape) < 1:
         raise InputError(
-            f"{path}: not {layout.source}: ! {theirs} {shape!s:.60}, expected {rank} positive sizes"
+            f"{path}: not {layout.source}: ! {stored} {shape!s:.60}, expected {rank} positive sizes"
         )
     return tuple(shape[axis] for axis in np.argsort(layout.axes(name, rank)))
 
@@ -155,19 +152,15 @@ def _image_shape(path, image_shape, patches, patch_shape):
     return height, width
 
 
-# === Holding a file against its architecture ===
+# === Reading and writing weights ===
 
 
 def check_fit(path, found, wanted):
-    """Refuses tensors that are not exactly those of a model.
-
-    Args:
-        path: Where they come from, for the message.
-        found: dict from name to shape.
-        wanted: dict from name to shape.
+    """Checks that two dicts from name to shape are equal.
 
     Raises:
-        InputError: Lists what is missing (-), extra (+) and of another shape (!).
+        InputError: Lists missing (-) and extra (+) names and differing shapes (!); starts with
+            `path`.
     """
     faults = [f"- {name}" for name in wanted if name not in found]
     faults += [f"+ {name:.100}" for name in found if name not in wanted]
@@ -183,20 +176,20 @@ def check_fit(path, found, wanted):
 
 
 def restore(path, layout, architecture, tensors, read):
-    """Reads the weights of a Mixer, every one that it needs and none besides.
+    """Reads the weights of a Mixer and converts them to our layout.
 
     Args:
         path: The file, for messages.
-        layout: `Layout`.
+        layout: `Layout` of the file.
         architecture: `Architecture`.
-        tensors: dict from name in the file to `Tensor`: all that is in it.
-        read: Function from such a name to an array of the shape declared.
+        tensors: dict from name in the file to `Tensor`, of all tensors in the file.
+        read: Function from name in the file to array.
 
     Returns:
-        dict from the name of a variable to a float32 array in our layout.
+        dict from variable path to float32 array.
 
     Raises:
-        InputError: If a tensor is missing, extra, of another shape or type, or not finite.
+        InputError: If tensors are missing, extra, not finite, or of another shape or type.
     """
     shapes = expected_shapes(architecture)
     stored = {
@@ -224,7 +217,7 @@ def restore(path, layout, architecture, tensors, read):
 
 
 def store(layout, arrays):
-    """Returns our arrays under the names and in the layout of a format; see `restore`."""
+    """Converts arrays from our layout to that of a format: the inverse of `restore`."""
     return {
         layout.rename(name): np.ascontiguousarray(array.transpose(layout.axes(name, array.ndim)))
         for name, array in arrays.items()
@@ -232,11 +225,7 @@ def store(layout, arrays):
 
 
 def renamer(rules):
-    """Returns a function that applies regular expressions to a name, one after the other.
-
-    Args:
-        rules: Pairs of a pattern and its replacement.
-    """
+    """Returns a function that applies (pattern, replacement) pairs to a name, in order."""
 
     def rename(name):
         for pattern, replacement in rules:

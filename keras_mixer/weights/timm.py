@@ -1,14 +1,15 @@
-"""timm's Mixers: .safetensors, and .pth through torch.
+"""Reads timm's Mixers from .safetensors and .pth (with torch), and writes .safetensors.
 
-Source of names and shapes: huggingface/pytorch-image-models, `timm/models/mlp_mixer.py`. Its linear
-and convolution weights have the output first. Its GELU is the exact one; its images are scaled to
-[-1, 1] (mean and std 0.5), unless the config.json beside a file, as the Hugging Face hub keeps it,
-says otherwise: then the stem takes the difference, so that every Mixer here sees images in [-1, 1].
+Source of names and shapes: huggingface/pytorch-image-models, `timm/models/mlp_mixer.py`. Kernels
+have the output axis first, and GELU is exact. Images are in [-1, 1] (mean and std 0.5) unless
+the config.json of the Hugging Face hub beside the file has another mean or std, which is then
+folded into the stem, so that the model's inputs are in [-1, 1] nevertheless.
 """
 
 import contextlib
 import json
 
+import ml_dtypes  # noqa: F401  # adds bfloat16 to NumPy
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
@@ -26,8 +27,8 @@ from keras_mixer.weights.tensor_layouts import (
 )
 
 _CROP = 0.875  # crop_pct of timm's Mixers
-_NOTE = "keras_mixer"  # in the metadata of files that `write` made: their spec as JSON
-_OLDEST_TORCH = (2, 10)  # weights_only before it: CVE-2025-32434, CVE-2026-24747
+_METADATA = "keras_mixer"  # key of the spec, as JSON, in files by `write`
+_OLDEST_TORCH = (2, 10)  # weights_only is unsafe before: CVE-2025-32434, CVE-2026-24747
 _WRAPPERS = ("state_dict", "model")
 _LARGEST_JSON = 4 << 20  # bytes; the header of H/14 has 40 kB
 _TYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
@@ -63,10 +64,7 @@ LAYOUT = Layout(
 
 
 def read_safetensors(path, image_shape=None):
-    """Reads a .safetensors file of timm's, or one that `write` made.
-
-    Args, Returns, Raises: As `official.read`.
-    """
+    """Reads a .safetensors file by timm or `write`. Args, Returns, Raises: As `official.read`."""
     try:
         _check_header(path)
         with safe_open(path, framework="numpy") as file:
@@ -77,7 +75,7 @@ def read_safetensors(path, image_shape=None):
             }
             spec = _spec(path, file.metadata(), tensors, image_shape)
             arrays = restore(path, LAYOUT, spec.architecture, tensors, file.get_tensor)
-            ours = _NOTE in (file.metadata() or {})
+            ours = _METADATA in (file.metadata() or {})
     except InputError:
         raise
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
@@ -86,7 +84,7 @@ def read_safetensors(path, image_shape=None):
 
 
 def _check_header(path):
-    """Checks what the library does not: headers up to 100 MB pass it, and so do twins."""
+    """Refuses large headers and duplicate names, which safetensors accepts (up to 100 MB)."""
 
     def unique(pairs):
         if len(dict(pairs)) != len(pairs):
@@ -101,25 +99,17 @@ def _check_header(path):
 
 
 def _spec(path, metadata, tensors, image_shape):
-    if metadata and _NOTE in metadata:
+    if metadata and _METADATA in metadata:
         with named(f"{path}: its metadata describe no Mixer"):
-            return ModelSpec.from_json(json.loads(metadata[_NOTE]))
+            return ModelSpec.from_json(json.loads(metadata[_METADATA]))
     architecture = infer_architecture(path, LAYOUT, tensors, image_shape, activation="gelu_erf")
     return ModelSpec(architecture, preprocessing=Preprocessing(eval_crop=_CROP))
 
 
 def write(path, spec, arrays):
-    """Writes a .safetensors file that timm loads; the spec goes into its metadata.
+    """Writes a .safetensors file that timm can load, with the spec in its metadata.
 
-    timm itself computes the exact GELU unless told another `act_layer`.
-
-    Args:
-        path: `Path` of the file, created or replaced in one step.
-        spec: `ModelSpec`.
-        arrays: dict from the names of our variables to arrays.
-
-    Raises:
-        InputError: If timm has no such model.
+    timm uses the exact GELU unless given another `act_layer`. Args, Raises: As `official.write`.
     """
     for name in DEFAULTS.keys() - {"channels", "activation"}:
         value = getattr(spec.architecture, name)
@@ -128,15 +118,15 @@ def write(path, spec, arrays):
                 f"{path}: timm has no Mixer with {name}={str(value).lower()}; convert it to a "
                 f"folder of our own"
             )
-    note = json.dumps(spec.to_json())
-    write_atomically(path, pack(store(LAYOUT, arrays), {_NOTE: note}))
+    metadata = {_METADATA: json.dumps(spec.to_json())}
+    write_atomically(path, pack(store(LAYOUT, arrays), metadata))
 
 
-# === The config.json beside ===
+# === config.json ===
 
 
 def _as_configured(path, spec, arrays):
-    """Returns (spec, arrays, source) as the config.json beside a file changes them."""
+    """Returns (spec, arrays, source) after applying the config.json beside a file, if any."""
     config = path.with_name("config.json")
     if not config.is_file():
         return spec, arrays, LAYOUT.source
@@ -159,7 +149,7 @@ def _as_configured(path, spec, arrays):
 
 
 def _from_model_range(arrays, mean, std):
-    """Lets the stem do what is left of `(image / 255 - mean) / std` on images in [-1, 1]."""
+    """Folds mean and std into the stem: `(image / 255 - mean) / std` from images in [-1, 1]."""
     if (mean == 0.5).all() and (std == 0.5).all():
         return arrays
     kernel = arrays["stem/kernel"].astype(np.float64)
@@ -174,10 +164,10 @@ def _from_model_range(arrays, mean, std):
 
 
 def read_torch(path, image_shape=None):
-    """Reads a state dict that torch saved, through torch's unpickler of nothing but weights.
+    """Reads a state dict saved by torch, with `torch.load(weights_only=True)`.
 
     Args, Returns, Raises: As `official.read`; also if torch is missing or too old, or if the file
-    holds more than weights.
+    contains more than weights.
     """
     torch = _torch(path)
     with open_archive(path, "a .pth file of torch 1.6 or later") as (_, members):
@@ -189,7 +179,7 @@ def read_torch(path, image_shape=None):
             for name, tensor in state.items()
         }
         declared = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-        if declared > size:  # views of a few numbers can pretend to any shape
+        if declared > size:  # expanded views of a few values can have any shape
             raise InputError(f"{path}: declares {declared:,} bytes of weights, holds {size:,}")
         architecture = infer_architecture(path, LAYOUT, tensors, image_shape, "gelu_erf")
         arrays = restore(
@@ -228,7 +218,7 @@ def _torch_errors(path):
         yield
     except InputError:
         raise
-    except Exception as error:  # torch does not say what its unpickler raises on damaged files
+    except Exception as error:  # torch does not document what its unpickler raises
         first = "".join(str(error).strip().splitlines()[:1])
         raise InputError(
             f"{path}: holds more than weights, or is damaged, and was not loaded; where you trust "
@@ -237,7 +227,7 @@ def _torch_errors(path):
 
 
 def _state(path, content):
-    """The state dict, which training scripts wrap in a dict under one of two names."""
+    """Returns the state dict, which training scripts wrap in a dict under one of two keys."""
     if isinstance(content, dict):
         inner = [v for k, v in content.items() if k in _WRAPPERS and isinstance(v, dict)]
         content = inner[0] if len(inner) == 1 else content

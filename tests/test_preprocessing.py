@@ -1,0 +1,68 @@
+"""Tests `keras_mixer/preprocessing/resize.py`: as Pillow resizes, and the same for every reader."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import SMALL
+from PIL import Image
+
+from keras_mixer.model.architecture import ModelSpec, Preprocessing
+from keras_mixer.preprocessing.resize import preprocess, resize_images, to_model_range
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (9, 11, 3), np.uint8)
+
+
+def test_resizing_to_the_same_shape_changes_no_bit():
+    np.testing.assert_array_equal(resize_images(PIXELS, (9, 11)), PIXELS)
+    any_size = tf.TensorSpec((None, None, 3), tf.uint8)  # as in the exported model
+    resize = tf.function(lambda x: resize_images(x, (9, 11)), input_signature=[any_size])
+    np.testing.assert_array_equal(resize(PIXELS), PIXELS)
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (18, 22), (30, 3)])
+def test_resizing_is_antialiased_bilinear_as_pillow_does_it(shape):
+    expected = Image.fromarray(PIXELS).resize(shape[::-1], Image.Resampling.BILINEAR)
+    result = resize_images(PIXELS, shape).numpy()
+    assert np.abs(result - np.asarray(expected, np.float32)).max() <= 1.01  # Pillow rounds twice
+
+
+@pytest.mark.parametrize("eval_crop", [1.0, 0.875, 0.5])
+@pytest.mark.parametrize("size", [(40, 70), (70, 40), (9, 11), (32, 24)])
+@pytest.mark.parametrize("shape", [(16, 16), (8, 20), (24, 18)])
+def test_the_evaluation_crop_is_pillows(size, shape, eval_crop):
+    """Scaled to cover, then the center. Largest difference seen: 1 level (Pillow rounds)."""
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (*size, 3), np.uint8))
+    scale = max(s / eval_crop / o for s, o in zip(shape, size, strict=True))
+    height, width = (round(side * scale) for side in size)
+    top, left = (height - shape[0]) // 2, (width - shape[1]) // 2
+    scaled = image.resize((width, height), Image.Resampling.BILINEAR)
+    expected = scaled.crop((left, top, left + shape[1], top + shape[0]))
+    result = resize_images(np.asarray(image), shape, eval_crop)
+    assert result.shape == (*shape, 3)
+    assert np.abs(result - np.asarray(expected, np.float32)).max() <= 1.01
+    any_size = tf.TensorSpec((None, None, None, 3), tf.uint8)
+    resize = tf.function(lambda x: resize_images(x, shape, eval_crop), input_signature=[any_size])
+    np.testing.assert_allclose(resize(np.asarray(image)[None])[0], result, atol=1e-3)
+    assert resize.get_concrete_function().output_shapes.as_list() == [None, *shape, 3]
+
+
+def test_the_papers_evaluation_crop_keeps_the_aspect_ratio_and_the_center():
+    """`resize_small(256)|central_crop(224)` of a slope: its steps are equal in both directions."""
+    rows, columns = np.meshgrid(np.arange(512.0), np.arange(1024.0), indexing="ij")
+    slope = np.stack([rows, columns], -1) / 4
+    result = resize_images(slope, (224, 224), 0.875).numpy()
+    np.testing.assert_allclose(np.diff(result[..., 0], axis=0), 0.5, atol=1e-3)
+    np.testing.assert_allclose(np.diff(result[..., 1], axis=1), 0.5, atol=1e-3)
+    center = result[111:113, 111:113].mean(axis=(0, 1))
+    np.testing.assert_allclose(center, [511 / 8, 1023 / 8], atol=1e-3)
+
+
+def test_values_are_scaled_to_the_range_of_the_model():
+    np.testing.assert_allclose(to_model_range(np.array([0, 127.5, 255])), [-1, 0, 1])
+
+
+@pytest.mark.parametrize("eval_crop", [0.0, 0.75])
+def test_images_are_prepared_as_the_spec_says(eval_crop):
+    spec = ModelSpec(SMALL, preprocessing=Preprocessing(eval_crop))
+    expected = to_model_range(resize_images(PIXELS, SMALL.image_shape, eval_crop))
+    np.testing.assert_array_equal(preprocess(PIXELS, spec), expected)
