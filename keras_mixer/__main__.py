@@ -6,6 +6,7 @@ Exit status: 0 done, 1 a run failed, 2 wrong input, 130 and 143 stopped by a sig
 import contextlib
 import dataclasses
 import difflib
+import inspect
 import os
 import shlex
 import signal
@@ -43,7 +44,7 @@ def main(arguments=None):
 def _run(name, arguments):
     command = COMMANDS[name]
     if any(argument in ("--help", "-h", "-help", "--helpfull") for argument in arguments):
-        title = f"{_usage(name)}\n\n{command.run.__doc__}"
+        title = f"{_usage(name)}\n\n{inspect.cleandoc(command.run.__doc__)}"
         print(describe(command.options, title, command.examples))
         return 0
     options, _, rest = parse(command.options, arguments, command.arguments)
@@ -57,8 +58,10 @@ def _overview():
 
 
 def _usage(name):
-    words = ["usage: keras-mixer", name, COMMANDS[name].arguments, "[--flag=value ...]"]
-    return " ".join(filter(None, words))
+    words = [COMMANDS[name].arguments or "", "[--flag=value ...]"]
+    if words[0].startswith("[--"):  # flags for another command, which come last
+        words.reverse()
+    return " ".join(filter(None, ["usage: keras-mixer", name, *words]))
 
 
 @dataclasses.dataclass

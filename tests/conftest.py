@@ -1,4 +1,4 @@
-"""What several tests need: small images, small data sets, one trained run."""
+"""What several tests need: small images, small datasets, one trained run."""
 
 import os
 

@@ -428,6 +428,7 @@ SPECS = {
     "one_name": (spec_with("class_names", '"abc"'), f"{NAMES}'abc'"),
     "named_names": (spec_with("class_names", '{"a": 1, "b": 2, "c": 3}'), NAMES),
     "lists_of_names": (spec_with("class_names", '[["a"], ["b"], ["c"]]'), NAMES),
+    "surrogates": (spec_with("class_names", r'["a", "\ud800", "c"]'), NAMES),
     "long": (spec_with("loss", f'"{"x" * 10_000}"'), "loss: expected one of softmax, sigmoid"),
 }
 for name, (text, message) in SPECS.items():

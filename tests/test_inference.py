@@ -119,7 +119,7 @@ def test_table_shows_every_class_and_the_confusion(trained):
 
 def test_a_missing_split_is_named(trained):
     dataset = dataclasses.replace(trained.dataset, test=None)
-    message = "--eval_split=test: this data set has no test split; give one of train, validation"
+    message = "--eval_split=test: this dataset has no test split; give one of train, validation"
     with pytest.raises(InputError, match=message):
         evaluate_run(dataclasses.replace(trained, dataset=dataset), "test")
 

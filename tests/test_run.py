@@ -54,6 +54,16 @@ def test_the_same_config_continues(config):
     assert opened(config(save_every=5, export=False)).config.save_every == 5
 
 
+def test_a_run_of_a_version_without_one_of_the_options_continues(config):
+    path = opened(config()).directory / "config.json"
+    record = json.loads(path.read_text())
+    del record["config"]["head_bias"], record["config"]["ema"]
+    path.write_text(json.dumps(record))
+    opened(config())
+    with pytest.raises(InputError, match="--head_bias was 0.0, now 1.0"):
+        opened(config(head_bias=1.0))
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

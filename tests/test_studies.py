@@ -31,13 +31,10 @@ def config_of(directory):
 def no_training(monkeypatch):
     """Once called, makes every training fail."""
 
-    def switch():
-        def fit_run(run):
-            raise AssertionError(f"trains {run.directory} again")
+    def fail(run):
+        pytest.fail(f"trains {run.directory}")
 
-        monkeypatch.setattr(fit_module, "fit_run", fit_run)
-
-    return switch
+    return lambda: monkeypatch.setattr(fit_module, "fit_run", fail)
 
 
 @pytest.fixture
@@ -244,7 +241,7 @@ def test_transfer_from_an_official_file_to_other_images_and_patches(run, trained
     status, _, err = run("transfer", *words, "--output=t.md", "--", "--num_steps=2", "--flip")
     assert status == 0, err
     text = (tmp_path / "t.md").read_text()
-    assert text.startswith("| data set | start |")
+    assert text.startswith("| dataset | start |")
     assert "| mine | fine-tuned | 1,437, 360 | 0.1 |" in text
     assert text.endswith(
         "`keras-mixer transfer --checkpoint=start.npz --datasets=mine.flags --seeds=0,1 --lrs=0.1 "

@@ -53,7 +53,7 @@ def resident():
 
 
 def index(folder):
-    """Opens the folder as a data set; returns it, the seconds and the memory before and after."""
+    """Opens the folder as a dataset; returns it, the seconds and the memory before and after."""
     from keras_mixer.data.sources import open_dataset
 
     before, began = resident(), time.monotonic()

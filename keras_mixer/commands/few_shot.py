@@ -39,19 +39,19 @@ class FewShotOptions(DatasetOptions):
     l2: tuple[float, ...] = option(
         tuple(4**power for power in range(11)),
         "L2 penalties to choose from, for each number of shots, without the test images. A single "
-        "one is used as it is; the official code has 1024.",
+        "value is used as given; the official code uses 1024.",
         low=1e-6,
         high=1e12,
     )
     image_shape: tuple[int, int] | None = option(
         None,
-        "height,width of the images fed to the model, in pixels, to which its weights are adapted "
+        "height,width of the images fed to the model, in pixels; the weights are adapted to it "
         "(default: the checkpoint's).",
         **PIXELS,
         heading="Model",
     )
     patch_shape: tuple[int, int] | None = option(
-        None, "height,width of a patch, in pixels, likewise.", **PIXELS
+        None, "height,width of a patch, in pixels; the weights are adapted to it.", **PIXELS
     )
     resize_tokens: str = option(
         "interpolate",
@@ -62,7 +62,7 @@ class FewShotOptions(DatasetOptions):
         None, "How images are resized, as in train (default: as the checkpoint says).", **FRACTION
     )
     batch_size: int = option(256, "Images per batch; does not change the scores.", low=1)
-    format: str = option("table", "What is printed.", choices=("table", "json"), heading="Output")
+    format: str = option("table", "Output format.", choices=("table", "json"), heading="Output")
     output: str | None = option(None, "Write the scores as JSON to this file, too.")
 
 

@@ -19,10 +19,10 @@ class EvaluateOptions:
     """Flags of `evaluate`."""
 
     eval_split: str = option("test", "Split to evaluate.", choices=SPLITS)
-    data_dir: str | None = option(None, "Where the run's data are now, if they moved.")
-    labels: str | None = option(None, "Where its table of labels is now, if it moved.")
+    data_dir: str | None = option(None, "New folder of the run's data, if moved.")
+    labels: str | None = option(None, "New path of its CSV label file, if moved.")
     batch_size: int = option(256, "Images per batch; does not change the scores.", low=1)
-    format: str = option("table", "What is printed.", choices=("table", "json"))
+    format: str = option("table", "Output format.", choices=("table", "json"))
     output: str | None = option(None, "Write the scores as JSON to this file, too.")
 
 
@@ -46,13 +46,13 @@ def evaluate(options, arguments):
 class PredictOptions:
     """Flags of `predict`."""
 
-    top_k: int = option(5, "Classes reported for each image; --format=kaggle has all.", low=1)
+    top_k: int = option(5, "Classes reported for each image; --format=kaggle reports all.", low=1)
     format: str = option(
         "table",
-        "What is printed. kaggle: a submission, with the probability of every class.",
+        "Output format. kaggle: a submission, with the probability of every class.",
         choices=("table", "json", "csv", "kaggle"),
     )
-    output: str | None = option(None, "Print to this file instead.")
+    output: str | None = option(None, "Write to this file instead of printing.")
 
 
 def predict(options, arguments):

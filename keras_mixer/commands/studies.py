@@ -19,7 +19,9 @@ class ReportOptions:
     """Flags of `report`."""
 
     output: str | None = option(None, "Write the table to this file instead of printing it.")
-    presets: str = option("flags", "Folder of flagfiles; runs of a preset are named after it.")
+    presets: str = option(
+        "flags", "Folder of flagfiles; runs that use a preset are listed under its name."
+    )
 
 
 def report(options, arguments):
@@ -43,16 +45,15 @@ def _presets(folder):
 class TransferOptions:
     """Flags of `transfer`."""
 
-    checkpoint: str | None = option(None, "Weights to start from, as train.py takes them.")
+    checkpoint: str | None = option(None, "Pretrained weights to start from, as for train.")
     datasets: tuple[str, ...] = option(
         AVG5,
-        "Data sets: NAME stands for the flagfile flags/finetune_NAME.flags, a path that ends in "
-        ".flags for itself.",
+        "Datasets: NAME means flags/finetune_NAME.flags; a path ending in .flags is used as given.",
     )
-    seeds: tuple[int, ...] = option((0, 1, 2), "Seeds, a run for each.", **SEED)
+    seeds: tuple[int, ...] = option((0, 1, 2), "Seeds; one run each.", **SEED)
     lrs: tuple[float, ...] = option(
         (0.003, 0.01, 0.03, 0.06),
-        "Learning rates to choose from, on held-out training images (default: the paper's).",
+        "Learning rates to choose from, on held-out training images; the default is the paper's.",
         above=0.0,
         high=1000.0,
     )
@@ -66,7 +67,7 @@ class TransferOptions:
 
 
 def transfer(options, arguments):
-    """Fine-tunes a checkpoint on several data sets; flags after -- go to every run."""
+    """Fine-tunes a checkpoint on several datasets; flags after -- go to every run."""
     if options.checkpoint is None:
         raise InputError("--checkpoint: expected the weights to start from")
     if options.output:
@@ -100,10 +101,11 @@ class ResizingOptions:
 
     shapes: tuple[str, ...] = option(
         ("56/4",),
-        "Image and patch sizes, as image/patch in pixels: 56/4, or 56x28/4 where they are no "
-        "squares.",
+        "Image and patch sizes, as image/patch in pixels: 56/4, or 56x28/4 if not square.",
     )
-    num_steps: int = option(1, "Epochs of training after resizing, and from scratch.", low=1)
+    num_steps: int = option(
+        1, "Epochs of fine-tuning after resizing, and of training from scratch.", low=1
+    )
     output_dir: str = option(
         "runs/resizing", "Folder for the runs; finished ones are not repeated."
     )

@@ -13,9 +13,9 @@ from keras_mixer.training.open_run import plan_run
 
 
 def train(config, arguments):
-    """Trains a Mixer, evaluates it on the test set and exports it; --num_steps counts epochs.
+    """Trains a Mixer for --num_steps epochs, evaluates it once on the test set, and exports it.
 
-    Given again, the same command continues where it stopped.
+    The same command resumes an interrupted run.
     """
     print(printable(_summary(run_job(config))))
 
@@ -36,9 +36,9 @@ def _summary(run):
 class PreviewOptions(Config):
     """Flags of `preview`: those of `train`, and these."""
 
-    output: str = option("preview.png", "File to write, a .png.", heading="Preview")
+    output: str = option("preview.png", "Output file (.png).", heading="Preview")
     images: int = option(8, "Number of training images, one per row.", low=1, high=100)
-    draws: int = option(8, "Number of augmented draws, one per column.", low=0, high=100)
+    draws: int = option(8, "Number of augmented versions, one per column.", low=0, high=100)
 
 
 def preview(options, arguments):

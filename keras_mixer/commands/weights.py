@@ -26,7 +26,7 @@ from keras_mixer.weights.registry import release_of
 def _image_shape():
     return option(
         None,
-        "height,width of the images, in pixels; needed where the number of patches is no square.",
+        "height,width of the images, in pixels; required if the patch grid is not square.",
         **PIXELS,
     )
 
@@ -53,7 +53,7 @@ class VerifyOptions(DatasetOptions):
 
     dataset: str | None = option(
         None,
-        "Data set to evaluate on, as for train; imagenet2012 for released files (default: that of "
+        "Dataset to evaluate on, as for train; imagenet2012 for released files (default: that of "
         "the run, compared with its metrics.json).",
     )
     eval_split: str = option("test", "Split to evaluate, all of it.", choices=SPLITS)
@@ -64,10 +64,10 @@ class VerifyOptions(DatasetOptions):
     )
     image_shape: tuple[int, int] | None = _image_shape()
     confidence: float = option(
-        0.95, "Confidence level of the interval of the measured accuracy.", above=0.0, below=1.0
+        0.95, "Confidence level of the interval for the measured accuracy.", above=0.0, below=1.0
     )
     batch_size: int = option(256, "Images per batch; does not change the scores.", low=1)
-    format: str = option("table", "What is printed.", choices=("table", "json"))
+    format: str = option("table", "Output format.", choices=("table", "json"))
 
 
 def verify(options, arguments):

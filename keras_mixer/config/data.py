@@ -1,4 +1,4 @@
-"""Options of the data: which data set, how it is split, how training images are augmented."""
+"""Options of the data: which dataset, how it is split, how training images are augmented."""
 
 import dataclasses
 
@@ -7,12 +7,12 @@ from keras_mixer.config.options import FRACTION, PIXELS, RATE, SEED, option, opt
 
 @dataclasses.dataclass(frozen=True)
 class DatasetOptions:
-    """The data set and its splits: the arguments of `data.sources.open_dataset`."""
+    """The dataset and its splits: the arguments of `data.sources.open_dataset`."""
 
     dataset: str = option(
         "digits",
-        "Data set. digits: 1,797 embedded images, no download. folder: images in class folders. "
-        "csv: images with a table of labels. Any other name, such as stanford_dogs: from "
+        "Dataset. digits: 1,797 included images, no download. folder: images in class folders. "
+        "csv: images with a CSV label file. Any other name, such as stanford_dogs: from "
         "tensorflow-datasets; mnist and fashion_mnist also from their four IDX files.",
         heading="Data",
         basic=True,
@@ -20,46 +20,48 @@ class DatasetOptions:
     data_dir: str | None = option(
         None,
         "Folder of the data. With --dataset=folder: class folders, directly or under train/, val/ "
-        "and test/. With csv: the images. With a set of tensorflow-datasets: where it is prepared "
-        "(default: ~/tensorflow_datasets).",
+        "and test/. With csv: the images. With tensorflow-datasets: its data folder (default: "
+        "~/tensorflow_datasets).",
         basic=True,
         result=False,  # the identity of the data is compared instead
     )
     labels: str | None = option(
         None,
-        "With --dataset=csv: the table, with a column of file names or ids and one called label, "
-        "class, breed or the like (default: labels.csv in data_dir).",
+        "CSV label file, with --dataset=csv: file names or ids in the first column, and a column "
+        "called label, class, breed or similar (default: labels.csv in data_dir).",
         result=False,
     )
     train_split: str | None = option(
         None,
         'Training split, in the syntax of tensorflow-datasets, such as "train[:90%]"; only for its '
-        "sets (default: train). Where it overlaps the set's validation split, that split is not "
-        "used.",
+        "datasets (default: train). If it overlaps the dataset's validation split, that split is "
+        "not used.",
         result=False,
     )
     validation_split: str | None = option(
-        None, "Validation split, likewise (default: the set's own, if any).", result=False
+        None,
+        "Validation split, in the same syntax (default: the dataset's own, if any).",
+        result=False,
     )
     test_split: str | None = option(
-        None, "Test split, likewise (default: the set's own).", result=False
+        None, "Test split, in the same syntax (default: the dataset's own).", result=False
     )
     validation_fraction: float = option(
         0.1,
-        "Fraction of the training images used for validation, stratified by class; only where the "
+        "Fraction of the training images used for validation, stratified by class; only if the "
         "data have no validation split. 0: no validation, and the last weights are kept.",
         **RATE,
     )
     test_fraction: float = option(
         0.2,
-        "Fraction of all images used for testing, stratified by class; only where the data have no "
+        "Fraction of all images used for testing, stratified by class; only if the data have no "
         "splits.",
         **RATE,
     )
     split_seed: int = option(
         0,
-        "Seed of the random split. It is apart from --seed, so that runs of several seeds are "
-        "scored on the same images.",
+        "Seed of the random split. Independent of --seed, so that runs with different seeds use "
+        "the same test images.",
         **SEED,
     )
 
@@ -74,16 +76,16 @@ class PreprocessingOptions:
 
     image_shape: tuple[int, int] | None = option(
         None,
-        "height,width of the images fed to the model, in pixels; one number for a square "
-        "(default: the data set's, as 8,8 for digits; 256,256 for photos; 224,224 with --variant).",
+        "height,width of the images fed to the model, in pixels; one number for a square (default: "
+        "the dataset's, such as 8,8 for digits; 256,256 for photos; 224,224 with --variant).",
         basic=True,
         **PIXELS,
     )
     eval_crop: float = option(
         0.0,
-        "How images are resized to image_shape in evaluation. 0: the whole image, without its "
-        "aspect ratio. From 0.1 to 1: with its aspect ratio, and this central fraction of each "
-        "side is kept; the paper has 0.875.",
+        "How images are resized to image_shape in evaluation. 0: the whole image, ignoring its "
+        "aspect ratio. From 0.1 to 1: center crop of this fraction, keeping the aspect ratio "
+        "(timm's crop_pct; the paper uses 0.875).",
         **FRACTION,
     )
 
@@ -114,7 +116,7 @@ class AugmentationOptions:
     )
     color_jitter: float = option(
         0.0,
-        "Color jitter: largest relative change of brightness, contrast and saturation.",
+        "Color jitter: maximum relative change of brightness, contrast and saturation.",
         **FRACTION,
     )
     random_erasing: float = option(
@@ -124,15 +126,15 @@ class AugmentationOptions:
     )
     mixup: float = option(
         0.0,
-        "MixUp: alpha of the Beta distribution that images and labels are blended by, in pairs. "
+        "MixUp: alpha of the Beta distribution for mixing pairs of images and their labels. "
         "Training accuracy then counts the class with the larger weight. 0: none.",
         low=0.0,
         high=100.0,
     )
     cutmix: float = option(
         0.0,
-        "CutMix: alpha of the Beta distribution that the area of the pasted rectangle is drawn "
-        "from. With --mixup: one or the other, with probability 1/2. 0: none.",
+        "CutMix: alpha of the Beta distribution for the area of the pasted rectangle. With "
+        "--mixup: either one, with probability 1/2. 0: none.",
         low=0.0,
         high=100.0,
     )

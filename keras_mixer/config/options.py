@@ -324,12 +324,15 @@ def describe(options_class, title, examples=()):
         lines += ["", "Examples:", *(f"  {example}" for example in examples)]
     if basic:
         lines += ["", "Flags to start with:", *itertools.chain(*map(_described, basic))]
+    if not fields[0].metadata["heading"]:
+        lines += ["", "Flags:"]
     for field in fields:
         if heading := field.metadata["heading"]:
             lines += ["", f"{heading}:"]
         if field not in basic:
             lines += _described(field)
-    lines += ["", "  --flagfile", *_wrapped("Read flags from this file, one --name=value a line.")]
+    flagfile = _wrapped("Read flags from this file, one --name=value per line.")
+    lines += ["", "  --flagfile", *flagfile]
     return "\n".join(lines)
 
 

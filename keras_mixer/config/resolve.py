@@ -1,6 +1,6 @@
 """Fills the values that a Config leaves open, and checks values that depend on each other.
 
-Precedence: the values given, then the checkpoint, the variant, and the data set's defaults.
+Precedence: the values given, then the checkpoint, the variant, and the dataset's defaults.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """`Config`: every option of a training run, with its name, default and bounds.
 
 A field of `Config` is a flag of `train.py` of the same name. Values that depend on others (the
-patch on the data set, the widths on `dim`) are None until `resolve.resolve` fills them.
+patch on the dataset, the widths on `dim`) are None until `resolve.resolve` fills them.
 """
 
 import dataclasses
@@ -44,15 +44,15 @@ class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fiel
 
     variant: str | None = option(
         None,
-        "Variant of the paper's Table 1: sets image, patch, depth and widths unless given.",
+        "Variant of the paper's Table 1: sets image_shape, patch_shape, depth and widths.",
         choices=tuple(VARIANTS),
         heading="Model",
         basic=True,
     )
     patch_shape: tuple[int, int] | None = option(
         None,
-        "height,width of a patch, in pixels; must divide image_shape (default: the data set's, "
-        "as 2,2 for digits; 16,16 for photos).",
+        "height,width of a patch, in pixels; must divide image_shape (default: the dataset's, "
+        "such as 2,2 for digits; 16,16 for photos).",
         basic=True,
         **PIXELS,
     )
@@ -60,7 +60,10 @@ class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fiel
         None, f"Number of mixer layers (default: {DEFAULT_DEPTH}).", basic=True, low=1, high=1000
     )
     dim: int | None = option(
-        None, f"Channels of a token (default: {DEFAULT_DIM}).", basic=True, **PIXELS
+        None,
+        f"Embedding dimension: channels per token (default: {DEFAULT_DIM}).",
+        basic=True,
+        **PIXELS,
     )
     tokens_mlp_dim: int | None = option(
         None, "Hidden width of the token-mixing MLP (default: dim/2).", **COUNT
@@ -81,10 +84,10 @@ class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fiel
         choices=ACTIVATIONS,
     )
     token_mixing: bool | None = option(
-        None, "Token mixing (across patches); false leaves it out of every layer (default: true)."
+        None, "Token mixing (across patches); false omits it from every layer (default: true)."
     )
     channel_mixing: bool | None = option(
-        None, "Channel mixing (within a patch); false leaves it out of every layer (default: true)."
+        None, "Channel mixing (within a patch); false omits it from every layer (default: true)."
     )
     dropout: float = option(0.0, "Dropout rate of the MLPs.", **RATE)
     stochastic_depth: float = option(
@@ -95,17 +98,17 @@ class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fiel
     checkpoint: str | None = option(
         None,
         "Pretrained weights to fine-tune: a run directory, official .npz, timm's .safetensors or "
-        ".pth, .keras or .weights.h5 of this program, or official:NAME, which is downloaded once. "
+        ".pth, .keras or .weights.h5 of keras_mixer, or official:NAME, which is downloaded once. "
         "The architecture is the checkpoint's; weights are adapted to image_shape and patch_shape "
-        "if given; for other classes the head is new.",
+        "if given; if the classes differ, the head is new.",
         basic=True,
     )
     resize_tokens: str = option(
         "auto",
-        "How token mixing is adapted to another grid of patches. tile: block-diagonal copies, for "
-        "a grid larger by whole factors, by which tokens_mlp_dim grows (paper, appendix C); needs "
-        "training. interpolate: weights resized, for any grid, usable without training. auto: "
-        "tile where possible.",
+        "How token mixing is adapted to another grid of patches. tile: block-diagonal copies, if "
+        "the grid grows by integer factors; tokens_mlp_dim grows with it; must be trained before "
+        "use (paper, appendix C). interpolate: resized weights, for any grid, usable without "
+        "training. auto: tile where possible.",
         choices=RESIZE_TOKENS,
     )
 
@@ -114,10 +117,7 @@ class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fiel
     )
     batch_size: int = option(16, "Images per optimizer step.", basic=True, **COUNT)
     accumulation: int = option(
-        1,
-        "Gradient accumulation: number of parts that each batch is computed in. Must divide "
-        "batch_size.",
-        **COUNT,
+        1, "Gradient accumulation: number of parts per batch. Must divide batch_size.", **COUNT
     )
     lr: float = option(
         1e-3, "Peak learning rate.", aliases=("learning_rate",), basic=True, above=0.0, high=1000.0
@@ -130,7 +130,7 @@ class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fiel
     )
     freeze: str = option(
         "none",
-        "What is not trained. backbone: all but the head (linear probe); needs --checkpoint.",
+        "What to freeze. backbone: everything but the head (linear probe); needs --checkpoint.",
         choices=FREEZES,
     )
     momentum: float = option(0.9, "Momentum of SGD.", **RATE)
@@ -152,7 +152,7 @@ class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fiel
     )
     warmup_step: int | None = option(
         None,
-        "Number of epochs (or steps, as above) of linear warm-up from 0 (default: "
+        "Number of epochs (with --schedule_unit=step, of steps) of linear warm-up from 0 (default: "
         f"{DEFAULT_WARMUP}, but at most a third of num_steps).",
         aliases=("warmup_epochs",),
         low=0,
@@ -160,7 +160,10 @@ class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fiel
     )
     schedule_unit: str = option("epoch", "Unit of num_steps and warmup_step.", choices=UNITS)
     scheduler: str = option(
-        "cosine", "Decay of the learning rate to 0 after warm-up.", choices=SCHEDULERS, basic=True
+        "cosine",
+        "Learning-rate schedule after warm-up: decays to 0.",
+        choices=SCHEDULERS,
+        basic=True,
     )
     loss: str = option(
         "softmax",
@@ -175,23 +178,23 @@ class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fiel
     )
     head_bias: float | None = option(
         None,
-        "Initial bias of the head (default: 0; with --loss=sigmoid -log(num_classes)).",
+        "Initial bias of the head (default: 0; with --loss=sigmoid: -log(num_classes)).",
         low=-100.0,
         high=100.0,
     )
     clip_norm: float = option(
-        0.0, "Gradient clipping: largest global norm. 0: none.", low=0.0, high=1e9
+        0.0, "Gradient clipping: maximum global norm. 0: none.", low=0.0, high=1e9
     )
     label_smoothing: float = option(0.0, "Label smoothing.", **RATE)
     ema: float = option(
         0.0,
-        "Exponential moving average of the weights (EMA): decay per step. The average is then "
-        "validated, tested and exported. 0: none.",
+        "Exponential moving average of the weights (EMA): decay per step. The EMA weights "
+        "are then evaluated and exported. 0: none.",
         **RATE,
     )
     early_stopping: int = option(
         0,
-        "Early stopping: patience in epochs, by validation accuracy, then loss. 0: none.",
+        "Early stopping: patience in epochs; compares validation accuracy, then loss. 0: none.",
         low=0,
         high=1_000_000,
     )
@@ -207,14 +210,14 @@ class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fiel
 
     output_dir: str = option(
         "output/",
-        "Run directory. The same command continues a run that was interrupted.",
+        "Run directory. The same command resumes an interrupted run.",
         heading="Run",
         basic=True,
         result=False,
     )
     overwrite: bool = option(
         False,
-        "Delete the run in output_dir and start over; without it, that run is continued.",
+        "Delete the run in output_dir and start over; without it, that run is resumed.",
         result=False,
     )
     save_every: int = option(

@@ -127,7 +127,7 @@ class Dataset:
         if split is None:
             available = [other for other in SPLITS if getattr(self, other) is not None]
             raise InputError(
-                f"--eval_split={name}: this data set has no {name} split; "
+                f"--eval_split={name}: this dataset has no {name} split; "
                 f"give one of {', '.join(available)}"
             )
         return split

@@ -5,7 +5,7 @@ are standardized and regressed with L2 on targets of -1 and 1. Several draws giv
 
 With the same draw and L2, predictions equal those of the official evaluator (google-research/
 big_vision, `evaluators/fewshot_lsr.py`): its bias, a column of 100s under the same L2, is the same
-for all classes if they have equally many images. L2 is 1024 for all data sets there; here it is
+for all classes if they have equally many images. L2 is 1024 for all datasets there; here it is
 chosen on validation images or on the shots, never on test images.
 """
 

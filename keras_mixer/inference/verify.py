@@ -27,7 +27,7 @@ class Claim(NamedTuple):
 
 
 def claim_of(path, dataset, split_name, expected=None):
-    """Returns the `Claim` about pretrained weights on a data set.
+    """Returns the `Claim` about pretrained weights on a dataset.
 
     Args:
         path: As in `read_pretrained`.
@@ -68,7 +68,7 @@ def claim_of_run(run, split_name):
 
 
 def check_classes(path, dataset, num_classes, channels=None, class_names=None):
-    """Compares a model's classes and channels with those of a data set.
+    """Compares a model's classes and channels with those of a dataset.
 
     Args:
         path: The weights, for messages.

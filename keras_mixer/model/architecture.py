@@ -111,9 +111,9 @@ class Architecture:
                 below = image // patch * patch
                 nearest = " and ".join(str(n) for n in (below, below + patch) if n)
                 raise InputError(
-                    f"patch_shape={_format(self.patch_shape)} does not divide "
-                    f"image_shape={_format(self.image_shape)}: the {side} {image} is no multiple of "
-                    f"{patch}; the nearest that are: {nearest}"
+                    f"patch_shape={_format(self.patch_shape)} does not divide image_shape="
+                    f"{_format(self.image_shape)}: the {side} {image} is no multiple of {patch}; "
+                    f"the nearest that are: {nearest}"
                 )
 
     def _check_products(self):
@@ -127,8 +127,8 @@ class Architecture:
             if count > most:
                 raise InputError(
                     f"image_shape={_format(self.image_shape)}, patch_shape="
-                    f"{_format(self.patch_shape)}, depth={self.depth}, dim={self.dim}: {what} would "
-                    f"have {count:,} values, expected at most {most:,}; choose smaller sizes"
+                    f"{_format(self.patch_shape)}, depth={self.depth}, dim={self.dim}: {what} "
+                    f"would have {count:,} values, expected at most {most:,}; choose smaller sizes"
                 )
 
 

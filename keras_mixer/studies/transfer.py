@@ -1,6 +1,6 @@
-"""Transfer: one checkpoint fine-tuned on several data sets, by the paper's protocol (section 3).
+"""Transfer: one checkpoint fine-tuned on several datasets, by the paper's protocol (section 3).
 
-For every data set the learning rate is chosen on held-out training images; then the model is
+For every dataset the learning rate is chosen on held-out training images; then the model is
 trained on all of them, once per seed, and scored once on the test images.
 """
 
@@ -22,10 +22,10 @@ FINE_TUNED, SCRATCH = "fine-tuned", "from scratch"
 
 
 class Result(NamedTuple):
-    """Results on one data set from one start.
+    """Results on one dataset from one start.
 
     Attributes:
-        name: Name of the data set's preset.
+        name: Name of the dataset's preset.
         start: `FINE_TUNED` or `SCRATCH`.
         choice: dict from learning rate to validation top-1; {} if only one was given.
         lr: float. The learning rate of the runs.
@@ -44,7 +44,7 @@ class Result(NamedTuple):
 
 
 def study_transfer(presets, lrs, seeds, output_dir, scratch=False):
-    """Fine-tunes on several data sets, and returns a list of `Result`; skips finished runs.
+    """Fine-tunes on several datasets, and returns a list of `Result`; skips finished runs.
 
     Args:
         presets: dict from name to `Config` with the checkpoint to start from.
@@ -74,7 +74,7 @@ def study_transfer(presets, lrs, seeds, output_dir, scratch=False):
 
 
 def _starts(config, resolved, scratch):
-    """Returns a dict from start to config for a data set."""
+    """Returns a dict from start to config for a dataset."""
     if not scratch:
         return {FINE_TUNED: config}
     plain = {name: getattr(Config, name) for name in OF_CHECKPOINTS}
@@ -119,7 +119,7 @@ def _train_arm(jobs, arm, config, lrs, seeds, output_dir):
 
 
 _HEADER = (
-    "| data set | start | images: training, test | lr | top-1 | top-5 | published top-1 |",
+    "| dataset | start | images: training, test | lr | top-1 | top-5 | published top-1 |",
     "|---|---|---|---|---|---|---|",
 )
 
@@ -129,7 +129,7 @@ def as_table(results, published):
 
     Args:
         results: list of `Result`.
-        published: dict from the name of a data set, or `"avg5"`, to `registry.Published`.
+        published: dict from the name of a dataset, or `"avg5"`, to `registry.Published`.
     """
     lines = [*_HEADER, *(_row(result, published) for result in results)]
     for start in dict.fromkeys(result.start for result in results):
@@ -166,7 +166,7 @@ def _row(result, published):
 
 
 def _mean_row(arm, published):
-    """Returns the row of the mean over data sets, itself mean ± deviation over the seeds."""
+    """Returns the row of the mean over datasets, itself mean ± deviation over the seeds."""
     means = {
         metric: [
             statistics.mean(scores)

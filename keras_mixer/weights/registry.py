@@ -40,11 +40,11 @@ class Release(NamedTuple):
         size: float, in MiB, as published with two decimals.
         variant: Such as `"B/16"`.
         num_classes: int.
-        pretraining: Data set and method of its training.
+        pretraining: Dataset and method of its training.
         mislabelled: Wrong name given by another project, with a source; empty if none was found.
-        published: dict from data set to `Published` accuracy of the file itself.
-        finetuned: dict from data set, or `avg5`, to `Published` accuracy after fine-tuning; for
-            `imagenet2012`, files trained on that data set have their own accuracy here.
+        published: dict from dataset to `Published` accuracy of the file itself.
+        finetuned: dict from dataset, or `avg5`, to `Published` accuracy after fine-tuning; for
+            `imagenet2012`, files trained on that dataset have their own accuracy here.
     """
 
     name: str
