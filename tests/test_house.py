@@ -134,7 +134,8 @@ HEAVY = ("tensorflow", "keras", "jax", "torch", "sklearn", "scipy")
     [
         "keras_mixer", "keras_mixer.__main__", "keras_mixer.jobs", "keras_mixer.config.training",
         "keras_mixer.training.open_run", "keras_mixer.training.checkpoints",
-        "keras_mixer.data.sources", "keras_mixer.weights.pretrained", "keras_mixer.inference.verify",
+        "keras_mixer.data.sources", "keras_mixer.weights.pretrained",
+        "keras_mixer.inference.verify",
     ],
 )  # fmt: skip
 def test_light_modules_import_nothing_heavy(module):
