@@ -7,7 +7,11 @@ class InputError(ValueError):
     """A flag, file or folder is not valid. The command line exits with status 2.
 
     The message has what was expected, what was received, and the flag that fixes it.
+    It is one line: names that come from files can hold others.
     """
+
+    def __init__(self, text):
+        super().__init__(" ".join(str(text).splitlines()))
 
 
 class RunError(RuntimeError):

@@ -6,6 +6,7 @@ import glob
 import io
 import itertools
 import json
+import math
 import os
 
 import numpy as np
@@ -19,6 +20,8 @@ from keras_mixer.preprocessing.decode import decode_image, decoding_problem
 from keras_mixer.preprocessing.input_pipeline import EVALUATION_BATCH_SIZE
 from keras_mixer.preprocessing.resize import preprocess
 from keras_mixer.training.losses import PROBABILITIES
+
+_MOST_VALUES = 1 << 28  # in a batch: 1 GiB, which a model of very large images could exceed
 
 
 def expand(arguments):
@@ -76,8 +79,10 @@ def classify(model, paths):
         if the image cannot be read.
     """
     probabilities = PROBABILITIES[model.spec.loss]
-    for start in range(0, len(paths), EVALUATION_BATCH_SIZE):
-        batch = paths[start : start + EVALUATION_BATCH_SIZE]
+    values = math.prod(model.input_shape[1:])
+    size = max(1, min(EVALUATION_BATCH_SIZE, _MOST_VALUES // values))
+    for start in range(0, len(paths), size):
+        batch = paths[start : start + size]
         images = [_read(path, model.spec) for path in batch]
         readable = [image for image in images if not isinstance(image, str)]
         logits = model.predict_on_batch(np.stack(readable)) if readable else np.empty((0, 2))

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import operator
+import re
 
 from keras_mixer.errors import InputError
 from keras_mixer.model.variants import ACTIVATIONS, IMAGE_SHAPE, VARIANTS
@@ -62,7 +63,7 @@ class Architecture:
         given = {name: value for name, value in values.items() if value is not None}
         filled = variant_values(variant) | given
         if missing := [name for name in _REQUIRED if name not in filled]:
-            raise InputError(f"expected {', '.join(missing)}, or a variant, received neither")
+            raise InputError(f"missing: {', '.join(missing)}; a variant gives all but num_classes")
         return cls(**filled)
 
     @property
@@ -258,6 +259,11 @@ class Preprocessing:
         return "resized whole, without its aspect ratio"
 
 
+def _is_text(value):
+    """Tells whether a value is a string that UTF-8 can encode: without half a surrogate pair."""
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
     """Everything about a model but its weights: enough to build it and to prepare its inputs.
@@ -276,10 +282,15 @@ class ModelSpec:
 
     def __post_init__(self):
         names, count = self.class_names, self.architecture.num_classes
-        if names is not None and [type(name) for name in names] != [str] * count:
-            raise InputError(f"class_names: expected {count} names, received {names!r:.60}")
+        if names is not None:
+            listed = isinstance(names, tuple | list) and len(names) == count
+            if not listed or not all(map(_is_text, names)):
+                raise InputError(f"class_names: expected {count} names, received {names!r:.60}")
+            object.__setattr__(self, "class_names", tuple(names))
         if self.loss not in LOSSES:
-            raise InputError(f"loss: expected one of {', '.join(LOSSES)}, received {self.loss!r}")
+            raise InputError(
+                f"loss: expected one of {', '.join(LOSSES)}, received {self.loss!r:.60}"
+            )
 
     @property
     def names(self):

@@ -16,6 +16,8 @@ from keras_mixer.files import pack, write_atomically
 from keras_mixer.model.architecture import ModelSpec
 
 SPEC, WEIGHTS = "model.json", "model.safetensors"
+# AttributeError and TypeError: number types that NumPy does not have.
+_DAMAGE = (OSError, ValueError, TypeError, AttributeError, RecursionError, SafetensorError)
 
 
 def write_spec(folder, spec):
@@ -63,11 +65,11 @@ def read_weights(folder):
         with safe_open(path, framework="numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             record = json.loads((file.metadata() or {}).get("keras_mixer", "{}"))
-    except (OSError, ValueError, SafetensorError) as error:
+    except _DAMAGE as error:
         raise InputError(f"{path}: cannot be read ({error})") from error
-    if record.get("sha256") != digest(arrays):
+    if not isinstance(record, dict) or record.get("sha256") != digest(arrays):
         raise InputError(f"{path}: damaged, its contents do not match its sha256")
-    return arrays, record["facts"]
+    return arrays, record.get("facts", {})
 
 
 def digest(arrays):

@@ -137,7 +137,7 @@ def write(path, spec, arrays):
     Raises:
         InputError: If the format has no such model.
     """
-    for name in DEFAULTS.keys() - {"channels"}:
+    for name in sorted(DEFAULTS.keys() - {"channels"}):
         value = getattr(spec.architecture, name)
         if value != DEFAULTS[name]:
             raise InputError(

@@ -31,6 +31,7 @@ _METADATA = "keras_mixer"  # key of the spec, as JSON, in files by `write`
 _OLDEST_TORCH = (2, 10)  # weights_only is unsafe before: CVE-2025-32434, CVE-2026-24747
 _WRAPPERS = ("state_dict", "model")
 _LARGEST_JSON = 4 << 20  # bytes; the header of H/14 has 40 kB
+_LARGEST = 1000  # mean, std, or 1 / std; for pixels from 0 to 255 they are 127.5
 _TYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 
 
@@ -111,7 +112,7 @@ def write(path, spec, arrays):
 
     timm uses the exact GELU unless given another `act_layer`. Args, Raises: As `official.write`.
     """
-    for name in DEFAULTS.keys() - {"channels", "activation"}:
+    for name in sorted(DEFAULTS.keys() - {"channels", "activation"}):
         value = getattr(spec.architecture, name)
         if value != DEFAULTS[name]:
             raise InputError(
@@ -139,9 +140,10 @@ def _as_configured(path, spec, arrays):
         mean, std = (
             np.array(values.get(name, [0.5] * channels), np.float64) for name in ("mean", "std")
         )
-        if not (mean.shape == std.shape == (channels,) and (std > 0).all()):
+        sensible = mean.shape == std.shape == (channels,) and (abs(mean) <= _LARGEST).all()
+        if not (sensible and (std >= 1 / _LARGEST).all() and (std <= _LARGEST).all()):
             raise ValueError(f"mean={mean}, std={std}")
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, OverflowError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{config}: not a config of timm ({error}); move it away") from error
     source = f"{LAYOUT.source} as its config.json has it"
     spec = spec.replace(preprocessing=preprocessing)
