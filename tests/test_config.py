@@ -26,9 +26,9 @@ CHECKPOINT = SMALL.replace(activation="relu", channel_mixing=False)
 
 
 def resolved(classes=10, **fields):
-    """Returns the filled config for gray images of so many classes; a checkpoint is CHECKPOINT."""
+    """Returns the filled config for data of so many classes; any checkpoint is CHECKPOINT."""
     names, start = tuple(map(str, range(classes))), CHECKPOINT if "checkpoint" in fields else None
-    return resolve(Config(**fields), names, 1, start)[0]
+    return resolve(Config(**fields), names, CHECKPOINT.channels, start)[0]
 
 
 # === Flags ===

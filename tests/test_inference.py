@@ -34,7 +34,8 @@ from keras_mixer.preprocessing.resize import resize_images, to_model_range
 
 
 def spec_of(num_classes, names=None, loss="softmax"):
-    return ModelSpec(SMALL.replace(num_classes=num_classes), names, loss=loss)
+    architecture = SMALL.replace(channels=1, num_classes=num_classes)
+    return ModelSpec(architecture, names, loss=loss)
 
 
 PROBABILITIES = {"softmax": tf.nn.softmax, "sigmoid": tf.nn.sigmoid}
@@ -228,7 +229,11 @@ def test_a_submission_holds_every_class_in_the_models_order(trained, model, imag
 def test_probabilities_of_a_thousand_classes_sum_to_one(images, loss):
     """As text, too, and closer than float32 or six digits come."""
     logits = np.random.default_rng(0).normal(0, 3, (1, 1000)).astype(np.float32)
-    model = SimpleNamespace(spec=spec_of(1000, loss=loss), predict_on_batch=lambda images: logits)
+    model = SimpleNamespace(
+        spec=spec_of(1000, loss=loss),
+        input_shape=(None, 8, 12, 1),
+        predict_on_batch=lambda images: logits,
+    )
     ((_, probabilities),) = classify(model, [str(images / "0.png")])
     np.testing.assert_allclose(probabilities, PROBABILITIES[loss](logits[0]), rtol=1e-5)
     text = as_submission([("0", probabilities)], [str(i) for i in range(1000)])

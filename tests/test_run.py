@@ -12,10 +12,10 @@ from conftest import GOLDEN, ROOT
 import keras_mixer.training.open_run as open_module
 from keras_mixer import Config, InputError
 from keras_mixer.config.options import parse
-from keras_mixer.data.sources import open_dataset
 from keras_mixer.training.open_run import open_run, read_run
 from keras_mixer.training.run import FORMAT, HISTORY, read_metrics
 from keras_mixer.weights import model_folder
+from keras_mixer.weights.pretrained import read_pretrained
 
 RECORD = '{"config": {}, "data": {"identity": ""}, "environment": {}}'
 
@@ -172,18 +172,17 @@ def test_a_directory_in_use_is_refused_before_any_data_are_read(config):
         opened(config(dataset="folder", data_dir="nowhere", checkpoint="nowhere"))
 
 
-def test_no_run_can_end_in_a_directory_while_another_is_opened_there(config, monkeypatch):
+def test_no_run_can_end_in_a_directory_while_another_is_opened_there(config, trained, monkeypatch):
     """Its scores would be taken for those of the one that came late."""
 
-    def meanwhile(**options):
-        monkeypatch.undo()
-        with contextlib.suppress(InputError), open_run(config(lr=0.5, export=False)) as other:
+    def meanwhile(*arguments):
+        with contextlib.suppress(InputError), open_run(config(lr=0.5)) as other:
             other.write_metrics({"test": {"top1": 1.0}})
-        return open_dataset(**options)
+        return read_pretrained(*arguments)
 
-    monkeypatch.setattr(open_module, "open_dataset", meanwhile)
-    run = opened(config(export=False))
-    assert not run.finished and run.scores == {}
+    monkeypatch.setattr(open_module, "read_pretrained", meanwhile)
+    run = opened(Config(checkpoint=str(trained.directory), output_dir=config().output_dir))
+    assert run.scores == {}
     assert json.loads((run.directory / "config.json").read_text())["config"]["lr"] == 0.001
 
 
