@@ -115,7 +115,7 @@ def test_identity_follows_the_files_and_not_their_folder(folder, tmp_path, write
     [
         (lambda f: [shutil.rmtree(f / n) for n in ("ant", "bee", "cat")], "holds 0 class folders"),
         (lambda f: [shutil.rmtree(f / n) for n in ("ant", "bee")], "holds 1 class folders"),
-        (lambda f: (f / "dog").mkdir(), "class folder .*dog holds no image"),
+        (lambda f: (f / "dog").mkdir(), "class folder .*dog has no images"),
         (lambda f: (f / "ant" / "0.png").write_bytes(b""), r"0\.png \(empty file\)"),
         (lambda f: (f / "ant" / "x.jpg").write_text("hello"), r"x\.jpg \(not a JPEG, PNG, BMP"),
         (lambda f: os.mkfifo(f / "ant" / "pipe.jpg"), r"pipe\.jpg \(not a regular file\)"),

@@ -130,7 +130,7 @@ ROW = "000f,boxer\n001f,corgi\n"
 FAULTS = {
     "no file": (None, r"labels\.csv: no such file; .*dogs holds sample_submission\.csv"),
     "empty": ("", r"found the columns \(none\)"),
-    "header alone": ("id,breed\n", "holds no rows"),
+    "header alone": ("id,breed\n", "has no rows"),
     "one column": ("id\n000f\n", "found the columns id"),
     "unknown columns": ("id,size,age\n000f,1,2\n", "found the columns id, size, age"),
     "labels first": ("breed,id\nboxer,000f\n", "a column of images first"),

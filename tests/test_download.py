@@ -261,7 +261,7 @@ def leave(content, etag=b'"one"'):
 
 PARTS = {
     "goes on": (CONTENT[:30_000], b'"one"', [30_000]),
-    "nobody knows of what": (CONTENT[:30_000], None, [0]),
+    "of an unknown file": (CONTENT[:30_000], None, [0]),
     "of another file, so the server sends all": (bytes(30_000), b'"old"', [30_000]),
     "its ETag is none": (bytes(30_000), b'"\r\nX: y"', [0]),
     "its ETag is no text": (bytes(30_000), b"\xff", [0]),

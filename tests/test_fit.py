@@ -45,29 +45,6 @@ def state(run):
 
 
 @pytest.fixture
-def interrupted(monkeypatch, default_signals):
-    """Trains, and sends this process a signal after so many steps, as a terminal would."""
-
-    def run(config, step, number=signal.SIGTERM):
-        class Interrupting(fit_module.Saver):
-            steps_left = step
-
-            def on_train_batch_end(self, batch, logs=None):
-                self.steps_left -= 1
-                if self.steps_left == 0:
-                    os.kill(os.getpid(), number)
-                super().on_train_batch_end(batch, logs)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(fit_module, "Saver", Interrupting)
-            with pytest.raises(Interrupted) as error:
-                fit(config)
-        return error.value
-
-    return run
-
-
-@pytest.fixture
 def assert_exact(config, interrupted):
     """Asserts that a run interrupted after so many steps ends as if nothing had happened."""
 
@@ -221,7 +198,7 @@ def test_an_image_that_goes_bad_during_the_run_is_named(config, folder, monkeypa
         return batches(*arguments, **options)
 
     monkeypatch.setattr(fit_module, "training_batches", spoil)
-    with pytest.raises(InputError, match=f"1 unreadable image, mend or remove: {path}"):
+    with pytest.raises(InputError, match=f"1 unreadable image, repair or remove: {path}"):
         fit(config(**fields))
 
 
@@ -248,7 +225,7 @@ def test_best_weights_of_an_epoch_that_is_repeated_are_not_trusted(config, inter
     assert found["best stem/kernel"] != (arrays["stem/kernel"] + 1).tobytes()
 
 
-def test_damaged_best_weights_are_said_aloud_and_replaced(config, interrupted, capsys):
+def test_damaged_best_weights_are_reported_and_replaced(config, interrupted, capsys):
     interrupted(config(num_steps=4), 42)
     path = config_path(config) / "best" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-3] + b"abc")

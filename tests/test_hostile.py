@@ -1,4 +1,4 @@
-"""Tests that checkpoints of strangers are refused before anything in them runs or grows.
+"""Tests that untrusted checkpoints are refused before anything in them runs or grows.
 
 Every file here is made to harm a careless reader. One process reads them all; then it is asked what
 it answered, what it imported, how much memory it took, and whether anything was run or written.
@@ -590,7 +590,7 @@ def test_hostile_file_is_refused(verdict, name):
     assert seconds < 5
 
 
-def test_nothing_was_deserialised_and_no_memory_taken(verdict):
+def test_nothing_was_deserialized_and_no_memory_taken(verdict):
     assert verdict[0]["imported"] == []
     assert verdict[0]["megabytes"] < 300
 

@@ -359,7 +359,7 @@ def test_a_memory_that_cannot_be_written_is_said(folder, tmp_path, monkeypatch, 
     assert len(open_dataset("folder", folder).train) == 25
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "cannot remember which images are sound" in said
+    assert "cannot cache which images are readable" in said
 
 
 def test_the_memory_is_in_the_users_cache_folder(monkeypatch, tmp_path):

@@ -111,7 +111,7 @@ def test_moved_data_are_the_same_data(folder, config, tmp_path):
     assert read_run(run.directory, tmp_path / "moved").dataset.class_names == ("ant", "bee", "cat")
 
 
-def test_another_environment_is_said_aloud(config, capsys):
+def test_another_environment_is_printed(config, capsys):
     run = opened(config())
     path = run.directory / "config.json"
     path.write_text(path.read_text().replace('"cores": "', '"cores": "9'))

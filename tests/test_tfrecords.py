@@ -153,7 +153,7 @@ def test_name_may_have_a_version(shapes):
 def test_a_version_prepared_by_another_release_of_tfds_is_found(tmp_path, capsys):
     write_set(tmp_path, "cifar10")  # 1.0.0; the code that tfds has is for 3.0.2
     assert len(load(tmp_path, "cifar10").train) == 21
-    assert "cifar10/1.0.0 is prepared, and is used" in capsys.readouterr().err
+    assert "cifar10/1.0.0 is already prepared and will be used" in capsys.readouterr().err
 
 
 def test_validation_is_set_aside_at_random_and_shares_no_image(shapes):
@@ -194,7 +194,7 @@ def test_the_sets_validation_split_is_dropped_where_train_takes_it(tmp_path):
             r"--train_split=train\[:90%\] and --validation_split=train\[80%:\] have 2 images",
         ),
         ({"train_split": "train+test"}, "--test_split=test have 9 images in common"),
-        ({"train_split": "train+train[:2]"}, "takes images twice"),
+        ({"train_split": "train+train[:2]"}, "contains images twice"),
         ({"test_split": "trian"}, r"--test_split=trian: not a split .* train \(21\), test \(9\)"),
         ({"train_split": "train[:"}, r"--train_split=train\[:: not a split"),
         ({"train_split": "train[5:5]"}, r"train\[5:5\]: there are no images"),
@@ -289,7 +289,10 @@ def shard_of(folder, split="train", number=1):
     "damage, message",
     [
         (lambda p: p.unlink(), "No such file"),
-        (lambda p: p.write_bytes(p.read_bytes()[:-7]), "does not end where it should.*prepare it"),
+        (
+            lambda p: p.write_bytes(p.read_bytes()[:-7]),
+            "does not end where it should.*prepare the dataset",
+        ),
         (lambda p: p.write_bytes(b"\xff" * 8 + p.read_bytes()[8:]), "does not end where it should"),
         (lambda p: p.write_bytes(p.read_bytes() * 2), "holds 14 records, expected 7"),
     ],

@@ -3,7 +3,7 @@
     python tools/index_many.py --files=200000
 
 Indexing is what happens before the first step: listing, checking headers and ends, splitting, the
-identity. It is done twice, each time in a process of its own: cold, with an empty memory of sound
+identity. It is done twice, each time in a process of its own: cold, with an empty cache of readable
 images, and warm. After the second, 300 steps are read as training reads them. While they are, the
 resident memory must not grow by more than MOST_GROWTH after the tenth step. (Cold refers to our
 memory: the files were just written, so the operating system still holds them.)
@@ -57,8 +57,8 @@ def index(folder):
     from keras_mixer.data.sources import open_dataset
 
     before, began = resident(), time.monotonic()
-    source = open_dataset("folder", folder)
-    return source, {"seconds": time.monotonic() - began, "before": before, "after": resident()}
+    dataset = open_dataset("folder", folder)
+    return dataset, {"seconds": time.monotonic() - began, "before": before, "after": resident()}
 
 
 def index_only(folder):
@@ -68,13 +68,15 @@ def index_only(folder):
 
 def index_and_read(folder, steps):
     """Indexes, then reads training batches; returns what `index` measured and the memory then."""
-    source, measured = index(folder)
+    dataset, measured = index(folder)
+    from keras_mixer.model.architecture import Architecture, ModelSpec
     from keras_mixer.preprocessing.input_pipeline import training_batches
 
-    batches = training_batches(
-        source.train, image_shape=(24, 24), channels=3, num_classes=CLASSES,
-        batch_size=BATCH_SIZE, seed=0, flip=True, crop_padding=2,
-    )  # fmt: skip
+    architecture = Architecture(
+        image_shape=(24, 24), patch_shape=(8, 8), depth=1, dim=8, num_classes=CLASSES
+    )
+    recipe = {"batch_size": BATCH_SIZE, "seed": 0, "flip": True, "crop_padding": 2}
+    batches = training_batches(dataset.train, ModelSpec(architecture), **recipe)
     for step, _ in enumerate(batches.take(steps), start=1):
         if step == 10:
             measured["step 10"] = resident()
@@ -104,7 +106,7 @@ def show(files, steps):
             f", memory {measured['before']:.0f} MB before, {measured['after']:.0f} MB after"
         )
     growth = warm["end"] - warm["step 10"]
-    print(f"memory of sound images on disk: {kept:.2f} MB")
+    print(f"cache of readable images on disk: {kept:.2f} MB")
     print(
         f"memory after step 10: {warm['step 10']:.0f} MB, after step {steps}: {warm['end']:.0f} MB"
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from keras_mixer.commands.shared import check_writable, only, write
 from keras_mixer.config.data import DatasetOptions
-from keras_mixer.config.options import FRACTION, PIXELS, RATE, SEED, option, shown
+from keras_mixer.config.options import FRACTION, PIXELS, RATE, SEED, named_as_flags, option, shown
 from keras_mixer.console import quiet_tensorflow, say
 from keras_mixer.data.sources import open_dataset
 from keras_mixer.errors import InputError, path_errors
@@ -75,12 +75,14 @@ def few_shot(options, arguments):
     dataset = open_dataset(**options.dataset_options())
     _check(options, dataset, path, pretrained.spec.architecture.channels)
     _note_other_splits(options, dataset, path)
+    with named_as_flags(type(options)):
+        shapes = (options.image_shape, options.patch_shape, options.resize_tokens)
+        adapted = adapt_pretrained(announce(pretrained, path), *shapes)
     with quiet_tensorflow():
         from keras_mixer.inference.few_shot import as_table, score_few_shot
         from keras_mixer.weights.load import build_pretrained
 
-    shapes = (options.image_shape, options.patch_shape, options.resize_tokens)
-    model = build_pretrained(adapt_pretrained(pretrained, *shapes), path)
+    model = build_pretrained(adapted, path)
     scores = {"checkpoint": str(path), "dataset": options.dataset}
     chosen = (options.shots, options.seeds, options.l2)
     scores |= score_few_shot(model, dataset, *chosen, options.batch_size)
@@ -92,10 +94,11 @@ def few_shot(options, arguments):
 
 def _pretrained(options, path):
     """Reads the weights; --eval_crop, if given, replaces that of their spec."""
-    pretrained = announce(read_pretrained(path, options.image_shape), path)
+    pretrained = read_pretrained(path, options.image_shape)
     if options.eval_crop is None:
         return pretrained
-    preprocessing = Preprocessing(eval_crop=options.eval_crop)
+    with named_as_flags(type(options)):
+        preprocessing = Preprocessing(eval_crop=options.eval_crop)
     return pretrained._replace(spec=pretrained.spec.replace(preprocessing=preprocessing))
 
 

@@ -5,6 +5,7 @@ arguments into an instance, and `check` compares the values with their bounds. E
 own `FlagValues`, so it accepts only its own flags.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import itertools
@@ -121,6 +122,17 @@ def _nearest(value, names):
 def options_of(options, group):
     """Returns the fields that an options dataclass inherits from its base `group`, as a dict."""
     return {field.name: getattr(options, field.name) for field in dataclasses.fields(group)}
+
+
+@contextlib.contextmanager
+def named_as_flags(options_class):
+    """Writes options in error messages as flags: the code that raises them has plain arguments."""
+    try:
+        yield
+    except InputError as error:
+        names = "|".join(field.name for field in dataclasses.fields(options_class))
+        text = re.sub(rf"(?<![-\w])({names})(?=[=:])", r"--\1", str(error))
+        raise InputError(text) from error
 
 
 def as_flags(options):

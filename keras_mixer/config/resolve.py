@@ -3,12 +3,10 @@
 Precedence: the values given, then the checkpoint, the variant, and the dataset's defaults.
 """
 
-import contextlib
 import dataclasses
 import math
-import re
 
-from keras_mixer.config.options import shown
+from keras_mixer.config.options import named_as_flags, shown
 from keras_mixer.config.training import DEFAULT_DEPTH, DEFAULT_DIM, DEFAULT_WARMUP, Config
 from keras_mixer.data.datasets import dataset_row
 from keras_mixer.errors import InputError
@@ -31,7 +29,7 @@ def resolve(config, class_names, channels, checkpoint=None):
     Raises:
         InputError: If values contradict each other; the message names the flags.
     """
-    with _named_as_flags():
+    with named_as_flags(Config):
         num_classes = len(class_names)
         _check_data(config, num_classes, channels, checkpoint)
         filled = {"num_classes": num_classes}
@@ -48,17 +46,6 @@ def resolve(config, class_names, channels, checkpoint=None):
         spec = ModelSpec(architecture, class_names, config.preprocessing(), config.loss)
         sizes = {name: getattr(architecture, name) for name in config.architecture()}
         return _consistent(dataclasses.replace(config, **sizes)), spec
-
-
-@contextlib.contextmanager
-def _named_as_flags():
-    """Writes options in messages as flags: lower modules name them as plain arguments."""
-    try:
-        yield
-    except InputError as error:
-        names = "|".join(field.name for field in dataclasses.fields(Config))
-        text = re.sub(rf"(?<![-\w])({names})(?=[=:])", r"--\1", str(error))
-        raise InputError(text) from error
 
 
 def _check_data(config, num_classes, channels, checkpoint):

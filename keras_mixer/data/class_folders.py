@@ -87,7 +87,7 @@ def _read_splits(directory, folders, class_names, channels):
     counts = np.bincount(folder_of, minlength=len(paths))
     if not counts.all():
         raise InputError(
-            f"--data_dir: the class folder {paths[np.argmin(counts)]} holds no image "
+            f"--data_dir: the class folder {paths[np.argmin(counts)]} has no images "
             f"({', '.join(IMAGE_SUFFIXES)})"
         )
     refuse_unreadable(listing)

@@ -120,7 +120,7 @@ def _find_columns(file, header):
 def _refuse_faulty(table):
     """Checks what does not depend on the image files."""
     if not table.lines:
-        raise InputError(f"--labels={table.file}: holds no rows below its header")
+        raise InputError(f"--labels={table.file}: has no rows below its header")
     _refuse(table, [not name for name in table.images], "without an image")
     _refuse(table, [not label for label in table.labels], "without a label")
     _refuse(table, list(map(_is_outside, table.images)), "with an image outside of --data_dir")

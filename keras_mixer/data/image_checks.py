@@ -217,7 +217,7 @@ def refuse_files(problems):
         named = some_of([f"{os.fsdecode(path)} ({why})" for path, why in problems])
         raise InputError(
             f"--data_dir: {len(problems)} unreadable image{'s' * (len(problems) > 1)}, "
-            f"mend or remove: {named}"
+            f"repair or remove: {named}"
         )
 
 
@@ -231,7 +231,7 @@ def _cache_path(directory):
     """
     checks = pkgutil.get_data("keras_mixer.data", "image_checks.py") + PIL.__version__.encode()
     digest = hashlib.sha256(os.path.abspath(directory) + checks)
-    return cache_folder() / "sound_images" / f"{digest.hexdigest()[:32]}.npz"
+    return cache_folder() / "readable_images" / f"{digest.hexdigest()[:32]}.npz"
 
 
 def _load(cache):
@@ -241,7 +241,7 @@ def _load(cache):
         arrays = np.load(io.BytesIO(cache.read_bytes()), allow_pickle=False)
         columns = tuple(arrays[name] for name in Listing._fields[1:])
         if [(c.dtype.kind, c.shape) for c in columns] != [(k, (len(columns[0]),)) for k in "Sii"]:
-            raise ValueError("it holds something else")
+            raise ValueError("unexpected arrays")
     except OSError:
         return nothing
     except Exception as error:  # NumPy, zipfile and zlib raise many types on damaged files
@@ -273,6 +273,6 @@ def _save(cache, readable):
         write_atomically(cache, content.getvalue())
     except OSError as error:
         console.say(
-            f"{cache.parent}: cannot remember which images are sound ({error.strerror}), so they "
-            f"are checked again next time; KERAS_MIXER_CACHE=FOLDER names another place"
+            f"{cache.parent}: cannot cache which images are readable ({error.strerror}), so they "
+            f"are checked again next time; set KERAS_MIXER_CACHE=FOLDER to use another folder"
         )

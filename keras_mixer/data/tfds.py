@@ -52,7 +52,8 @@ def _open_builder(name, directory):
     if ":" not in name:  # a version that was prepared with another release of tfds
         other = _builder(f"{name}:*.*.*", directory)
         if _is_prepared(other):
-            console.say(f"--dataset={name}: {other.info.full_name} is prepared, and is used")
+            found = other.info.full_name
+            console.say(f"--dataset={name}: {found} is already prepared and will be used")
             return other
     _prepare(builder, name)
     return builder
@@ -180,7 +181,7 @@ def _choose_expressions(builder, request):
     if not chosen.keys() & {"train", "all"}:
         raise InputError(
             f"--dataset={builder.name} has no split called train, only {_format_splits(builder)}; "
-            f"say with --train_split which to learn from"
+            f"choose the training split with --train_split"
         )
     shards = {name: _shards(builder, name, text) for name, text in chosen.items()}
     is_default = "train" in given and "validation" not in given and "validation" in chosen
@@ -229,11 +230,12 @@ def _refuse_overlap(expressions, shards):
             if count := overlap(shards[name], shards[other]):
                 raise InputError(
                     f"--{flag_of(name)}={expressions[name]} and --{flag_of(other)}="
-                    f"{expressions[other]} have {count} images in common; give splits apart"
+                    f"{expressions[other]} have {count} images in common; choose splits that "
+                    f"do not overlap"
                 )
         twice = overlap(shards[name], shards[name]) - sum(part[2] for part in shards[name])
         if twice:
-            raise InputError(f"--{flag_of(name)}={expressions[name]} takes images twice")
+            raise InputError(f"--{flag_of(name)}={expressions[name]} contains images twice")
 
 
 def _store(builder, expression, image_key, label_key):

@@ -106,7 +106,7 @@ def refuse_records(problems):
 
 
 def _damaged(what, why):
-    return InputError(f"{what}: damaged ({why}); remove the folder it is in, and prepare it again")
+    return InputError(f"{what}: damaged ({why}); remove its folder and prepare the dataset again")
 
 
 # === TFRecord files ===
@@ -214,7 +214,7 @@ def _save(cache, bounds):
         cache.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(cache, content.getvalue())
     except OSError as error:
-        console.say(f"{cache.parent}: cannot keep where records begin ({error.strerror})")
+        console.say(f"{cache.parent}: cannot cache the record index ({error.strerror})")
 
 
 # === Other stores with random access ===

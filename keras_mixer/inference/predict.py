@@ -96,7 +96,7 @@ def _read(path, spec):
     if not os.path.exists(path):
         return "no such file"
     if os.path.isdir(path):
-        return "the folder holds no image"
+        return "the folder has no images"
     if problem := check_image_file(path):
         return problem
     try:

@@ -117,26 +117,31 @@ def read_run(directory, data_dir=None, labels=None):
 
 @contextlib.contextmanager
 def _locked(directory):
-    """Locks the directory; at the end, removes it if it was made here and holds no run."""
+    """Locks the directory; at the end, removes what was made here and holds no run."""
     made = [path for path in (directory, *directory.parents) if not path.exists()]
     lock = filelock.FileLock(directory / LOCK, timeout=0)
-    with path_errors(f"--output_dir={directory}"):
-        directory.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire()
-        except filelock.Timeout as error:
-            raise InputError(
-                f"--output_dir={directory} is in use: another process is training there"
-            ) from error
     try:
+        with path_errors(f"--output_dir={directory}"):
+            directory.mkdir(parents=True, exist_ok=True)
+            _acquire(lock, directory)
         yield
     finally:
-        if made and not (directory / CONFIG).exists():
-            with contextlib.suppress(OSError):
+        if made and lock.is_locked and not (directory / CONFIG).exists():
+            with contextlib.suppress(OSError):  # Windows removes no open files
                 (directory / LOCK).unlink()
-                for path in made:
-                    path.rmdir()
+        for path in made:
+            with contextlib.suppress(OSError):  # it is not empty
+                path.rmdir()
         lock.release()
+
+
+def _acquire(lock, directory):
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise InputError(
+            f"--output_dir={directory} is in use: another process is training there"
+        ) from error
 
 
 # === Checks ===
