@@ -204,7 +204,7 @@ def test_functions_read_like_paragraphs():
 
 
 def test_every_module_has_its_tests():
-    """Each has a test file of its name, is imported by a test, or is a reader that sources opens."""
+    """Each has a test file of its name, or is imported by a test or by data.sources."""
     imported = set(imports_of(PACKAGE / "data" / "sources.py"))
     for path in (ROOT / "tests").glob("*.py"):
         imported |= set(imports_of(path))

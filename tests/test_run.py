@@ -12,6 +12,7 @@ from conftest import GOLDEN, ROOT
 import keras_mixer.training.open_run as open_module
 from keras_mixer import Config, InputError
 from keras_mixer.config.options import parse
+from keras_mixer.training.environment import environment
 from keras_mixer.training.open_run import open_run, read_run
 from keras_mixer.training.run import FORMAT, HISTORY, read_metrics
 from keras_mixer.weights import model_folder
@@ -112,13 +113,25 @@ def test_moved_data_are_the_same_data(folder, config, tmp_path):
 
 
 def test_another_environment_is_printed(config, capsys):
-    run = opened(config())
-    path = run.directory / "config.json"
-    path.write_text(path.read_text().replace('"cores": "', '"cores": "9'))
+    record = opened(config()).directory / "config.json"
+    assert json.loads(record.read_text())["environment"] == environment()
+    opened(config())
+    assert capsys.readouterr().err == "", "the same environment"
+    record.write_text(record.read_text().replace('"cores": "', '"cores": "9'))
     opened(config())
     said = capsys.readouterr().err
     assert "cores was 9" in said
     assert "last bits" in said
+
+
+def test_a_run_begun_before_a_field_existed_is_resumed(config):
+    path = opened(config()).directory / "config.json"
+    record = json.loads(path.read_text())
+    del record["config"]["activation"], record["config"]["ema"]
+    path.write_text(json.dumps(record))
+    assert opened(config()).config.activation == "gelu"
+    with pytest.raises(InputError, match="--activation was gelu, now relu"):
+        opened(config(activation="relu"))
 
 
 @pytest.mark.parametrize(
