@@ -115,8 +115,9 @@ def _complaint(field, expected, received, hint=""):
 
 
 def _nearest(value, names):
-    near = difflib.get_close_matches(str(value), names, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    near = difflib.get_close_matches(str(value).lower(), [name.lower() for name in names], n=1)
+    found = next((name for name in names if [name.lower()] == near), None)
+    return f"; did you mean {found}?" if found else ""
 
 
 def options_of(options, group):

@@ -204,7 +204,7 @@ class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fiel
         choices=PRECISIONS,
     )
     jit: str = option(
-        "auto", "Compile with XLA. auto: yes, except for bfloat16 on a CPU.", choices=JIT_MODES
+        "auto", "Compile with XLA. auto: yes, but on a CPU only float32.", choices=JIT_MODES
     )
     seed: int = option(0, "Random seed: initial weights, order, augmentation, dropout.", **SEED)
 

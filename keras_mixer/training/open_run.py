@@ -230,7 +230,8 @@ def _check_same_data(directory, record, dataset):
     if record["data"]["identity"] != dataset.identity:
         raise InputError(
             f"{directory} was trained on other data: their files, order, labels or classes have "
-            f"changed since. Restore them, or give another --output_dir"
+            f"changed since. Restore them, or name the folder that has them with --data_dir; to "
+            f"train on other data, give another --output_dir"
         )
 
 
