@@ -128,6 +128,15 @@ def interrupted(monkeypatch, default_signals):
     return run
 
 
+@pytest.fixture
+def run(capsys, monkeypatch, tmp_path):
+    """Runs a command in this process, in an empty folder; returns (status, stdout, stderr)."""
+    from keras_mixer.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: (main(list(map(str, arguments))), *capsys.readouterr())
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     """A trained and scored run of the digits; read it, do not change it."""

@@ -13,8 +13,6 @@ from keras_mixer.data.image_listing import MISSING, SEVERAL, find_images, list_i
 from keras_mixer.data.sources import open_dataset
 from keras_mixer.errors import InputError
 
-# === Listing ===
-
 
 def test_listing_is_what_a_walk_finds(folder):
     (folder / "ant" / "deep" / "er").mkdir(parents=True)
@@ -58,9 +56,6 @@ def test_files_are_found_with_and_without_suffix_and_folder():
                 MISSING, b"train/a.png", MISSING]  # fmt: skip
     assert [names[i] if i >= 0 else i for i in found] == expected
     assert find_images(names[:0], wanted).tolist() == [MISSING] * len(wanted)
-
-
-# === Class folders ===
 
 
 def test_class_folders_are_split_stratified(folder):

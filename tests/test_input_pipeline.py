@@ -67,9 +67,6 @@ def pixels_of(images):
     return np.concatenate([x for x, _ in evaluation_batches(images, SPEC)])
 
 
-# === One interface ===
-
-
 @pytest.mark.parametrize("crop", [0.0, 0.3])
 def test_batches_do_not_depend_on_how_images_are_stored(stored, crop):
     def seen(images):
@@ -89,9 +86,6 @@ def test_taking_images_takes_their_pixels_and_labels(images):
     np.testing.assert_array_equal(taken.read_labels(), images.read_labels()[some])
     np.testing.assert_array_equal(pixels_of(taken), pixels_of(images)[some])
     assert taken.take(few).digest() == images.take(some[few]).digest() != taken.digest()
-
-
-# === Order ===
 
 
 def order(seed, steps):
@@ -121,9 +115,6 @@ def test_started_at_any_step_the_rest_is_the_same(images):
     for first in range(0, steps, 1 if images is ARRAYS else 5):
         rest = training_batches(images, SPEC, **EVERYTHING, first_step=first)
         np.testing.assert_equal(take(rest, steps - first), whole[first:])
-
-
-# === Batches ===
 
 
 def test_images_keep_their_labels():

@@ -36,9 +36,6 @@ def files(folder):
     return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
 
 
-# === One job ===
-
-
 def test_a_job_trains_scores_and_exports_and_given_again_changes_nothing(finished, capsys):
     config, run = finished
     assert {name: scores["n"] for name, scores in run.scores.items()} == {
@@ -76,9 +73,6 @@ def test_stopped_before_its_export_a_job_continues_with_that_alone(finished, tmp
     assert again.scores == run.scores
     assert again.facts["saved_model"] == f"{tmp_path}/mlp_mixer/1"
     assert (tmp_path / "mlp_mixer" / "1" / "saved_model.pb").is_file()
-
-
-# === Many jobs ===
 
 
 def test_a_sequence_prints_its_progress_and_repeats_no_finished_job(tmp_path, monkeypatch, capsys):

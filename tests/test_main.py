@@ -8,19 +8,11 @@ import shutil
 import pytest
 from PIL import Image
 
-from keras_mixer.__main__ import main
 from keras_mixer.commands import few_shot, models, shared, studies, training, weights
 from keras_mixer.commands.table import COMMANDS
 from keras_mixer.config.options import describe
 
 QUICK = ["--depth=2", "--dim=8", "--batch_size=64", "--num_steps=2", "--jit=false"]
-
-
-@pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
-    """Runs a command in this process, in an empty folder; returns (status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    return lambda *arguments: (main(list(map(str, arguments))), *capsys.readouterr())
 
 
 def test_the_main_job_from_nothing_to_a_saved_model(command, run, tmp_path):

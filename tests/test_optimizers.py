@@ -12,8 +12,6 @@ from keras_mixer.config.training import OPTIMIZERS, SCHEDULERS
 from keras_mixer.training.optimizers import build_optimizer, ema_variables
 from keras_mixer.training.schedules import DECAYS, WarmupDecay
 
-# === Schedules ===
-
 
 def expected_rate(step, scheduler, peak=0.5, warmup=10, total=50):
     if step < warmup:
@@ -47,8 +45,6 @@ def test_schedule_round_trip():
 def test_every_scheduler_has_a_decay():
     assert set(DECAYS) == set(SCHEDULERS)
 
-
-# === Every optimizer ===
 
 RATES = [0.25, 0.5, 1.0, 0.5]  # of the weights below
 COMBINED = {"clip_norm": 0.1, "ema": 0.9}
@@ -137,9 +133,6 @@ def test_rates_leave_the_names_of_the_state_as_they_are():
     assert names(None) == names(RATES)
 
 
-# === Momentum, clipping, moving average ===
-
-
 def kernel():
     return [keras.Variable([1.0, 2.0], name="kernel")]
 
@@ -178,9 +171,6 @@ def test_average_follows_its_formula_and_stays_apart():
 
 def test_no_average_unless_asked_for():
     assert ema_variables(build_optimizer("sgd", 0.1, kernel())) == []
-
-
-# === float16 ===
 
 
 def test_a_step_that_overflows_is_left_out_and_counts_for_nothing():

@@ -35,9 +35,6 @@ def idx_folder(tmp_path):
     return tmp_path
 
 
-# === Digits, and splitting ===
-
-
 def test_digits_are_split_once_and_for_all():
     dataset = open_dataset("digits")
     assert [len(dataset.train), len(dataset.validation), len(dataset.test)] == [1293, 144, 360]
@@ -98,9 +95,6 @@ def test_an_impossible_fraction_is_named():
         open_dataset("digits", None, 0.999)
 
 
-# === IDX ===
-
-
 def test_idx_files_are_read_exactly(idx_folder):
     dataset = open_dataset("mnist", idx_folder, 0.0)
     expected = np.random.default_rng(0).integers(0, 256, (60, 28, 28))
@@ -158,17 +152,11 @@ def test_real_idx_files_where_they_are_present(name):
     assert [len(dataset.train), len(dataset.validation), len(dataset.test)] == [54000, 6000, 10000]
 
 
-# === The table ===
-
-
 @pytest.mark.parametrize("row", DATASETS.values(), ids=DATASETS.keys())
 def test_rows_of_the_table_make_sense(row):
     assert row.image_shape[0] % row.patch_shape[0] == row.image_shape[1] % row.patch_shape[1] == 0
     assert row.channels in (1, 3)
     assert row.origin in READERS
-
-
-# === Directories ===
 
 
 @pytest.mark.parametrize(

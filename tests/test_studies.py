@@ -7,17 +7,10 @@ from types import SimpleNamespace
 import pytest
 
 from keras_mixer import Config, InputError, load_mixer
-from keras_mixer.__main__ import main
 from keras_mixer.data.datasets import AVG5
 from keras_mixer.inference.evaluate import compute_logits
 from keras_mixer.studies.resizing import Shape, parse_shape, study_resizing
-from keras_mixer.studies.transfer import (
-    FINE_TUNED,
-    SCRATCH,
-    Result,
-    as_table,
-    study_transfer,
-)
+from keras_mixer.studies.transfer import FINE_TUNED, SCRATCH, Result, as_table, study_transfer
 from keras_mixer.training import fit as fit_module
 from keras_mixer.training.signals import Interrupted
 from keras_mixer.weights.registry import Published
@@ -79,10 +72,7 @@ def test_resizing_measures_before_and_after_training(trained, tmp_path, no_train
     before = f"{100 * trained.scores['test']['top1']:.2f}"
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table.splitlines()[4:6]]
     assert f"As trained, on 8×8 / 2×2: {before}." in table
-    assert [row[:2] for row in rows] == [
-        ["16×16 / 2×2", "8×8"],
-        ["12×12 / 2×2", "6×6"],
-    ]
+    assert [row[:2] for row in rows] == [["16×16 / 2×2", "8×8"], ["12×12 / 2×2", "6×6"]]
     assert [row[3] == "–" for row in rows] == [False, True], "tiled where it can be"
 
     model = load_mixer(trained.directory, (16, 16), (2, 2), "tile")
@@ -223,13 +213,6 @@ def test_avg5_is_the_mean_of_five_sets_within_each_seed(monkeypatch):
 
 
 # === As commands ===
-
-
-@pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
-    """Runs a command in this process, in an empty folder; returns (status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    return lambda *arguments: (main(list(map(str, arguments))), *capsys.readouterr())
 
 
 def test_transfer_from_an_official_file_to_other_images_and_patches(run, trained, tmp_path):
