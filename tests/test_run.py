@@ -124,16 +124,6 @@ def test_another_environment_is_printed(config, capsys):
     assert "last bits" in said
 
 
-def test_a_run_begun_before_a_field_existed_is_resumed(config):
-    path = opened(config()).directory / "config.json"
-    record = json.loads(path.read_text())
-    del record["config"]["activation"], record["config"]["ema"]
-    path.write_text(json.dumps(record))
-    assert opened(config()).config.activation == "gelu"
-    with pytest.raises(InputError, match="--activation was gelu, now relu"):
-        opened(config(activation="relu"))
-
-
 @pytest.mark.parametrize(
     "content, message",
     [
@@ -306,6 +296,26 @@ def test_metrics_keep_scores_apart_from_facts(config):
     facts = {"selected_epoch": 3, "saved_model": "x"}
     assert read_metrics(run.directory) == (run.scores, run.facts) == (scores, facts)
     assert json.loads((run.directory / "metrics.json").read_text()) == {**scores, "facts": facts}
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "[" * 100_000, '{"test": 5}', '{"test": {"top1": 5}}', '{"test": {"top1": NaN}}',
+     '{"test": {"top1": "x"}}', '{"test": null}', '{"facts": []}'],
+)  # fmt: skip
+def test_damaged_metrics_are_one_line(tmp_path, content):
+    (tmp_path / "metrics.json").write_text(content)
+    with pytest.raises(InputError, match="metrics.json: damaged; remove it"):
+        read_metrics(tmp_path)
+
+
+def test_files_of_others_are_kept(config):
+    directory = opened(config()).directory
+    (directory / ".notes.tmp-mine").write_text("")
+    (directory / ".history.csv.tmp-12").write_text("")
+    opened(config())
+    assert (directory / ".notes.tmp-mine").exists()
+    assert not (directory / ".history.csv.tmp-12").exists()
 
 
 def test_a_run_scored_on_another_split_can_be_finished(config):

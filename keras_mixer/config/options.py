@@ -89,6 +89,8 @@ def check(options):
         value = getattr(options, field.name)
         if value is not None:
             _check_value(field, value)
+        elif type(None) not in typing.get_args(field.type):
+            raise _complaint(field, _kind(field).noun, "None")
 
 
 def _check_value(field, value):

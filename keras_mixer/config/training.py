@@ -19,8 +19,8 @@ DEFAULT_DEPTH = 6
 DEFAULT_DIM = 512
 DEFAULT_WARMUP = 10
 
-# All of Keras's but Ftrl, which computes weights from sums of gradients alone: its first step
-# forgets what they were initialized with, or fine-tuned from.
+# Keras's, without ScheduleFreeAdamW, which has no use for a schedule, and Ftrl, which computes
+# weights from sums of gradients alone: its first step forgets the initial or pretrained ones.
 OPTIMIZERS = (
     *("sgd", "adam", "adamw", "lion", "lamb", "nadam", "adamax", "adagrad", "adadelta"),
     *("rmsprop", "adafactor", "muon"),
@@ -173,7 +173,7 @@ class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fiel
     )
     class_weights: str = option(
         "none",
-        "Class weights in the loss. balanced: inverse class frequency.",
+        "Class weights in the loss. balanced: inverse class frequency, with mean 1 over images.",
         choices=CLASS_WEIGHTS,
     )
     head_bias: float | None = option(
@@ -282,6 +282,8 @@ class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fiel
             InputError: If a field is unknown or out of bounds.
         """
         known = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(values, dict):
+            raise InputError(f"config.json: expected options, received {values!r:.60}")
         if unknown := sorted(set(values) - known):
             raise InputError(f"config.json holds unknown options: {', '.join(unknown)}")
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

@@ -26,13 +26,15 @@ from keras_mixer.training.run import (
     CONFIG,
     FLAGS,
     FORMAT,
+    HISTORY,
     LOCK,
+    METRICS,
     OURS,
     Run,
     read_record,
     write_json,
 )
-from keras_mixer.weights.model_folder import digest
+from keras_mixer.weights.model_folder import SPEC, WEIGHTS, digest
 from keras_mixer.weights.pretrained import read_pretrained
 
 
@@ -240,8 +242,10 @@ def _check_same_data(directory, record, dataset):
 
 def _clear(directory, overwrite):
     """Removes unfinished files of killed processes, and with `overwrite` all files of the run."""
-    for unfinished in [*directory.glob(".*.tmp-*"), *directory.glob(f"{BEST}/.*.tmp-*")]:
-        unfinished.unlink()
+    ours = [directory / name for name in (FLAGS, CONFIG, HISTORY, METRICS)]
+    for path in [*ours, directory / BEST / SPEC, directory / BEST / WEIGHTS]:
+        for unfinished in path.parent.glob(f".{path.name}.tmp-*"):
+            unfinished.unlink()
     for path in [directory / name for name in OURS] if overwrite else []:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import math
 from pathlib import Path
 
 from keras_mixer.config.training import Config
@@ -119,9 +120,19 @@ def read_metrics(directory):
     path = Path(directory) / METRICS
     try:
         scores = json.loads(path.read_text()) if path.exists() else {}
-        return scores, scores.pop(FACTS, {})
-    except (ValueError, AttributeError) as error:
+        facts = scores.pop(FACTS, {})
+        if not all(map(_are_scores, scores.values())) or not isinstance(facts, dict):
+            raise ValueError("not scores by split")
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise InputError(f"{path}: damaged; remove it, and the run is scored again") from error
+    return scores, facts
+
+
+def _are_scores(values):
+    """Tells whether values are those of a split: finite numbers, accuracies as fractions."""
+    fractions = [values[name] for name in ("top1", "top5") if name in values]
+    finite = all(map(math.isfinite, values.values()))
+    return finite and all(0 <= fraction <= 1 for fraction in fractions)
 
 
 def read_record(directory):
@@ -136,7 +147,7 @@ def read_record(directory):
     try:
         record = json.loads(path.read_text())
         record["config"], record["data"]["identity"], record["environment"].items()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{path} was not written by keras_mixer; give another --output_dir"
         ) from error
