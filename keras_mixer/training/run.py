@@ -88,8 +88,8 @@ class Run:
 
     def write_metrics(self, scores=None, **facts):
         """Adds scores of splits and facts to metrics.json."""
-        scores = self.scores | (scores or {})
-        write_json(self.directory / METRICS, scores | {FACTS: self.facts | facts})
+        before, known = read_metrics(self.directory)
+        write_json(self.directory / METRICS, before | (scores or {}) | {FACTS: known | facts})
 
     def write_history(self, rows):
         """Replaces history.csv; `rows` is a list of dicts with the same keys, one per epoch."""
@@ -102,8 +102,9 @@ class Run:
     @property
     def finished(self):
         """Whether the run has been trained, scored and, if asked for, exported."""
-        exported = "saved_model" in self.facts or not self.config.export
-        return self.config.eval_split in self.scores and exported
+        scores, facts = read_metrics(self.directory)
+        exported = "saved_model" in facts or not self.config.export
+        return self.config.eval_split in scores and exported
 
 
 def write_json(path, values):
