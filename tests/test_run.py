@@ -65,6 +65,17 @@ def test_a_run_of_a_version_without_one_of_the_options_continues(config):
         opened(config(head_bias=1.0))
 
 
+def test_a_run_that_was_shuffled_differently_is_not_continued(config):
+    path = opened(config()).directory / "config.json"
+    record = json.loads(path.read_text())
+    del record["shuffle"]  # as the first version
+    path.write_text(json.dumps(record))
+    with pytest.raises(InputError, match="shuffles images differently.*--output_dir.*--overwrite"):
+        opened(config())
+    assert read_run(path.parent).config.depth == 2, "it can still be evaluated"
+    assert opened(config(overwrite=True)).config.depth == 2
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

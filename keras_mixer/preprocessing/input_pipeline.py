@@ -19,6 +19,8 @@ from keras_mixer.preprocessing.resize import fit_images, preprocess, to_model_ra
 
 ORDER_SALT = 0x4D49  # so that order and augmentation have different seeds
 EVALUATION_BATCH_SIZE = 256
+# tf.random.experimental.index_shuffle has 4, with which epochs correlate (TensorFlow 2.21).
+_SHUFFLE_ROUNDS = 8
 
 
 def training_batches(
@@ -116,10 +118,22 @@ def shuffled_index(position, *, seed, count, batch_size):
         int64 tensor of the same shape.
     """
     images_per_epoch = count // batch_size * batch_size
-    epoch = tf.reduce_min(position) // images_per_epoch
-    order_seed = tf.stack([tf.constant(seed ^ ORDER_SALT, tf.int64), epoch])
-    index = position % images_per_epoch
-    return tf.random.experimental.index_shuffle(index, order_seed, max_index=count - 1)
+    return tf.raw_ops.RandomIndexShuffle(
+        index=position % images_per_epoch,
+        seed=_order_key(seed, tf.reduce_min(position) // images_per_epoch),
+        max_index=tf.constant(count - 1, tf.int64),
+        rounds=_SHUFFLE_ROUNDS,
+    )
+
+
+def _order_key(seed, epoch):
+    """Returns a random key `(3,)` for the order of an epoch.
+
+    The op cuts a key to a few bits, about half of the bits of the index for each number. Seeds and
+    epochs are therefore hashed: as they are, orders would repeat after a few hundred of them.
+    """
+    pair = tf.stack([tf.constant(seed ^ ORDER_SALT, tf.int64), epoch])
+    return tf.random.stateless_uniform([3], pair, None, None, tf.int32, alg="philox")
 
 
 # === Preparing: one image, or a batch of one size, by position ===

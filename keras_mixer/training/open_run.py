@@ -30,6 +30,7 @@ from keras_mixer.training.run import (
     LOCK,
     METRICS,
     OURS,
+    SHUFFLE,
     Run,
     read_record,
     write_json,
@@ -209,7 +210,13 @@ def _check_sizes(run):
 
 
 def _check_same_run(run, record):
-    """Refuses to continue a run with flags that would have given another result."""
+    """Refuses to continue a run with code or flags that would have given another result."""
+    if record.get("shuffle", 1) != SHUFFLE:
+        raise InputError(
+            f"--output_dir={run.directory} holds a run of another version of keras_mixer, which "
+            f"shuffles images differently. Give another --output_dir to keep it, or --overwrite to "
+            f"delete it"
+        )
     config, class_names = run.config, tuple(record["data"]["class_names"])
     before = Config.from_json(record["config"])
     architecture = record["start"] and Architecture.from_json(record["start"]["architecture"])
@@ -271,6 +278,7 @@ def _record(run, start):
     splits = {name: getattr(run.dataset, name) for name in SPLITS}
     return {
         "format": FORMAT,
+        "shuffle": SHUFFLE,
         "config": run.config.to_json(),
         "data": {
             "identity": run.dataset.identity,

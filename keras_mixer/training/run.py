@@ -15,6 +15,7 @@ from keras_mixer.model.architecture import ModelSpec
 from keras_mixer.weights.pretrained import Pretrained
 
 FORMAT = 2  # of config.json; a new field with a default needs no new number
+SHUFFLE = 2  # version of the order of training images, in config.json; 1 if it is not there
 FLAGS, CONFIG, HISTORY, METRICS = "flags.txt", "config.json", "history.csv", "metrics.json"
 BEST, CHECKPOINTS, LOGS, LOCK = "best", "checkpoints", "logs", ".lock"
 FACTS = "facts"  # beside the splits in metrics.json
