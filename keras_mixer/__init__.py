@@ -15,6 +15,8 @@ _HOMES = {
     "build_mixer": "keras_mixer.model.mixer",
     "fit": "keras_mixer.training.fit",
     "load_mixer": "keras_mixer.weights.load",
+    "predict": "keras_mixer.inference.predict",
+    "preprocess": "keras_mixer.inference.predict",
     "run_job": "keras_mixer.jobs",
 }
 

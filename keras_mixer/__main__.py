@@ -6,15 +6,17 @@ Exit status: 0 done, 1 a run failed, 2 wrong input, 130 and 143 stopped by a sig
 import contextlib
 import dataclasses
 import difflib
+import importlib.metadata
 import inspect
 import os
+import platform
 import shlex
 import signal
 import sys
 
 from keras_mixer.commands.table import COMMANDS
-from keras_mixer.config.options import describe, parse
-from keras_mixer.console import printable, say
+from keras_mixer.config.command_line import describe, parse
+from keras_mixer.console import VERBOSITIES, printable, say, set_verbosity
 from keras_mixer.errors import InputError, RunError
 from keras_mixer.training.signals import Interrupted
 
@@ -29,7 +31,11 @@ def main(arguments=None):
     if not arguments or arguments[0] in ("--help", "-h", "help"):
         print(_overview())
         return 0
+    if "--version" in arguments:
+        print(_versions())
+        return 0
     name, *rest = arguments
+    set_verbosity(VERBOSITIES["info"])
     with _exit_statuses(name, rest) as ending:
         if name not in COMMANDS:
             near = difflib.get_close_matches(name, COMMANDS, n=1)
@@ -51,10 +57,18 @@ def _run(name, arguments):
     return command.run(options, rest) or 0
 
 
+def _versions():
+    libraries = {"TensorFlow": "tensorflow", "Keras": "keras", "NumPy": "numpy"}
+    found = [f"{name} {importlib.metadata.version(package)}" for name, package in libraries.items()]
+    own = importlib.metadata.version("keras_mixer")
+    return f"keras_mixer {own} ({', '.join(found)}, Python {platform.python_version()})"
+
+
 def _overview():
     lines = ["usage: keras-mixer COMMAND [--flag=value ...]", "", "commands:"]
     lines += [f"  {n:<10} {c.run.__doc__.strip().splitlines()[0]}" for n, c in COMMANDS.items()]
-    return "\n".join([*lines, "", "keras-mixer COMMAND --help shows a command's flags"])
+    help = "keras-mixer COMMAND --help shows the flags of a command; --version the versions"
+    return "\n".join([*lines, "", help])
 
 
 def _usage(name):

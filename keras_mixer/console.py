@@ -49,9 +49,26 @@ _console = Console(
 )
 
 
-def say(text):
-    """Prints a line to standard error."""
-    _console.print(printable(text))
+# Levels of --verbosity, with the usual numbers.
+VERBOSITIES = {"error": -2, "warning": -1, "info": 0, "debug": 1}
+_verbosity = VERBOSITIES["info"]
+
+
+def set_verbosity(level):
+    """Sets what is printed from now on: a value of `VERBOSITIES`."""
+    global _verbosity
+    _verbosity = level
+
+
+def say(text, level="info"):
+    """Prints a line to standard error, unless --verbosity is below the level."""
+    if VERBOSITIES[level] <= _verbosity:
+        _console.print(printable(text))
+
+
+def warn(text):
+    """Prints a line that concerns the result to standard error, unless only errors are wanted."""
+    say(text, "warning")
 
 
 def printable(text):
@@ -74,8 +91,12 @@ def progress_bar():
         TextColumn("{task.fields[status]}"),
         console=_console,
         transient=True,
-        disable=not _console.is_terminal,
+        disable=not _shows_bars(),
     )
+
+
+def _shows_bars():
+    return _console.is_terminal and _verbosity >= VERBOSITIES["info"]
 
 
 @contextlib.contextmanager
@@ -90,8 +111,8 @@ def byte_bar(description):
         *(DownloadColumn(binary_units=True), TransferSpeedColumn()),
         *(TextColumn("eta"), TimeRemainingColumn()),
     )
-    terminal = _console.is_terminal
-    with Progress(*columns, console=_console, transient=True, disable=not terminal) as bar:
+    hidden = not _shows_bars()
+    with Progress(*columns, console=_console, transient=True, disable=hidden) as bar:
         task = bar.add_task(description, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
@@ -114,14 +135,15 @@ def track(items, description, total=None):
 
 @contextlib.contextmanager
 def quiet_tensorflow():
-    """Hides TensorFlow's start-up messages; its errors are exceptions, and are not hidden.
+    """Hides TensorFlow's start-up messages, but for --verbosity=debug; its errors are exceptions.
 
     TensorFlow 2.21 prints about oneDNN and missing CUDA libraries before its log level is read
     (https://github.com/tensorflow/tensorflow/issues/100442).
     """
     if os.environ.setdefault("KERAS_BACKEND", "tensorflow") != "tensorflow":
         raise InputError(f"KERAS_BACKEND={os.environ['KERAS_BACKEND']}: expected tensorflow")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    shown = _verbosity >= VERBOSITIES["debug"]
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if shown else "2")
     if "tensorflow" in sys.modules or os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0":
         yield
         return

@@ -1,4 +1,7 @@
-"""Atomic and durable writing of files: a kill or power cut leaves the old or the new content."""
+"""Atomic and durable writing of files: a kill or power cut leaves the old or the new content.
+
+Devices and pipes, which cannot be replaced, are written to.
+"""
 
 import os
 from pathlib import Path
@@ -28,6 +31,32 @@ def write_atomically(path, content):
     finally:
         temporary.unlink(missing_ok=True)
     flush_folder(path.parent)
+
+
+def write_through(path, content):
+    """Writes bytes to what a user's path leads to, which need not be a plain file.
+
+    Links are followed and stay. A regular or new file is replaced as by `write_atomically`.
+    Anything else, such as a device or a pipe, is opened and written to; a pipe waits for a reader.
+
+    Args:
+        path: Path as string.
+        content: bytes.
+
+    Raises:
+        OSError: If it cannot be written, as a device that is full.
+    """
+    if is_special(path):
+        # Without O_CREAT, which kernels refuse for pipes in /tmp, and which could leave a file.
+        with open(os.open(path, os.O_WRONLY), "wb") as file:
+            file.write(content)
+    else:
+        write_atomically(Path(os.path.realpath(path)), content)
+
+
+def is_special(path):
+    """Returns whether a path leads to something that is no regular file, such as a device."""
+    return os.path.exists(path) and not os.path.isfile(path)
 
 
 def write_durably(path, content):

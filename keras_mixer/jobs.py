@@ -6,16 +6,20 @@ import statistics
 import time
 
 from keras_mixer import console
+from keras_mixer.errors import InputError, RunError
+from keras_mixer.inference.versions import check_target
 from keras_mixer.training.open_run import open_run
+from keras_mixer.training.run import describe_scores
 
 
-def run_job(config):
+def run_job(config, callbacks=()):
     """Trains a Mixer, evaluates it once on the test set, and exports a SavedModel.
 
     Called again with the same config, it continues an interrupted job and leaves a finished one.
 
     Args:
         config: `keras_mixer.Config`.
+        callbacks: Keras callbacks; see `fit`.
 
     Returns:
         The `Run`; its `scores` and `facts` are those of metrics.json.
@@ -25,25 +29,43 @@ def run_job(config):
         RunError: If the run cannot go on, such as when the loss is not finite.
         Interrupted: If a signal stopped the run, after its state was saved.
     """
-    with open_run(config) as run:
+    with open_run(config, _check_export) as run:
         if run.finished:
             console.say(f"{run.directory} is complete; nothing was changed")
         else:
-            _train_evaluate_export(run)
+            _train_evaluate_export(run, callbacks)
     return run
 
 
-def _train_evaluate_export(run):
+def _check_export(run):
+    if run.config.export and "saved_model" not in run.facts:
+        check_target(run.config.export_dir, run.config.name, run.spec)
+
+
+def _train_evaluate_export(run, callbacks=()):
     with console.quiet_tensorflow():  # imported here, once all input has been checked
         from keras_mixer.inference.evaluate import score_run
         from keras_mixer.inference.export import export_model
         from keras_mixer.training.fit import fit_run
 
-    fit_run(run)
+    fit_run(run, callbacks)
     score_run(run)
     if run.config.export and "saved_model" not in run.facts:
-        target = export_model(run.best, run.config.export_dir, run.config.name)
+        with _scores_named(run):
+            target = export_model(run.best, run.config.export_dir, run.config.name)
         run.write_metrics(saved_model=str(target))
+
+
+@contextlib.contextmanager
+def _scores_named(run):
+    """Adds to an error of the export that the run itself is complete, and its scores."""
+    try:
+        yield
+    except (InputError, RunError) as error:
+        raise type(error)(
+            f"{error}; the run itself is complete ({describe_scores(run.scores)}), and the same "
+            f"command exports it again"
+        ) from error
 
 
 class JobSequence:
@@ -68,7 +90,7 @@ class JobSequence:
             InputError, RunError, Interrupted: See `run_job`.
         """
         self._begun += 1
-        with open_run(config) as run:
+        with open_run(config, _check_export) as run:
             if not run.finished:
                 console.say(f"[{self._begun}/{self.total}] {name}{self._time_left()}")
                 start = time.monotonic()

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from keras_mixer.data.splits import ArrayImages, Dataset
 from keras_mixer.model.architecture import Architecture
 
 ROOT = Path(__file__).parents[1]
@@ -48,6 +49,12 @@ SMALL = Architecture(
     image_shape=(8, 12), patch_shape=(4, 2), channels=2, depth=3, dim=6, tokens_mlp_dim=5,
     channels_mlp_dim=7, num_classes=3,
 )  # fmt: skip
+
+
+def data_of(class_names, channels):
+    """A `Dataset` of these classes without images."""
+    train = ArrayImages(np.zeros((0, 8, 8, channels), np.uint8), np.zeros(0, int))
+    return Dataset(tuple(class_names), train, None, None, "")
 
 
 def randomize(model):

@@ -14,7 +14,7 @@ from keras_mixer.weights.convert import write_folder
 from keras_mixer.weights.pretrained import read_pretrained
 from keras_mixer.weights.tensor_layouts import expected_shapes
 
-SPEC = ModelSpec(SMALL, ("a", "b", "ü"), Preprocessing(eval_crop=0.875), "sigmoid")
+SPEC = ModelSpec(SMALL, ("a", "b", "ü"), Preprocessing(0.875, "bicubic"), "sigmoid")
 JSON = {
     "format": 2,
     "architecture": {
@@ -23,7 +23,7 @@ JSON = {
         "token_mixing": True, "channel_mixing": True,
     },
     "class_names": ["a", "b", "ü"],
-    "preprocessing": {"eval_crop": 0.875},
+    "preprocessing": {"eval_crop": 0.875, "interpolation": "bicubic"},
     "loss": "sigmoid",
 }  # fmt: skip
 
@@ -190,6 +190,11 @@ def test_fields_with_defaults_may_be_missing():
     assert spec.names == ("0", "1", "2")
 
 
+def test_folders_written_before_there_was_bicubic_are_bilinear():
+    spec = ModelSpec.from_json(JSON | {"preprocessing": {"eval_crop": 0.875}})
+    assert spec.preprocessing == Preprocessing(0.875, "bilinear")
+
+
 @pytest.mark.parametrize("name", ["image_shape", "patch_shape", "depth", "dim", "num_classes"])
 def test_missing_fields_are_named(name):
     values = {key: value for key, value in JSON["architecture"].items() if key != name}
@@ -201,8 +206,8 @@ def test_missing_fields_are_named(name):
     ({"format": 2}, "^expected the fields architecture, class_names, .*, missing: architecture$"),
     (JSON | {"mean": 0.5}, "^expected the fields architecture, .*, received .*, loss, mean$"),
     (JSON | {"architecture": JSON["architecture"] | {"heads": 8}}, "received .*, heads$"),
-    (JSON | {"preprocessing": {"mean": 0.5}}, "^expected the fields eval_crop, received mean$"),
-    (JSON | {"preprocessing": None}, "^expected the fields eval_crop, received NoneType$"),
+    (JSON | {"preprocessing": {"mean": 0.5}}, "^expected the fields eval_crop, .*, received mean$"),
+    (JSON | {"preprocessing": None}, "^expected the fields eval_crop, .*, received NoneType$"),
     (JSON | {"architecture": [8, 12]}, "^expected the fields image_shape, .*, received tuple$"),
 ])  # fmt: skip
 def test_unknown_fields_and_missing_ones_are_named(values, message):
@@ -239,14 +244,25 @@ def test_unknown_losses_are_refused(loss):
     assert str(error.value) == f"loss: expected one of softmax, sigmoid, received {loss!r:.60}"
 
 
-@pytest.mark.parametrize("crop, text, sentence", [
-    (0, "eval_crop 0", "resized whole, without its aspect ratio"),
-    (0.1, "eval_crop 0.1", "resized, and the central 0.1 of each side cropped"),
-    (1, "eval_crop 1", "resized, and the central 1 of each side cropped"),
+@pytest.mark.parametrize("crop, interpolation, sentence", [
+    (0, "bilinear", "resized whole, without its aspect ratio"),
+    (0.1, "bicubic", "resized, and the central 0.1 of each side cropped"),
+    (1, "bilinear", "resized, and the central 1 of each side cropped"),
 ])  # fmt: skip
-def test_preprocessing_says_what_it_does(crop, text, sentence):
-    preprocessing = Preprocessing(eval_crop=crop)
-    assert (str(preprocessing), preprocessing.sentence) == (text, sentence)
+def test_preprocessing_says_what_it_does(crop, interpolation, sentence):
+    preprocessing = Preprocessing(crop, interpolation)
+    scaled = "pixels 0 to 255 scaled to [-1, 1]"
+    assert str(preprocessing) == f"eval_crop {crop}, {interpolation}, {scaled}"
+    sentence += f" (eval_crop {crop}), {interpolation} and antialiased; {scaled}"
+    assert preprocessing.sentence == sentence
+
+
+@pytest.mark.parametrize("name", ["lanczos", "", None, 1, ["bicubic"], "x" * 1000])
+def test_unknown_interpolations_are_refused(name):
+    with pytest.raises(InputError) as error:
+        Preprocessing(interpolation=name)
+    expected = f"interpolation={name!r:.60}: expected one of bilinear, bicubic"
+    assert str(error.value) == expected
 
 
 @pytest.mark.parametrize("crop", [

@@ -1,5 +1,6 @@
 """Tests `keras_mixer/training/checkpoints.py`; none of it needs TensorFlow."""
 
+import contextlib
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +18,12 @@ from conftest import ROOT
 
 from keras_mixer.errors import RunError
 from keras_mixer.training import checkpoints
-from keras_mixer.training.checkpoints import TrainState, newest_checkpoint, save_checkpoint
+from keras_mixer.training.checkpoints import (
+    TrainState,
+    check_space,
+    newest_checkpoint,
+    save_checkpoint,
+)
 
 
 def checkpoint(step):
@@ -136,6 +143,7 @@ def test_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
 
 WRITER = """
 from pathlib import Path
+from types import SimpleNamespace
 import numpy as np
 from keras_mixer.training.checkpoints import TrainState, save_checkpoint
 
@@ -171,6 +179,7 @@ def test_killed_within_writing_the_checkpoint_before_is_whole(tmp_path):
 DYING = """
 import os, shutil
 from pathlib import Path
+from types import SimpleNamespace
 import numpy as np
 from keras_mixer.training import checkpoints
 from keras_mixer.training.checkpoints import TrainState, save_checkpoint
@@ -235,3 +244,18 @@ def test_manifest_lists_every_file_with_its_sha256(tmp_path):
         content = (folder / name).read_bytes()
         assert manifest[name]["sha256"] == hashlib.sha256(content).hexdigest()
         assert manifest[name]["bytes"] == len(content)
+
+
+@pytest.mark.parametrize("free, held, fits", [(4999, 0, 0), (5000, 0, 1), (4000, 1000, 1)])
+def test_room_for_all_checkpoints_is_looked_for_first(tmp_path, monkeypatch, free, held, fits):
+    """Two are kept, a third is written beside them, and so are the best weights."""
+    (tmp_path / "file").write_bytes(bytes(held))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    with (
+        contextlib.nullcontext()
+        if fits
+        else pytest.raises(
+            RunError, match=f"--output_dir={tmp_path}: 5,000 bytes are needed .*, {free:,} are free"
+        )
+    ):
+        check_space(tmp_path, 1000)

@@ -2,12 +2,17 @@
 
 import dataclasses
 import inspect
+import tomllib
+from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import GOLDEN, SMALL
+from conftest import GOLDEN, ROOT, SMALL, data_of
 
+from keras_mixer.config.command_line import describe, parse
 from keras_mixer.config.data import AugmentationOptions, DatasetOptions
-from keras_mixer.config.options import as_flags, describe, option, parse
+from keras_mixer.config.options import as_flags, option
+from keras_mixer.config.presets import preset_folder, preset_names, preset_path
 from keras_mixer.config.resolve import resolve
 from keras_mixer.config.training import Config
 from keras_mixer.data.sources import open_dataset
@@ -28,7 +33,7 @@ CHECKPOINT = SMALL.replace(activation="relu", channel_mixing=False)
 def resolved(classes=10, **fields):
     """Returns the filled config for data of so many classes; any checkpoint is CHECKPOINT."""
     names, start = tuple(map(str, range(classes))), CHECKPOINT if "checkpoint" in fields else None
-    return resolve(Config(**fields), names, CHECKPOINT.channels, start)[0]
+    return resolve(Config(**fields), data_of(names, CHECKPOINT.channels), start)[0]
 
 
 # === Flags ===
@@ -146,11 +151,15 @@ def test_flagfile_is_read_and_later_flags_win(tmp_path):
         ),
         (["--randaugment=2"], "--randaugment: expected n,m as integers, received 2"),
         (["--randaugment=2,31"], "--randaugment: expected n,m as integers at least 0 and at most"),
-        (["--scheduler=cosin"], "one of cosine, linear, received cosin; did you mean cosine?"),
+        (
+            ["--scheduler=cosin"],
+            "one of cosine, linear, constant, step, received cosin; did you mean cosine?",
+        ),
         (["--flip=maybe"], "--flip: expected true or false, received maybe"),
         (["--noflip=true"], "noflip"),
         (["--output_dir="], "--output_dir: expected a value, received nothing"),
         (["--name=a/b"], "--name: expected a plain folder name, received a/b"),
+        (["--resume"], "--resume: the same command continues its run"),
         (["flags/digits.flags"], "unexpected argument 'flags/digits.flags'"),
         (["flags/digits.flags"], "presets --flagfile=flags/digits.flags"),
         (["--flagfile=/nowhere.flags"], "unable to open flagfile"),
@@ -182,11 +191,39 @@ def test_library_users_get_the_same_checks():
     with pytest.raises(InputError, match="--depth: expected an integer at least 1"):
         Config(depth=0)
     with pytest.raises(InputError, match="--scheduler: expected one of"):
-        Config(scheduler="step")
+        Config(scheduler="exponential")
     with pytest.raises(InputError, match="--depth: expected an integer, received 6"):
         Config(depth="6")
     with pytest.raises(InputError, match="--image_shape: expected height,width"):
         Config(image_shape=(8, 8, 3))
+
+
+def test_python_programs_may_write_what_python_programs_write():
+    given = Config(
+        epochs=np.int64(2), image_shape=64, patch_shape=[8, 4], optimizer="AdamW", variant="b/16",
+        learning_rate=np.float32(0.5), data_dir=Path("photos"),
+    )  # fmt: skip
+    assert given == Config(
+        num_steps=2, image_shape=(64, 64), patch_shape=(8, 4), optimizer="adamw", variant="B/16",
+        lr=0.5, data_dir="photos",
+    )  # fmt: skip
+    assert type(given.num_steps) is int
+    assert dataclasses.replace(given, num_steps=3).num_steps == 3
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"epoch": 2}, "Config has no option epoch; did you mean epochs?"),
+        ({"colour": 2}, "Config has no option colour"),
+        ({"epochs": 2, "num_steps": 2}, "an option is given twice: epochs, num_steps"),
+        ({"image_shape": "64"}, "--image_shape: expected height,width as positive integers"),
+        ({"randaugment": 2}, "--randaugment: expected n,m as integers, received 2"),
+    ],
+)
+def test_python_programs_are_told_what_is_wrong(values, message):
+    with pytest.raises(InputError, match=f"^{message}"):
+        Config(**values)
 
 
 def test_help_describes_every_flag_once_with_its_default():
@@ -206,13 +243,12 @@ def test_help_describes_every_flag_once_with_its_default():
 def test_help_begins_with_examples_and_the_flags_to_start_with():
     title, examples, basic, *others = describe(Config, "usage", ("one", "two")).split("\n\n")
     assert (title, examples) == ("usage", "Examples:\n  one\n  two")
-    assert basic.startswith("Flags to start with:\n  --dataset\n")
-    for name in ("checkpoint", "depth", "lr", "num_steps", "output_dir"):
+    assert basic.startswith("Flags to start with:\n  --preset\n")
+    for name in ("dataset", "checkpoint", "depth", "lr", "num_steps", "output_dir"):
         assert f"\n  --{name}" in basic
-    assert [text.split(":")[0] for text in others[:-1]] == [
-        "Data", "Augmentation", "Model", "Optimization", "Run",
+    assert [text.split(":")[0] for text in others] == [
+        "Data", "Augmentation", "Model", "Optimization", "Run", "Flags of all commands",
     ]  # fmt: skip
-    assert others[-1].startswith("  --flagfile\n")
 
 
 def test_defaults_are_those_of_the_public_readme():
@@ -227,6 +263,34 @@ def test_defaults_are_those_of_the_public_readme():
     assert (photos.image_shape, photos.patch_shape, photos.num_classes) == (
         (256, 256), (16, 16), 120,
     )  # fmt: skip
+
+
+# === Presets ===
+
+
+def test_presets_are_the_flagfiles_of_this_clone():
+    assert preset_folder() == ROOT / "flags"
+    assert preset_path("digits") == ROOT / "flags" / "digits.flags"
+    assert {f"{name}.flags" for name in preset_names()} == {
+        path.name for path in (ROOT / "flags").glob("*.flags")
+    }
+    with pytest.raises(InputError, match="--preset=: expected one of cifar10, "):
+        parse(Config, ["--preset"])
+
+
+def test_an_installed_package_has_them_inside(tmp_path, monkeypatch):
+    """pyproject.toml puts flags/ into the wheel as keras_mixer/flags."""
+    (tmp_path / "flags").mkdir()
+    monkeypatch.setattr("keras_mixer.config.presets._PACKAGE", tmp_path)
+    assert preset_folder() == tmp_path / "flags"
+    assert '"keras_mixer.flags" = "flags"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_every_package_is_in_the_wheel():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {path.parent for path in (ROOT / "keras_mixer").rglob("*.py")}
+    found = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    assert set(listed) == found | {"keras_mixer.flags"}
 
 
 # === Resolving ===
@@ -267,6 +331,8 @@ def test_the_default_warmup_fits_short_runs(num_steps, warmup):
         ({"randaugment": (0, 9)}, "--randaugment=0,9: expected n,m with n at least 1"),
         ({"warmup_step": 30}, "--warmup_step=30 must be below --num_steps=30"),
         ({"optimizer": "adam", "momentum": 0.5}, "--momentum=0.5 is for --optimizer=sgd"),
+        ({"drop_every": 5}, "are for --scheduler=step and would change nothing with --scheduler=c"),
+        ({"drop_factor": 0.5, "scheduler": "constant"}, "--scheduler=constant; leave them out"),
         ({"token_mixing": False, "channel_mixing": False}, "leave nothing to train"),
         (
             {"dim": 65536},
@@ -275,7 +341,12 @@ def test_the_default_warmup_fits_short_runs(num_steps, warmup):
         ),
         ({"checkpoint": "x", "depth": 2}, "--depth=2: the checkpoint x has depth 3; leave the"),
         (
-            {"checkpoint": "x", "image_shape": (16, 24), "tokens_mlp_dim": 5},
+            {
+                "checkpoint": "x",
+                "image_shape": (16, 24),
+                "resize_tokens": "tile",
+                "tokens_mlp_dim": 5,
+            },
             "--tokens_mlp_dim=5: the checkpoint x has tokens_mlp_dim 20 once it is resized",
         ),
         (
@@ -292,7 +363,7 @@ def test_contradictions_are_named(fields, message):
 
 
 BAD_VALUES = {
-    int: (-1, (1 << 20) + 1, 2.0, True), tuple: ((0, 4), (4, (1 << 20) + 1), (4, 4, 4), 4),
+    int: (-1, (1 << 20) + 1, 2.0, True), tuple: ((0, 4), (4, (1 << 20) + 1), (4, 4, 4), "4"),
     str: ("swish",), bool: (1, "yes"),
 }  # fmt: skip
 

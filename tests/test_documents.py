@@ -1,18 +1,21 @@
 """Tests README.md, BUILD.md and flags/: the files they name exist, and their commands work."""
 
+import glob
+import io
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, data_of
 
 import keras_mixer
 from keras_mixer.commands.table import COMMANDS
-from keras_mixer.config.options import parse
+from keras_mixer.config.command_line import parse
 from keras_mixer.config.resolve import resolve
 from keras_mixer.config.training import Config
 
@@ -28,7 +31,7 @@ def commands(block):
     for line in re.split(r"\n|&&|;", joined):
         words = shlex.split(line, comments=True)
         words = [word for word in words if word not in ("do", "done")]
-        if words and words[0].endswith(("python", "keras-mixer")):
+        if words and words[0].endswith(("python", "keras-mixer", "find")):
             yield words
 
 
@@ -38,13 +41,15 @@ def test_blocks_parse_and_every_flag_in_them_exists(mark, block):
     if "<<" in block:
         return
     for words in commands(block):
+        if words[0] == "find":
+            words = words[words.index("|") + 1 :]
         if words[0].endswith("keras-mixer"):
             command = COMMANDS[words[1]]
             parse(command.options, words[2:], command.arguments)
         elif words[1] == "train.py" and "--help" not in words:
             known = [re.sub(r"\$\w+", "1", w) for w in words[2:] if "=smoke/" not in w]
             config, _, _ = parse(Config, known)
-            resolve(config, CLASSES, 3)
+            resolve(config, data_of(CLASSES, 3))
 
 
 def test_marked_blocks_run(tmp_path):
@@ -73,6 +78,45 @@ def test_marked_blocks_run(tmp_path):
     assert "b'0'" in done.stdout, "class names come out of the SavedModel"
 
 
+# What needs a network or an accelerator.
+ELSEWHERE = ("official:", "--preset=finetune_cifar10")
+# What makes the others short enough for a test.
+SHORT = ("--num_steps=1", "--warmup_step=0", "--batch_size=16", "--jit=false")
+
+
+def tour():
+    """The lines of the blocks in README that show what there is."""
+    blocks = "".join(block for mark, block in BLOCKS if mark == "tour")
+    return [line for line in blocks.splitlines() if not any(word in line for word in ELSEWHERE)]
+
+
+def test_commands_of_readme_run_one_after_the_other(
+    folder, run, tmp_path, monkeypatch, write_image
+):
+    """As written but for `SHORT`: in one folder, where the runs of one are the input of another."""
+    monkeypatch.setattr(sys, "stdin", None)
+    (tmp_path / "data").rename(tmp_path / "photos")
+    shutil.copytree(tmp_path / "photos", tmp_path / "new_photos")
+    for name in ("holiday.jpg", "more/one.png"):
+        write_image(tmp_path / name, (40, 30, 3))
+    assert len(tour()) >= 14
+    for line in tour():
+        words = shlex.split(line, comments=True)
+        if words[0] == "find":
+            names = io.TextIOWrapper(io.BytesIO(b"more/one.png\n"))
+            monkeypatch.setattr(sys, "stdin", names)
+            words = words[words.index("|") + 1 :]
+        verb = ["train"] if words[0] == "python" else [words[1]]
+        words = [
+            name for word in words[2:] for name in (glob.glob(word) if word == "runs/*" else [word])
+        ]
+        short = SHORT if verb == ["train"] and "--help" not in words else ()
+        status, out, err = run(*verb, *words, *short)
+        assert status == 0, f"{line}\n{err}"
+        assert out, line
+    assert (tmp_path / "saved_models" / "photos" / "2").is_dir(), "as the comment says"
+
+
 def test_library_example_in_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -84,6 +128,7 @@ def test_library_example_in_readme_runs(tmp_path, monkeypatch):
     exec(f"run = keras_mixer.run_job{job}", names)
     assert names["run"].finished
     assert names["model"].input_shape == (None, 16, 16, 1)
+    assert names["logits"].shape == (2, 10)
 
 
 def test_readme_has_the_two_commands_that_ci_runs():
@@ -130,7 +175,7 @@ def test_presets_are_documented_and_valid(path):
     assert f"--flagfile=flags/{path.name}" in head
     config, given, _ = parse(Config, [f"--flagfile={path}"])
     assert given
-    resolve(config, CLASSES, 3)
+    resolve(config, data_of(CLASSES, 3))
     assert path.name in (ROOT / "flags" / "README.md").read_text()
 
 

@@ -286,13 +286,15 @@ def test_a_checkpoint_of_others_on_a_folder_of_other_sizes(capsys, folder):
     base = (GOLDEN / "timm_mixer.safetensors", f"--data_dir={folder}", *FOLDER)
     status, out, err = run(capsys, *base)
     assert status == 0, err
-    assert "images of 24×24 in [-1, 1] (eval_crop 0.875)" in err
+    assert "images of 24×24 (eval_crop 0.875, bicubic, pixels 0 to 255 scaled to [-1, 1])" in err
     scores = json.loads(out)
     assert scores["chosen_on"] == "cross-validation on the shots"
     assert [row["images"] for row in scores["shots"]] == [6, 12]
     assert json.loads(run(capsys, *base, "--eval_crop=0.875")[1]) == scores
     for flag in ("--eval_crop=0.5", "--patch_shape=8"):
-        assert json.loads(run(capsys, *base, flag)[1]) != scores
+        _, out, err = run(capsys, *base, flag)
+        assert json.loads(out) != scores
+        assert ", bicubic, " in err
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,8 @@
-"""Tests `keras_mixer/files.py`: atomic writes and packed arrays."""
+"""Tests `keras_mixer/files.py`: atomic writes, devices and pipes, packed arrays."""
+
+import os
+import stat
+import threading
 
 import numpy as np
 import pytest
@@ -19,6 +23,52 @@ def test_a_write_that_fails_leaves_the_old_content_and_no_other_file(tmp_path, m
         files.write_atomically(path, b"new and longer")
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_links_stay_and_what_they_lead_to_is_replaced_at_once(tmp_path, exists):
+    """Atomically: who has the old file open goes on reading it."""
+    (tmp_path / "far").mkdir()
+    target, link = tmp_path / "far" / "file", tmp_path / "link"
+    if exists:
+        target.write_bytes(b"old")
+    link.symlink_to("far/file")
+    with open(target if exists else os.devnull, "rb") as reader:
+        files.write_through(str(link), b"new")
+        assert reader.read() == (b"old" if exists else b"")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"new"
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["far", "file", "link"]
+
+
+def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path):
+    pipe, received = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: received.append(pipe.read_bytes()), daemon=True)
+    reader.start()
+    files.write_through(str(pipe), b"content" * 20_000)
+    reader.join(timeout=30)
+    assert received == [b"content" * 20_000]
+    assert pipe.is_fifo()
+
+
+@pytest.fixture
+def full(tmp_path):
+    """A device that is always full: one of our own, since a mistake would replace it."""
+    try:
+        os.mknod(tmp_path / "full", stat.S_IFCHR | 0o666, os.stat("/dev/full").st_rdev)
+        os.close(os.open(tmp_path / "full", os.O_WRONLY))
+    except OSError as error:
+        pytest.skip(f"only root can make devices ({error})")
+    return tmp_path / "full"
+
+
+@pytest.mark.parametrize("size", [1, 100_000])
+def test_a_full_device_is_an_error_and_stays_a_device(full, size):
+    with pytest.raises(OSError, match="No space left"):
+        files.write_through(str(full), bytes(size))
+    assert full.is_char_device()
+    assert [p.name for p in full.parent.iterdir()] == ["full"]
 
 
 def test_arrays_of_any_memory_layout_are_read_back_equal():

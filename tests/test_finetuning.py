@@ -3,11 +3,11 @@
 import keras
 import numpy as np
 import pytest
-from conftest import GOLDEN, ROOT
+from conftest import GOLDEN, ROOT, data_of
 from test_tfrecords import write_set
 
 from keras_mixer import Config, InputError, build_mixer, fit
-from keras_mixer.config.options import parse
+from keras_mixer.config.command_line import parse
 from keras_mixer.config.resolve import resolve
 from keras_mixer.training.checkpoints import newest_checkpoint
 from keras_mixer.training.finetuning import describe_trained, freeze_backbone, layer_rates
@@ -134,7 +134,7 @@ def test_a_frozen_model_is_described_by_what_is_left():
 )
 def test_what_would_change_nothing_is_refused(fields, message):
     with pytest.raises(InputError, match=message):
-        resolve(Config(**fields), tuple("0123456789"), 1)
+        resolve(Config(**fields), data_of("0123456789", 1))
 
 
 @pytest.mark.parametrize("value", [0.0, 1.1, -0.5])

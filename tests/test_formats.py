@@ -22,7 +22,7 @@ from keras_mixer.__main__ import main
 from keras_mixer.model.architecture import Architecture, ModelSpec, Preprocessing
 from keras_mixer.model.variants import VARIANTS
 from keras_mixer.weights import keras_files, official, tensor_layouts, timm
-from keras_mixer.weights.convert import convert_weights, write_folder
+from keras_mixer.weights.convert import WRITERS, convert_weights, write_folder
 from keras_mixer.weights.load import model_weights
 from keras_mixer.weights.model_folder import digest
 from keras_mixer.weights.pretrained import Pretrained, read_pretrained, summary
@@ -106,7 +106,42 @@ def test_stem_takes_over_the_scale_of_a_config_beside(tmp_path, mean, std):
     logits = keras.ops.convert_to_numpy(model((2 * pixels - 1).astype("float32")))
     np.testing.assert_allclose(logits, expected["logits"], rtol=0, atol=1e-5)
     spec = read_pretrained(tmp_path / "timm_mixer.safetensors").spec
-    assert spec.preprocessing == Preprocessing(eval_crop=0.9)
+    assert spec.preprocessing == Preprocessing(0.9, "bicubic")
+
+
+def timm_with_config(folder, values):
+    """Copies the golden file of timm beside a config.json with these values."""
+    (folder / "config.json").write_text(json.dumps({"pretrained_cfg": values}))
+    return shutil.copy(GOLDEN / "timm_mixer.safetensors", folder)
+
+
+NORMAL = {"mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 0.875}
+
+
+@pytest.mark.parametrize("values, interpolation, assumed", [
+    (NORMAL | {"interpolation": "bilinear"}, "bilinear", ""),
+    (NORMAL | {"interpolation": "bicubic"}, "bicubic", ""),
+    (NORMAL, "bicubic", " (assumed: interpolation bicubic)"),
+    ({"std": [1, 1, 1], "interpolation": "bilinear"}, "bilinear",
+     " (assumed: mean 0.5, crop_pct 0.875)"),
+], ids=str)  # fmt: skip
+def test_configs_beside_are_followed_and_what_they_lack_is_told(
+    tmp_path, values, interpolation, assumed
+):
+    pretrained = read_pretrained(timm_with_config(tmp_path, values))
+    assert pretrained.spec.preprocessing == Preprocessing(0.875, interpolation)
+    assert pretrained.source == f"a Mixer of timm as its config.json has it{assumed}"
+
+
+@pytest.mark.parametrize("name", ["random", "nearest", "lanczos", 3])
+def test_other_interpolations_in_a_config_are_refused(tmp_path, name):
+    path = timm_with_config(tmp_path, NORMAL | {"interpolation": name})
+    with pytest.raises(InputError) as error:
+        read_pretrained(path)
+    assert str(error.value) == (
+        f"{tmp_path / 'config.json'}: not a config of timm that can be followed (interpolation="
+        f"{name!r}: expected one of bilinear, bicubic); mend it, or move it away"
+    )
 
 
 @pytest.mark.parametrize("text", [
@@ -120,7 +155,7 @@ def test_stem_takes_over_the_scale_of_a_config_beside(tmp_path, mean, std):
 def test_unusable_configs_beside_are_refused(tmp_path, text):
     shutil.copy(GOLDEN / "timm_mixer.safetensors", tmp_path)
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(InputError, match=r"config\.json: not a config of timm .*; move it away$"):
+    with pytest.raises(InputError, match=r"config\.json: not a config of timm .* move it away$"):
         read_pretrained(tmp_path / "timm_mixer.safetensors")
 
 
@@ -258,10 +293,21 @@ def test_released_official_files_are_evaluated_as_released(tmp_path, classes, cr
 def test_loading_says_what_was_understood_in_one_line(capfd):
     load_mixer(GOLDEN / "timm_mixer.safetensors")
     assert capfd.readouterr().err == (
-        f"{GOLDEN / 'timm_mixer.safetensors'}: a Mixer of timm: 3 layers of 24 channels, patches "
-        f"of 4×4, images of 24×24 in [-1, 1] (eval_crop 0.875), 5 classes, gelu_erf, LayerNorm "
-        f"epsilon 1e-06\n"
+        f"{GOLDEN / 'timm_mixer.safetensors'}: a Mixer of timm without the config.json of the "
+        f"Hugging Face hub beside it (assumed: mean 0.5, std 0.5, crop_pct 0.875, interpolation "
+        f"bicubic; else put it there, or use keras-mixer convert FILE FOLDER --mean=M --std=S): "
+        f"3 layers of 24 channels, patches of 4×4, images of 24×24 (eval_crop 0.875, bicubic, "
+        f"pixels 0 to 255 scaled to [-1, 1]), 5 classes, gelu_erf, LayerNorm epsilon 1e-06\n"
     )
+
+
+def test_timms_files_that_we_wrote_assume_nothing(tmp_path, capfd):
+    own = tmp_path / "own.safetensors"
+    convert_weights(GOLDEN / "timm_mixer.safetensors", own)
+    load_mixer(own)
+    err = capfd.readouterr().err
+    assert err.startswith(f"{own}: a Mixer of this program in timm's format: 3 layers")
+    assert "assumed" not in err and "eval_crop 0.875, bicubic" in err
 
 
 def test_our_own_weights_speak_for_themselves(tmp_path, capfd):
@@ -412,6 +458,57 @@ def test_image_shapes_that_do_not_fit_are_refused(shape):
         read_pretrained(GOLDEN / "official_mixer.npz", shape)
 
 
+WIDE = SMALL.replace(image_shape=(8, 32), patch_shape=(4, 4))  # 2×8 patches, which 4×4 are, too
+
+
+def write_wide(path):
+    """Writes the same random model of `WIDE` in a format that has no image shape."""
+    model = random_model(WIDE)
+    arrays = model_weights(model)
+    if path.suffix == ".npz":
+        official.write(path, ModelSpec(WIDE), arrays)
+    elif path.suffix == ".safetensors":
+        save_file(tensor_layouts.store(timm.LAYOUT, arrays), path)
+    else:
+        model.save_weights(path)
+    return model
+
+
+@pytest.mark.parametrize("name", ["x.npz", "x.safetensors", "x.weights.h5"])
+def test_the_image_shape_given_is_taken_where_it_fits(tmp_path, name):
+    model, path = write_wide(tmp_path / name), tmp_path / name
+    square = (16, 16)
+    for given, taken in {
+        None: square, square: square, (8, 32): (8, 32), (32, 8): (32, 8), (4, 64): (4, 64),
+        (24, 24): square, (8, 30): square, (2, 128): square, (64,): square, 64: square,
+    }.items():  # fmt: skip
+        architecture = read_pretrained(path, given).spec.architecture
+        assert architecture.image_shape == taken
+        if taken == (8, 32) and name == "x.npz":
+            assert architecture == WIDE
+    images = np.random.default_rng(1).uniform(-1, 1, (2, 8, 32, 2)).astype("float32")
+    loaded = load_mixer(path, (8, 32), activation="gelu")  # of timm's, it is another
+    np.testing.assert_allclose(loaded(images), model(images), atol=1e-5)
+    assert load_mixer(path, (24, 24)).input_shape == (None, 24, 24, 2), "adapted from 16×16"
+    for wrong, message in (
+        (64, "image_shape: expected two positive"),
+        ((8, 30), "does not divide"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load_mixer(path, wrong)
+
+
+def test_without_token_mixing_every_image_of_whole_patches_fits(tmp_path):
+    model = random_model(SMALL.replace(token_mixing=False))
+    model.save_weights(tmp_path / "x.weights.h5")
+    for shape in ((8, 12), (4, 2), (40, 4)):
+        assert (
+            read_pretrained(tmp_path / "x.weights.h5", shape).spec.architecture.image_shape == shape
+        )
+    with pytest.raises(InputError, match="image_shape=8,11 does not fit: .* 4×2 pixels$"):
+        read_pretrained(tmp_path / "x.weights.h5", (8, 11))
+
+
 def test_whole_models_in_hdf5_are_programs(tmp_path):
     (tmp_path / "x.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
     with pytest.raises(InputError, match=r"programs: save it with model\.save_weights"):
@@ -446,6 +543,175 @@ def test_convert_refuses_in_one_line(tmp_path, monkeypatch, capfd, arguments, me
     error = capfd.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_grids_that_could_be_square_survive_conversion(tmp_path):
+    arrays = model_weights(random_model(WIDE))
+    write_folder(tmp_path / "a", ModelSpec(WIDE), arrays)
+    written = convert_weights(tmp_path / "a", tmp_path / "b.npz")
+    assert written.spec.architecture == WIDE
+    back = convert_weights(tmp_path / "b.npz", tmp_path / "c", (8, 32))
+    assert back.spec == ModelSpec(WIDE) == read_pretrained(tmp_path / "c").spec
+    assert_same_bits(read_pretrained(tmp_path / "c").arrays, arrays)
+
+
+@pytest.mark.parametrize("command", [["convert", "{}", "y"], ["verify", "{}", "--expected=0.5"]])
+def test_image_shapes_are_not_ignored_where_nothing_is_adapted(
+    tmp_path, monkeypatch, capfd, command
+):
+    monkeypatch.chdir(tmp_path)
+    convert_weights(GOLDEN / "timm_mixer.safetensors", tmp_path / "own")
+    data = ["--dataset=digits"] if command[0] == "verify" else []
+    words = [word.format("own") for word in command]
+    assert main([*words, *data, "--image_shape=16,36"]) == 2
+    assert capfd.readouterr().err == (
+        "error: own: --image_shape=16,36 is not that of its images, 24,24, and weights are not "
+        "adapted here; leave it out, or train with --checkpoint\n"
+    )
+
+
+def left_in(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def write_another_model(path, spec, arrays, write):
+    assert path.parent.name.startswith(".convert-"), "hidden"
+    assert path.parent.parent.name in ("there", "deep"), "where it can be renamed from"
+    write(path, spec, arrays | {"head/bias": arrays["head/bias"] + 1})
+
+
+def write_and_run_out_of_space(path, spec, arrays, write):
+    write(path, spec, arrays)
+    raise OSError(28, "No space left on device")
+
+
+def write_and_be_interrupted(path, spec, arrays, write):
+    write(path, spec, arrays)
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+@pytest.mark.parametrize("write, error, message", [
+    (write_another_model, InputError, "{}: was read back as another model; please report this"),
+    (write_and_run_out_of_space, InputError, "{}: No space left on device"),
+    (write_and_be_interrupted, KeyboardInterrupt, ""),
+], ids=lambda value: getattr(value, "__name__", ""))  # fmt: skip
+def test_failed_conversions_leave_nothing_behind(
+    tmp_path, monkeypatch, suffix, write, error, message
+):
+    monkeypatch.setitem(WRITERS, suffix, functools.partial(write, write=WRITERS[suffix]))
+    for folder in (tmp_path / "there", tmp_path / "new" / "deep"):
+        (tmp_path / "there").mkdir(exist_ok=True)
+        target = folder / f"x{suffix}"
+        with pytest.raises(error) as raised:
+            convert_weights(GOLDEN / "official_mixer.npz", target, (24, 16))
+        assert str(raised.value) == message.format(target)
+        assert left_in(tmp_path) == ["there"]
+
+
+def test_what_cannot_be_read_back_is_told_of_the_target(tmp_path):
+    """As of a run whose training diverged: folders hold what they are given."""
+    arrays = model_weights(random_model(WIDE))
+    arrays["head/bias"] = arrays["head/bias"] * np.float32("nan")
+    write_folder(tmp_path / "run", ModelSpec(WIDE), arrays)
+    before = left_in(tmp_path)
+    with pytest.raises(InputError) as error:
+        convert_weights(tmp_path / "run", tmp_path / "new" / "x.npz")
+    message = str(error.value)
+    assert message.startswith(f"{tmp_path / 'new' / 'x.npz'}: head/bias holds NaN")
+    assert left_in(tmp_path) == before
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_conversions_leave_the_target_only(tmp_path, suffix):
+    convert_weights(GOLDEN / "official_mixer.npz", tmp_path / "new" / f"x{suffix}", (24, 16))
+    inside = [] if suffix else ["new/x/model.json", "new/x/model.safetensors"]
+    assert left_in(tmp_path) == ["new", f"new/x{suffix}", *inside]
+    assert (tmp_path / "new" / f"x{suffix}").stat().st_mode & 0o044, "others may read it"
+
+
+def test_class_names_that_a_format_cannot_hold_are_pointed_out(tmp_path, capsys):
+    spec = ModelSpec(WIDE, tuple(map(str, range(WIDE.num_classes))))
+    write_folder(tmp_path / "run", spec, model_weights(random_model(WIDE)))
+    for suffix, lost in ((".npz", True), (".safetensors", False), ("", False)):
+        convert_weights(tmp_path / "run", tmp_path / f"x{suffix}", WIDE.image_shape)
+        assert ("has no place for class names" in capsys.readouterr().err) == lost
+
+
+# === convert --mean --std ===
+
+
+@pytest.mark.parametrize("flags, mean, std, told", [
+    (["--mean=0", "--std=1"], [0, 0, 0], [1, 1, 1], "mean 0 and std 1"),
+    (["--mean=0.485,0.456,0.406", "--std=0.229,0.224,0.225"], [0.485, 0.456, 0.406],
+     [0.229, 0.224, 0.225], "mean 0.485,0.456,0.406 and std 0.229,0.224,0.225"),
+    (["--mean=0"], [0, 0, 0], [0.5, 0.5, 0.5], "mean 0 and std 0.5 (assumed)"),
+    (["--std=1"], [0.5, 0.5, 0.5], [1, 1, 1], "mean 0.5 (assumed) and std 1"),
+])  # fmt: skip
+@pytest.mark.parametrize("target", ["own", "own.safetensors"])
+def test_convert_takes_a_mean_and_std_as_a_config_has_them(
+    tmp_path, capfd, flags, mean, std, told, target
+):
+    source, own = GOLDEN / "timm_mixer.safetensors", tmp_path / target
+    assert main(["convert", str(source), str(own), *flags]) == 0
+    assert f"own: converted from a Mixer of timm with {told}: 3 layers" in (
+        capfd.readouterr().err.replace(".safetensors", "")
+    )
+    configured = read_pretrained(timm_with_config(tmp_path, {"mean": mean, "std": std}))
+    assert_same_bits(read_pretrained(own).arrays, configured.arrays)
+    assert read_pretrained(own).spec == configured.spec
+
+
+def test_convert_says_what_it_assumed(tmp_path, capfd):
+    assert main(["convert", str(GOLDEN / "timm_mixer.safetensors"), str(tmp_path / "own")]) == 0
+    assert "(assumed: mean 0.5, std 0.5, crop_pct 0.875, inter" in capfd.readouterr().err
+
+
+@pytest.fixture
+def known_scales(tmp_path):
+    """Sources whose scale of images is known."""
+    timm_file, official_file = GOLDEN / "timm_mixer.safetensors", GOLDEN / "official_mixer.npz"
+    convert_weights(timm_file, tmp_path / "folder")
+    convert_weights(timm_file, tmp_path / "own.safetensors")
+    convert_weights(official_file, tmp_path / "official.npz", (24, 16))
+    (tmp_path / "hub").mkdir()
+    timm_with_config(tmp_path / "hub", NORMAL)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name, what", [
+    ("folder", "a model of our own"), ("own.safetensors", "a Mixer of this program in timm's form"),
+    ("official.npz", "an official Mixer checkpoint"),
+    ("hub/timm_mixer.safetensors", "a Mixer of timm as its config.json has it"),
+])  # fmt: skip
+@pytest.mark.parametrize("flags, named", [
+    (["--mean=0", "--std=1"], "--mean and no --std"), (["--mean=0.5"], "--mean"),
+    (["--std=0.5"], "--std"),
+])  # fmt: skip
+def test_mean_and_std_are_for_files_that_do_not_tell(known_scales, capfd, name, what, flags, named):
+    source, before = known_scales / name, left_in(known_scales)
+    flags = [*flags, "--image_shape=24,16"] if name.endswith("npz") else flags
+    assert main(["convert", str(source), str(known_scales / "y"), *flags]) == 2
+    error = capfd.readouterr().err
+    assert f"{source}: takes no {named}, as files of timm without a config.json do: " in error
+    assert f"do: this is {what}" in error and error.count("\n") == 1
+    advice = "change that there" if "config.json" in what else "leave that out"
+    assert error.endswith(f", whose scale of images is known; {advice}\n")
+    assert left_in(known_scales) == before
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--mean=0,0"], "--mean=0,0: expected one number for each of 3 channels, from -1000 to 1000"),
+    (["--mean=1e6"], "--mean=1e+06,1e+06,1e+06: expected"), (["--std=0"], "--std=0,0,0: expected"),
+    (["--std=1,1,-1"], "--std=1,1,-1: expected one number for each of 3 channels, from 0.001 to"),
+    (["--std=nan"], "--std: expected a finite number"), (["--mean=a"], "--mean: expected one or"),
+])  # fmt: skip
+def test_means_and_stds_out_of_bounds_are_refused(tmp_path, capfd, flags, message):
+    source = GOLDEN / "timm_mixer.safetensors"
+    assert main(["convert", str(source), str(tmp_path / "own"), *flags]) == 2
+    error = capfd.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not left_in(tmp_path)
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])

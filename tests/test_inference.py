@@ -4,8 +4,10 @@ import csv
 import dataclasses
 import io
 import json
+import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +16,9 @@ import pytest
 import tensorflow as tf
 from conftest import SMALL, TINY, read_history
 from PIL import Image
+from sklearn.metrics import balanced_accuracy_score, f1_score
 
+import keras_mixer
 from keras_mixer import Config, InputError, RunError, fit, load_mixer
 from keras_mixer.inference import evaluate as evaluate_module
 from keras_mixer.inference import export as export_module
@@ -31,6 +35,7 @@ from keras_mixer.inference.predict import (
 )
 from keras_mixer.model.architecture import ModelSpec
 from keras_mixer.preprocessing.resize import resize_images, to_model_range
+from keras_mixer.weights.convert import convert_weights
 
 
 def spec_of(num_classes, names=None, loss="softmax"):
@@ -62,6 +67,28 @@ def test_scores_by_hand():
     assert (b["precision"], b["recall"], b["n"]) == (1.0, 0.5, 2)
     assert b["f1"] == pytest.approx(2 / 3)
     assert c["f1"] == 1.0
+    assert scores["macro_f1"] == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
+    assert scores["balanced_accuracy"] == pytest.approx((1 + 0.5 + 1) / 3)
+
+
+@pytest.mark.parametrize("label, correct", [(0, (1, 1)), (4, (0, 1)), (5, (0, 0)), (11, (0, 0))])
+def test_of_equal_classes_the_first_ones_count_as_more_likely(label, correct):
+    scores = score(np.zeros((3, 12)), np.full(3, label), spec_of(12))
+    assert (scores["top1"], scores["top5"]) == correct
+
+
+def test_means_over_classes_are_scikit_learns():
+    generator = np.random.default_rng(0)
+    logits, labels = generator.normal(size=(300, 5)), generator.integers(0, 4, 300)
+    scores = score(logits, labels, spec_of(5))
+    predicted = logits.argmax(axis=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a class that is predicted, but has no images
+        assert scores["balanced_accuracy"] == pytest.approx(
+            balanced_accuracy_score(labels, predicted)
+        )
+    found = f1_score(labels, predicted, labels=range(4), average="macro")
+    assert scores["macro_f1"] == pytest.approx(found)
 
 
 def test_top5_counts_the_five_most_likely_classes():
@@ -116,6 +143,62 @@ def test_table_shows_every_class_and_the_confusion(trained):
     for row in scores["classes"]:
         assert f"{row['f1']:.2%}" in table
     assert " ".join(str(n) for n in scores["confusion"][3]) in " ".join(table.split())
+
+
+# === Evaluation on other data ===
+
+
+@pytest.fixture(scope="module")
+def few_digits(tmp_path_factory, trained):
+    """Class folders of 5 test images of each of three digits, and their indices in the test set."""
+    folder, test = tmp_path_factory.mktemp("few"), trained.dataset.test
+    indices = [i for digit in (1, 3, 7) for i in np.flatnonzero(test.labels == digit)[:5]]
+    for index in indices:
+        path = folder / str(test.labels[index]) / f"{index}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(test.pixels[index].squeeze()).save(path)
+    return folder, np.array(indices)
+
+
+def test_a_run_is_scored_on_a_folder_of_some_of_its_classes(run, trained, few_digits):
+    """In gray, as the model was trained, and with the classes of the model, by name."""
+    folder, indices = few_digits
+    words = ["--dataset=folder", "--data_dir", folder, "--format=json"]
+    status, out, err = run("evaluate", trained.directory, *words)
+    assert status == 0, err
+    found, test = json.loads(out), trained.dataset.test.take(indices)
+    logits, labels = compute_logits(load_mixer(trained.best), trained.spec, test)
+    assert found == {"split": "all images", **score(logits, labels, trained.spec)}
+    assert [row["n"] for row in found["classes"]] == [0, 5, 0, 5, 0, 0, 0, 5, 0, 0]
+
+
+def test_weights_without_class_names_are_scored_in_the_order_of_the_data(run, trained, tmp_path):
+    convert_weights(trained.directory, tmp_path / "mixer.npz")
+    status, out, err = run("evaluate", "mixer.npz", "--dataset=digits", "--test_fraction=0.2")
+    assert status == 0, err
+    assert "mixer.npz has no class names: its classes are taken in the order of the data's" in err
+    assert f"test: 360 images, top-1 {trained.scores['test']['top1']:.2%}" in out
+    convert_weights(trained.directory, tmp_path / "mixer.safetensors")
+    status, out, _ = run("evaluate", "mixer.safetensors", "--dataset=digits", "--format=json")
+    assert (json.loads(out)["split"], json.loads(out)["n"]) == ("all images", 1797)
+
+
+def test_what_cannot_be_scored_is_one_line(run, trained, few_digits, folder, tmp_path):
+    convert_weights(trained.directory, tmp_path / "mixer.npz")
+    on_folder = ("--dataset=folder", "--data_dir")
+    for words, message in [
+        ((trained.directory, *on_folder, folder), "does not know 3 of the data's 3 classes: ant,"),
+        (("mixer.npz", *on_folder, few_digits[0]), "has 10 classes without names, the data have 3"),
+        (("mixer.npz",), "not a run directory.*; --dataset names other data to evaluate on"),
+        ((trained.directory, "--test_fraction=0.5"), "--test_fraction=0.5 is for other data than"),
+        (
+            (trained.directory, *on_folder, few_digits[0], "--eval_split=test"),
+            "--eval_split=test: this dataset has no test split; give one of train",
+        ),
+    ]:
+        status, out, err = run("evaluate", *words)
+        assert (status, out) == (2, "")
+        assert re.search(f"^error: .*{message}", err.splitlines()[-1])
 
 
 def test_a_missing_split_is_named(trained):
@@ -203,6 +286,181 @@ def test_more_images_than_a_batch(model, images, monkeypatch):
         assert [p["class"] for p in one.get("predictions", [])] == [
             p["class"] for p in other.get("predictions", [])
         ]
+
+
+# === From Python ===
+
+FORMS = {  # of an image, by what makes it from the path and the pixels of a PNG file
+    "string": lambda path, pixels: str(path),
+    "bytes": lambda path, pixels: bytes(path),
+    "path": lambda path, pixels: path,
+    "content": lambda path, pixels: io.BytesIO(path.read_bytes()),
+    "picture": lambda path, pixels: Image.open(path),
+    "array": lambda path, pixels: pixels,
+    "gray array": lambda path, pixels: pixels[..., 0],
+    "color array": lambda path, pixels: pixels.repeat(3, axis=-1),
+    "array with alpha": lambda path, pixels: np.dstack([*[pixels] * 3, pixels // 2]),
+    "tensor": lambda path, pixels: tf.constant(pixels),
+    "array not in a row": lambda path, pixels: np.asfortranarray(pixels[::-1])[::-1],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_images_in_every_form_are_predicted_as_on_the_command_line(trained, model, images, form):
+    paths = [images / f"{index}.png" for index in range(3)]
+    given = [
+        FORMS[form](path, pixels)
+        for path, pixels in zip(paths, trained.dataset.test.pixels, strict=False)
+    ]
+    expected = [row["predictions"] for row in predict_files(model, list(map(str, paths)), 4)]
+    assert keras_mixer.predict(model, given, top_k=4) == expected
+    (alone,) = keras_mixer.predict(model, given[0], top_k=4)
+    assert [p["class"] for p in alone] == [p["class"] for p in expected[0]]
+    batch = keras_mixer.preprocess(given, model)
+    assert (batch.shape, batch.dtype) == ((3, 8, 8, 1), np.float32)
+    np.testing.assert_array_equal(batch, to_model_range(trained.dataset.test.pixels[:3]))
+    np.testing.assert_array_equal(keras_mixer.preprocess(given[0], model), batch[:1])
+    probabilities = tf.nn.softmax(model.predict(batch, verbose=0)).numpy()
+    found = [[p["probability"] for p in row] for row in expected]
+    np.testing.assert_allclose(found, -np.sort(-probabilities)[:, :4], atol=1e-6)
+
+
+def test_lists_of_images_come_in_several_forms(trained, model, images):
+    paths = [str(images / f"{index}.png") for index in range(3)]
+    expected = keras_mixer.predict(model, paths)
+    pixels = trained.dataset.test.pixels[:3]
+    for given in (tuple(paths), np.array(paths), iter(paths), pixels, tf.constant(pixels)):
+        assert keras_mixer.predict(model, given) == expected
+    mixed = keras_mixer.predict(model, [paths[0], pixels[1], Image.open(paths[2])], top_k=1)
+    assert mixed == [row[:1] for row in expected]
+    assert keras_mixer.predict(str(trained.directory), paths) == expected
+    assert keras_mixer.predict(trained.directory, pixels[0])[0][0]["class"] == mixed[0][0]["class"]
+    np.testing.assert_array_equal(
+        keras_mixer.preprocess(paths, trained.directory), to_model_range(pixels)
+    )
+    assert keras_mixer.predict(model, []) == []
+    assert keras_mixer.preprocess([], model).shape == (0, 8, 8, 1)
+
+
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 11, 3), np.uint8))
+VEILED = NOISE.convert("RGBA")
+VEILED.putalpha(NOISE.convert("L"))
+WIDE = np.random.default_rng(1).integers(0, 65536, (9, 11), np.uint16)
+TURNED = Image.Exif()
+TURNED[0x0112] = 6  # orientation
+
+PALETTE = NOISE.convert("P")
+CORNER = {
+    name: picture.getpixel((0, 0)) for name, picture in (("color", NOISE), ("index", PALETTE))
+}
+
+PICTURES = {
+    **{m: (NOISE.convert(m), "PNG", {}) for m in ("1", "L", "LA", "P", "RGB")},
+    "half transparent": (VEILED, "PNG", {}),
+    "palette with alpha": (PALETTE, "PNG", {"transparency": bytes(range(256))}),
+    "one color transparent": (NOISE, "PNG", {"transparency": CORNER["color"]}),
+    "16 bits": (Image.fromarray(WIDE), "PNG", {}),
+    "gif": (PALETTE, "GIF", {}),
+    "transparent gif": (PALETTE, "GIF", {"transparency": CORNER["index"]}),
+    "webp": (VEILED, "WEBP", {"lossless": True, "exact": True}),
+    "cmyk jpeg": (NOISE.convert("CMYK"), "JPEG", {}),
+    "turned jpeg": (NOISE, "JPEG", {"exif": TURNED, "quality": 95}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", PICTURES)
+def test_opened_pictures_are_prepared_as_their_files_are(tmp_path, name, channels):
+    """JPEGs but for 2 levels, where Pillow brings another libjpeg."""
+    picture, kind, options = PICTURES[name]
+    picture.save(tmp_path / "image", kind, **options)
+    shape = {"image_shape": (11, 9), "patch_shape": (11, 9)} if name.startswith("turned") else {
+        "image_shape": (9, 11), "patch_shape": (9, 11)}  # fmt: skip
+    model = SimpleNamespace(spec=ModelSpec(SMALL.replace(channels=channels, **shape)))
+    by_file = keras_mixer.preprocess(tmp_path / "image", model)
+    with Image.open(tmp_path / "image") as picture:
+        opened = keras_mixer.preprocess(picture, model)
+    assert by_file.std() > 0.1
+    assert np.abs(opened - by_file).max() <= (2 / 127.5 if kind == "JPEG" else 0)
+
+
+def test_gray_is_the_luma_of_color_and_color_is_repeated_gray(photos):
+    gray, color = (
+        SimpleNamespace(spec=ModelSpec(SMALL.replace(channels=channels))) for channels in (1, 3)
+    )
+    photo = photos[0][:8, :12]
+    luma = (photo.astype(int) @ [19595, 38470, 7471] + 32768 >> 16).astype(np.uint8)
+    expected = to_model_range(luma[None, ..., None])
+    np.testing.assert_array_equal(keras_mixer.preprocess(photo, gray), expected)
+    np.testing.assert_array_equal(
+        keras_mixer.preprocess(luma, color), np.repeat(expected, 3, axis=-1)
+    )
+
+
+PHOTO = np.arange(8 * 8 * 3).reshape(8, 8, 3).astype(np.uint8)
+REFUSED = {
+    "floats to 1": (
+        (PHOTO // 191).astype("float32"),
+        r"images\[0\]: expected uint8 from 0 to 255, received float32 from 0.0 to 1.0; convert it "
+        r"with \(255 \* image\).round\(\).astype\('uint8'\)$",
+    ),
+    "floats to 255": (PHOTO / 1, r"received float64 from 0.0 to 191.0; .*with image.round\(\)"),
+    "floats from -1": (PHOTO / 95.5 - 1, "from -1.0 to 1.0; .*goes to model.predict$"),
+    "integers": (PHOTO.astype(int), r"received int64 from 0 to 191; convert it with image.round"),
+    "16 bits": (PHOTO.astype("uint16") * 300, "received uint16 from 0 to 57300; scale it"),
+    "truth values": (PHOTO > 7, "received bool from False to True"),
+    "NaN": (PHOTO * np.nan, "received float64 with NaN$"),
+    "32 bits in Pillow": (Image.fromarray(PHOTO[..., 0] / np.float32(255)), "float32 from 0.0 to"),
+    "second of a list": ([PHOTO, PHOTO / 255], r"images\[1\]: expected uint8"),
+    "nothing": (None, "received NoneType; give a path"),
+    "text": ([["a"]], "received <U1; give a path"),
+    "channels": (PHOTO[..., :2], r"channels, received \(8, 8, 2\)$"),
+    "channels first": (PHOTO.transpose(2, 0, 1), r"received \(3, 8, 8\)$"),
+    "two batches": ([PHOTO[None]], r"received \(1, 8, 8, 3\)$"),
+    "no pixels": (PHOTO[:0], r"received \(0, 8, 3\)$"),
+    "no file": ("nowhere.png", "^nowhere.png: no such file$"),
+    "no file in a list": ([PHOTO, Path("nowhere.png")], "^nowhere.png: no such file$"),
+    "bytes of a file": (b"\x89PNG\0" * 9999, "no such file$"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_image_is_refused_in_one_line(model, name):
+    images, message = REFUSED[name]
+    for call in (lambda: keras_mixer.predict(model, images),
+                 lambda: keras_mixer.preprocess(images, model)):  # fmt: skip
+        with pytest.raises(InputError, match=message) as error:
+            call()
+        assert "\n" not in str(error.value) and len(str(error.value)) < 1100
+
+
+def test_damaged_images_are_named(model, images):
+    with pytest.raises(InputError, match=r"images/truncated.png: truncated$"):
+        keras_mixer.predict(model, [images / "0.png", images / "truncated.png"])
+    with pytest.raises(InputError, match=r"images/deep: the folder has no images$"):
+        keras_mixer.predict(model, images / "deep")
+    (images / "half.jpg").write_bytes((images / "deep" / "big.jpg").read_bytes()[:-300])
+    with (
+        Image.open(images / "half.jpg") as half,
+        pytest.raises(InputError, match=r"images\[0\]: Pillow cannot read it \(.*truncated"),
+    ):
+        keras_mixer.predict(model, half)
+
+
+def test_a_model_must_know_its_preprocessing(images):
+    model = keras_mixer.build_mixer(**vars(SMALL))
+    for call in (keras_mixer.predict, lambda *two: keras_mixer.preprocess(*reversed(two))):
+        with pytest.raises(
+            InputError, match="received Functional without; load it with load_mixer"
+        ):
+            call(model, images / "0.png")
+        with pytest.raises(InputError, match="nowhere: no such checkpoint"):
+            call("nowhere", images / "0.png")
+
+
+def test_top_k_is_at_least_one(model, images):
+    with pytest.raises(InputError, match="top_k: expected an integer at least 1, received 0"):
+        keras_mixer.predict(model, images / "0.png", top_k=0)
 
 
 # === A submission ===

@@ -1,9 +1,11 @@
 """Tests `keras_mixer/jobs.py`: a whole job from a config to an export, and many of them."""
 
 import dataclasses
+import errno
 import itertools
 import json
 import logging
+import os
 import runpy
 import shutil
 import sys
@@ -11,12 +13,18 @@ from types import SimpleNamespace
 
 import keras
 import pytest
+import tensorflow as tf
 from conftest import ROOT
 
-from keras_mixer import Config, jobs, run_job
+from keras_mixer import Config, InputError, fit, jobs, run_job
 from keras_mixer.config.options import as_flags
 from keras_mixer.inference import evaluate as evaluate_module
+from keras_mixer.inference import export as export_module
+from keras_mixer.inference.export import export_model
+from keras_mixer.inference.versions import check_target
 from keras_mixer.training import fit as fit_module
+from keras_mixer.training.checkpoints import newest_checkpoint
+from keras_mixer.training.run import read_metrics
 from keras_mixer.training.signals import Interrupted
 
 QUICK = {"depth": 1, "dim": 8, "batch_size": 64, "num_steps": 1, "jit": "false"}
@@ -61,6 +69,34 @@ def test_a_job_is_what_train_py_does_with_the_same_flags(finished, tmp_path, mon
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
+def test_a_run_shows_what_it_is_in_one_line(finished):
+    _, run = finished
+    test, validation = (f"{run.scores[name]['top1']:.2%}" for name in ("test", "validation"))
+    assert repr(run) == (
+        f"Run('{run.directory}': 10 classes, 1 epochs, validation: {validation} of 144 images, "
+        f"test: {test} of 360 images)"
+    )
+
+
+def test_callbacks_of_the_user_see_every_epoch_and_may_stop_the_run(tmp_path, capsys):
+    class Watcher(keras.callbacks.Callback):
+        seen = ()
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.seen = (*self.seen, epoch)
+            assert logs.keys() >= {"loss", "accuracy", "val_loss", "val_accuracy"}
+            self.model.stop_training = epoch == 1
+
+    watcher = Watcher()
+    config = Config(**QUICK | {"num_steps": 4}, output_dir=str(tmp_path / "run"))
+    run = fit(config, callbacks=[watcher])
+    assert watcher.seen == (0, 1)
+    assert "stopped by a callback at step 40 of 80" in capsys.readouterr().err
+    assert newest_checkpoint(run.checkpoints).step == 40
+    fit(config, callbacks=[watcher])
+    assert watcher.seen == (0, 1, 2, 3), "continued, to the end"
+
+
 def test_stopped_before_its_export_a_job_continues_with_that_alone(finished, tmp_path, monkeypatch):
     config, run = finished
     shutil.copytree(run.directory, tmp_path / "run")
@@ -73,6 +109,108 @@ def test_stopped_before_its_export_a_job_continues_with_that_alone(finished, tmp
     assert again.scores == run.scores
     assert again.facts["saved_model"] == f"{tmp_path}/mlp_mixer/1"
     assert (tmp_path / "mlp_mixer" / "1" / "saved_model.pb").is_file()
+
+
+def test_a_model_of_other_classes_is_not_exported_as_a_new_version(finished, folder, tmp_path):
+    config, run = finished
+    data = {
+        "dataset": "folder",
+        "data_dir": str(folder),
+        "image_shape": 8,
+        "patch_shape": 4,
+        "batch_size": 8,
+    }
+    other = Config(**QUICK | data, output_dir=str(tmp_path / "run"), export_dir=config.export_dir)
+    message = (
+        r"--name=mlp_mixer: .*/1 serves the classes 0, 1, 2, …, this model ant, bee, cat; a se"
+    )
+    with pytest.raises(InputError, match=message):
+        run_job(other)
+    assert not (tmp_path / "run").exists(), "refused before anything is written"
+    with pytest.raises(InputError, match=message):
+        export_model(fit(other).best, config.export_dir, config.name)
+    assert os.listdir(f"{config.export_dir}/mlp_mixer") == ["1"]
+    check_target(config.export_dir, "another", run.spec)
+    check_target(config.export_dir, config.name, run.spec)
+
+
+@pytest.mark.parametrize("export_dir", ["file", "file/deeper", "/proc/nowhere"])
+def test_an_export_that_cannot_be_written_is_refused_before_training(tmp_path, export_dir):
+    (tmp_path / "file").touch()
+    path = tmp_path / export_dir  # an absolute one stays as it is
+    config = Config(**QUICK, output_dir=str(tmp_path / "run"), export_dir=str(path))
+    with pytest.raises(InputError, match=f"^--export_dir={path}: cannot write to "):
+        run_job(config)
+    assert sorted(os.listdir(tmp_path)) == ["file"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        tf.errors.UnknownError(None, None, "No space left on device; write"),
+    ],
+    ids=["ours", "TensorFlow's"],
+)
+def test_a_full_disk_at_export_loses_no_score(finished, tmp_path, monkeypatch, run, error):
+    config, done = finished
+    shutil.copytree(done.directory, tmp_path / "run")
+    metrics = done.scores | {"facts": {"selected_epoch": 1}}
+    (tmp_path / "run" / "metrics.json").write_text(json.dumps(metrics))
+    words = ["train", *as_flags(config), f"--output_dir={tmp_path}/run", "--export_dir=exports"]
+
+    def fail(*_, **__):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export_module, "flush_tree", fail)
+        status, out, err = run(*words)
+    assert (status, out) == (1, "")
+    *_, last = err.splitlines()
+    assert last.startswith("error: cannot export to exports/mlp_mixer: No space left on device")
+    assert f"test: {done.scores['test']['top1']:.2%} of 360 images" in last
+    assert os.listdir(tmp_path / "exports" / "mlp_mixer") == [], "nothing half written"
+    status, out, _ = run(*words)
+    assert (status, "exported: exports/mlp_mixer/1" in out) == (0, True)
+
+
+@pytest.fixture
+def without_test(folder, tmp_path):
+    """Class folders under train/ and val/, as of ImageNet and Imagenette."""
+    for index, split in enumerate(("train", "val")):
+        for path in sorted(folder.rglob("*.*"))[index::2]:
+            target = tmp_path / "imagenette" / split / path.parent.name / path.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+    return tmp_path / "imagenette"
+
+
+def test_without_test_images_validation_is_scored_aloud(without_test, run, tmp_path):
+    sizes = "--image_shape=8", "--patch_shape=4", "--depth=1", "--dim=8", "--jit=false"
+    data = "--dataset=folder", "--data_dir=imagenette"
+    words = *data, *sizes, "--num_steps=1", "--export=false"
+    status, out, err = run("train", *words, "--eval_split=test")
+    assert status == 2
+    assert "--eval_split=test: this dataset has no test split; give one of train, validation" in err
+    assert run("train", *words, "--eval_split=validation")[0] == 0, "the advice works"
+
+    status, out, err = run("train", *words, "--output_dir=run")
+    assert status == 0, err
+    assert "there are no test images: the validation images are scored, which have also cho" in err
+    assert out.startswith("validation: ")
+    assert "of 18 images" in out
+    assert read_metrics(tmp_path / "run")[0].keys() == {"validation"}
+    assert "is complete; nothing was changed" in run("train", *words, "--output_dir=run")[2]
+
+    assert run("evaluate", "run")[1].startswith("validation: 18 images, top-1 ")
+    assert "| – |" in run("report", "run")[1], "it has no test score"
+    status, out, err = run(
+        "fewshot", "run", *data, "--shots=2", "--l2=1,4", "--seeds=0", "--validation_fraction=0.2"
+    )
+    assert status == 0, err
+    assert "the validation images are scored, and choose nothing" in err
+    assert "test: 18 images of 3 classes" in out
+    assert "L2: 4 validation images" in out, "of the training images"
 
 
 def test_a_sequence_prints_its_progress_and_repeats_no_finished_job(tmp_path, monkeypatch, capsys):
@@ -97,7 +235,7 @@ def test_warnings_of_retracing_are_silenced_during_a_job_alone(tmp_path, monkeyp
     ]
     passed = []
 
-    def stop(run):
+    def stop(run, callbacks):
         passed.extend(bool(logger.filter(record)) for record in records)
         raise Interrupted(15)
 

@@ -1,16 +1,25 @@
 """Tests the command line as users meet it: `train.py` and `keras-mixer COMMAND`."""
 
+import io
 import json
+import os
 import re
 import resource
+import shlex
 import shutil
+import subprocess
+import sys
+import threading
+from types import SimpleNamespace
 
 import pytest
+from conftest import ROOT
 from PIL import Image
 
+from keras_mixer import InputError
 from keras_mixer.commands import few_shot, models, shared, studies, training, weights
 from keras_mixer.commands.table import COMMANDS
-from keras_mixer.config.options import describe
+from keras_mixer.config.command_line import describe
 
 QUICK = ["--depth=2", "--dim=8", "--batch_size=64", "--num_steps=2", "--jit=false"]
 
@@ -27,7 +36,7 @@ def test_the_main_job_from_nothing_to_a_saved_model(command, run, tmp_path):
 
     status, out, err = run("train", *QUICK, "--scheduler", "cosine", "--lr", "0.1")
     assert (status, out) == (0, done.stdout)
-    assert err == "output is complete; nothing was changed\n"
+    assert err.startswith("output is complete; nothing was changed\n")
     assert not (tmp_path / "saved_models" / "mlp_mixer" / "2").exists()
 
     flags = ("--flagfile=output/flags.txt", "--output_dir=new", "--export=false")
@@ -206,7 +215,7 @@ def test_predict_with_a_run(command, run, trained, tmp_path, write_image):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("evaluate", "expected exactly one RUN, received 0"),
+        ("evaluate", "expected exactly one RUN or checkpoint, received 0"),
         ("evaluate nowhere", "nowhere: not a run directory"),
         ("evaluate {run} --output=no/where.json", "--output=no/where.json"),
         ("predict {run}", "expected a run and at least one image"),
@@ -232,3 +241,270 @@ def test_damaged_best_weights_are_named_and_not_scored(run, trained, tmp_path):
 def test_help_text_is_wrapped():
     for command in COMMANDS.values():
         assert max(map(len, describe(command.options, "").splitlines())) <= 100
+
+
+# === Standard input ===
+
+
+@pytest.fixture
+def stdin(monkeypatch):
+    """Puts bytes on standard input; returns the file that they are read from."""
+
+    def put(content):
+        file = io.BytesIO(content)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(file))
+        return file
+
+    return put
+
+
+@pytest.fixture
+def digits(tmp_path, trained, write_image):
+    """Two different digits: one.png and "BM two.png", whose name starts like a BMP."""
+    for index, name in enumerate(("one", "BM two")):
+        write_image(tmp_path / "in" / f"{name}.png", trained.dataset.test.pixels[index])
+    return tmp_path / "in"
+
+
+def rows_of(run, *arguments):
+    status, out, err = run("predict", *arguments, "--format=json")
+    assert err == ""
+    return status, json.loads(out)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "JPEG", "GIF", "WEBP"])
+def test_an_image_on_standard_input_is_predicted_as_its_file_is(run, trained, digits, stdin, kind):
+    content = io.BytesIO()
+    Image.open(digits / "one.png").save(content, kind)
+    (digits / "file").write_bytes(content.getvalue())
+    stdin(content.getvalue())
+    status, (before, piped, after) = rows_of(run, trained.directory, "in/file", "-", "in/one.png")
+    assert (status, before["file"], piped["file"]) == (0, "in/file", "-")
+    assert piped["predictions"] == before["predictions"]
+    assert after["file"] == "in/one.png"
+    stdin(content.getvalue())
+    lines = run("predict", trained.directory, "-", "--format=csv", "--top_k=1")[1].splitlines()
+    assert lines[1].startswith("-,1,")
+    stdin(content.getvalue()[:40])
+    status, (row,) = rows_of(run, trained.directory, "-")
+    assert (status, row["file"]) == (1, "-")
+    assert row["error"]
+
+
+@pytest.mark.parametrize(
+    "listed, found",
+    [
+        (b"BM two.png\none.png\n", ["BM two.png", "one.png"]),
+        (b"\r\none.png\r\n\r\nBM two.png", ["one.png", "BM two.png"]),
+        (b"BM two.png\0one.png\0", ["BM two.png", "one.png"]),
+        (b"line\nfeed.png\0one.png", ["line\nfeed.png", "one.png"]),
+        (b"*.png\n", ["BM two.png", "line\nfeed.png", "one.png"]),
+        (b"-\nnone.png\n", ["-", "none.png"]),
+    ],
+)
+def test_names_on_standard_input_count_as_if_they_were_arguments(
+    run, trained, digits, stdin, monkeypatch, listed, found
+):
+    shutil.copy(digits / "one.png", digits / "line\nfeed.png")
+    stdin(listed)
+    monkeypatch.chdir(digits)
+    status, rows = rows_of(run, trained.directory, "one.png", "-", "BM two.png")
+    assert [row["file"] for row in rows] == ["one.png", *found, "BM two.png"]
+    errors = [row.get("error") for row in rows if not os.path.exists(row["file"])]
+    assert errors == ["no such file"] * (2 if "-" in found else 0)
+    assert status == (1 if errors else 0)
+
+
+@pytest.mark.parametrize(
+    "content, arguments, message",
+    [
+        (b"", ["-"], "-: expected on standard input a JPEG, PNG, .* received nothing$"),
+        (b"\n \n", ["-"], "received nothing$"),
+        (b"II*\0\x08\0\0\0\n" * 9, ["-"], "one per line; received something else$"),
+        (b"a\n", ["-", "b", "-"], "-: expected once"),
+        (b"12345678901\n" + bytes(99), ["-"], "-: expected at most .* MB on standard input"),
+    ],
+)
+def test_other_standard_input_is_refused_in_one_line(
+    run, trained, stdin, monkeypatch, content, arguments, message
+):
+    """And no more of it is read than may be kept in memory."""
+    monkeypatch.setattr(shared, "MOST_INPUT", 100)
+    file = stdin(content)
+    status, out, err = run("predict", trained.directory, *arguments)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert re.search(message, err)
+    assert file.tell() <= 101
+
+
+def test_a_closed_standard_input_is_refused_in_one_line(run, trained, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    status, _, err = run("predict", trained.directory, "-")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "standard input is closed" in err
+
+
+# === --output ===
+
+
+@pytest.fixture
+def shell(tmp_path):
+    """Runs a command line in a shell, with `keras-mixer report RUN` for {report}."""
+
+    def run(line, directory):
+        report = shlex.join([sys.executable, "-m", "keras_mixer", "report", str(directory)])
+        return subprocess.run(
+            ["sh", "-c", line.format(report=report)],
+            cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""},
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{report} --output=- >> log",
+        "{report} --output=link >> log",  # to /dev/stdout, which a mistake would replace
+        "{report} --output=log >> log",
+        "{report} --output=twin 2>> log",
+    ],
+)
+def test_standard_streams_are_written_to_by_any_name(shell, trained, tmp_path, line):
+    (tmp_path / "log").write_text("before\n")
+    os.link(tmp_path / "log", tmp_path / "twin")
+    (tmp_path / "link").symlink_to("/dev/stdout")
+    done = shell(f"{line}; echo after >> log", trained.directory)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    first, *table, last = (tmp_path / "log").read_text().splitlines()
+    assert (first, last) == ("before", "after")
+    assert table[0].startswith("| ")
+    assert sorted(os.listdir(tmp_path)) == ["link", "log", "twin"]
+    assert os.path.samefile(tmp_path / "log", tmp_path / "twin")
+
+
+def test_content_is_written_on_where_a_stream_took_only_a_part(tmp_path, monkeypatch):
+    class Partial(io.RawIOBase):
+        taken = b""
+
+        def write(self, content):
+            self.taken += bytes(content[:1000])
+            return min(len(content), 1000)
+
+    stream = Partial()
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(buffer=stream, flush=lambda: None))
+    shared.write("-", "ab" * 5050)
+    assert stream.taken == b"ab" * 5050
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_a_full_standard_output_is_one_line_and_status_1(shell, trained):
+    done = shell("{report} --output=- > /dev/full", trained.directory)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "No space left on device" in done.stderr
+
+
+def test_a_pipe_is_not_opened_before_its_content_is_there(run, trained, tmp_path):
+    pipe, received = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: received.append(pipe.read_text()), daemon=True)
+    reader.start()
+    checking = threading.Thread(target=shared.check_writable, args=[str(pipe)], daemon=True)
+    checking.start()
+    checking.join(timeout=30)
+    reader.join(timeout=0.2)
+    assert (checking.is_alive(), reader.is_alive()) == (False, True)
+    status, out, err = run("report", trained.directory, "--output=pipe")
+    reader.join(timeout=30)
+    assert (status, out, err) == (0, "", "")
+    assert pipe.is_fifo() and received[0].startswith("| ")
+
+
+@pytest.mark.parametrize(
+    "path, message",
+    [
+        ("folder", "it is a folder"),
+        ("to_folder", "it is a folder"),
+        ("nowhere/file", "its folder does not exist; create .*nowhere,"),
+        ("to_nowhere", "its folder does not exist; create .*elsewhere,"),
+        ("file/file", "Not a directory"),
+        ("circle", "levels of symbolic links"),
+        ("x" * 300, "File name too long"),
+        ("locked/file", "no permission to write in the folder .*locked"),
+        ("locked/pipe", "no permission to write to it"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch, path, message):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("folder", "locked"):
+        os.mkdir(folder)
+    links = {"to_folder": "folder", "to_nowhere": "elsewhere/file", "circle": "circle"}
+    for link, target in links.items():
+        os.symlink(target, link)
+    (tmp_path / "file").write_text("")
+    os.mkfifo("locked/pipe")
+    # As root, nothing is locked.
+    monkeypatch.setattr(os, "access", lambda path, mode: "locked" not in str(path))
+    with pytest.raises(InputError, match=f"^--output={path}: .*{message}"):
+        shared.check_writable(path)
+    shared.check_writable("file")
+    shared.check_writable("new")
+
+
+def test_a_closed_standard_output_is_refused_in_one_line(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(InputError, match="--output=-: standard output is closed"):
+        shared.check_writable("-")
+
+
+# === What all commands have ===
+
+
+@pytest.mark.parametrize("words", [["--version"], ["train", "--version"]])
+def test_versions(run, words):
+    status, out, _ = run(*words)
+    assert status == 0
+    assert re.fullmatch(r"keras_mixer [\d.]+ \(TensorFlow [\d.]+, Keras .*Python [\d.]+\)\n", out)
+
+
+def test_verbosity_says_less(run, trained, tmp_path):
+    words = ["train", *QUICK, "--num_steps=1", "--export=false"]
+    status, out, err = run(*words, "--output_dir=a", "--verbosity=warning")
+    assert (status, err) == (0, "")
+    assert out.startswith("validation: "), "results are printed nevertheless"
+    (tmp_path / "unfinished").mkdir()
+    for level, printed in (("-1", True), ("warning", True), ("error", False), ("-2", False)):
+        status, _, err = run("report", "a", "unfinished", f"--verbosity={level}")
+        assert (status, "left out" in err) == (0, printed)
+    assert run("report", "unfinished", "--verbosity=error")[2].startswith("error: none of")
+    assert "left out" in run("report", "a", "unfinished")[2], "the level is that of one command"
+
+
+def test_a_preset_is_found_by_its_name_from_anywhere(run, tmp_path):
+    """Other flags win wherever they stand; hyphens are as good as underscores."""
+    words = ["--num-steps=2", "--preset=digits", "--warmup_step", "0", "--dim=8", "--export=false"]
+    status, _, err = run("train", *words, "--depth=1", "--batch-size=512", "--output-dir=a")
+    assert status == 0, err
+    given = (tmp_path / "a" / "flags.txt").read_text().split()
+    assert {"--ema=0.98", "--num_steps=2", "--dim=8", "--batch_size=512"} <= set(given)
+    assert not any(flag.startswith("--preset") for flag in given), "the values are, not the name"
+    status, out, _ = run("report", "a", "--presets", ROOT / "flags")
+    assert "--num_steps=2" in out
+    status, _, err = run("train", "--preset=digit")
+    assert (status, "did you mean digits?" in err) == (2, True)
+    assert "  --preset\n" in run("train", "--help")[1]
+    assert "  --preset\n" not in run("evaluate", "--help")[1]
+
+
+def test_after_training_the_next_commands_are_printed_and_work(run, tmp_path, write_image):
+    words = ["--depth=1", "--dim=8", "--num_steps=1", "--batch_size=512", "--export=false"]
+    status, _, err = run("train", *words, "--output_dir=a run")
+    assert status == 0
+    write_image(tmp_path / "digit.png", (8, 8, 1))
+    lines = [line.split("  ")[1] for line in err.split("next:\n")[1].splitlines()]
+    assert [line.split()[1] for line in lines] == ["evaluate", "predict", "report"]
+    for line in lines:
+        words = shlex.split(line.replace("IMAGE...", "digit.png"))
+        assert words[0] == "keras-mixer"
+        assert run(*words[1:])[0] == 0

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import keras
 import numpy as np
 import pytest
 from conftest import GOLDEN, SMALL, randomize
@@ -84,6 +85,26 @@ def test_a_new_head_stays_zero(model):
     assign_weights(other, model_weights(model), "here", new_head=True)
     np.testing.assert_array_equal(other.get_layer("head").kernel, np.zeros((6, 7)))
     np.testing.assert_array_equal(other.get_layer("stem").kernel, model.get_layer("stem").kernel)
+
+
+@pytest.mark.parametrize("num_classes", [0, 4])
+def test_the_number_of_classes_may_be_another(model, saved, num_classes):
+    """The body is kept; the head is new and zero, or left out."""
+    image = np.ones((1, *model.input_shape[1:]))
+    other = load_mixer(saved, num_classes=num_classes)
+    body = [keras.Model(m.input, m.get_layer("pre_logits").output)(image) for m in (model, other)]
+    np.testing.assert_array_equal(*body)
+    np.testing.assert_array_equal(other(image), np.zeros((1, 4)) if num_classes else body[0])
+    assert other.spec.architecture.num_classes == num_classes
+    assert other.spec.class_names is None
+    same = load_mixer(saved, num_classes=model.output_shape[1])
+    np.testing.assert_array_equal(same(image), model(image))
+    assert same.spec.class_names is not None
+
+
+def test_what_is_no_option_of_a_loaded_model_is_named(saved):
+    with pytest.raises(InputError, match="load_mixer: expected of.*dropout.*received depth, wid"):
+        load_mixer(saved, depth=3, width=4)
 
 
 def test_official_file_without_a_square_grid_asks_for_the_image_shape():

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_mixer.config.training import OPTIMIZERS, SCHEDULERS
+from keras_mixer.config.training import OPTIMIZERS, SCHEDULERS, Config
+from keras_mixer.training.fit import _schedule
+from keras_mixer.training.open_run import plan_run
 from keras_mixer.training.optimizers import build_optimizer, ema_variables
 from keras_mixer.training.schedules import DECAYS, WarmupDecay
 
@@ -32,14 +34,33 @@ def test_schedule_follows_its_formula(scheduler):
     assert float(schedule(500)) == pytest.approx(0, abs=1e-7), "nor comes back after the end"
 
 
+@pytest.mark.parametrize("unit, steps", [("epoch", 20), ("step", 1)])
+def test_rates_that_drop_and_rates_that_stay(unit, steps):
+    """By the flags, through the config of a run: 20 steps are an epoch."""
+
+    def rates(**fields):
+        run = plan_run(
+            Config(lr=0.5, warmup_step=2, num_steps=9, batch_size=64, schedule_unit=unit, **fields)
+        )
+        assert run.steps_per_epoch == 20
+        schedule = _schedule(run)
+        return [float(schedule(units * steps)) for units in (0, 1, 2, 3, 5, 6, 8, 9)]
+
+    dropping = {"scheduler": "step", "drop_every": 3, "drop_factor": 0.5}
+    expected = [0, 0.25, 0.5, 0.25, 0.25, 0.125, 0.125, 0.0625]
+    assert rates(**dropping) == pytest.approx(expected)
+    assert rates(scheduler="step") == pytest.approx([0, 0.25, 0.5, *[0.05] * 2, *[5e-3] * 2, 5e-4])
+    assert rates(scheduler="constant") == pytest.approx([0, 0.25, *[0.5] * 6])
+
+
 def test_no_warmup_starts_at_the_peak():
     assert float(WarmupDecay(0.5, 0, 50)(0)) == 0.5
 
 
 def test_schedule_round_trip():
-    schedule = WarmupDecay(0.5, 10, 50, "linear")
+    schedule = WarmupDecay(0.5, 10, 50, "step", 20, 0.3)
     again = WarmupDecay.from_config(schedule.get_config())
-    assert float(again(20)) == float(schedule(20))
+    assert float(again(20)) == float(schedule(20)) == pytest.approx(0.15)
 
 
 def test_every_scheduler_has_a_decay():

@@ -6,16 +6,19 @@ import tensorflow as tf
 from conftest import SMALL
 from PIL import Image
 
-from keras_mixer.model.architecture import ModelSpec, Preprocessing
+from keras_mixer.model.architecture import INTERPOLATIONS, ModelSpec, Preprocessing
 from keras_mixer.preprocessing.resize import preprocess, resize_images, to_model_range
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (9, 11, 3), np.uint8)
 
 
-def test_resizing_to_the_same_shape_changes_no_bit():
-    np.testing.assert_array_equal(resize_images(PIXELS, (9, 11)), PIXELS)
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("eval_crop", [0.0, 1.0])
+def test_resizing_to_the_same_shape_changes_no_bit(eval_crop, interpolation):
+    how = ((9, 11), eval_crop, interpolation)
+    np.testing.assert_array_equal(resize_images(PIXELS, *how), PIXELS)
     any_size = tf.TensorSpec((None, None, 3), tf.uint8)  # as in the exported model
-    resize = tf.function(lambda x: resize_images(x, (9, 11)), input_signature=[any_size])
+    resize = tf.function(lambda x: resize_images(x, *how), input_signature=[any_size])
     np.testing.assert_array_equal(resize(PIXELS), PIXELS)
 
 
@@ -26,22 +29,45 @@ def test_resizing_is_antialiased_bilinear_as_pillow_does_it(shape):
     assert np.abs(result - np.asarray(expected, np.float32)).max() <= 1.01  # Pillow rounds twice
 
 
+@pytest.mark.parametrize("shape", [(4, 5), (18, 22), (30, 3), (16, 16), (56, 100)])
+def test_bicubic_resizing_is_pillows(shape):
+    """With the same kernel (a = -0.5), so to a hundredth of a level in Pillow's floats.
+
+    In bytes Pillow rounds twice, and clips after the rows, too: gray pixels overshoot nothing.
+    """
+    bicubic = Image.Resampling.BICUBIC
+    gray = np.random.default_rng(1).integers(64, 192, (40, 70, 3), np.uint8)
+    expected = np.asarray(Image.fromarray(gray).resize(shape[::-1], bicubic), np.float32)
+    result = resize_images(gray, shape, interpolation="bicubic").numpy()
+    assert np.abs(result.round() - expected).max() <= 1
+    for channel in range(3):  # from black to white: what overshoots is clipped
+        floats = Image.fromarray(PIXELS[..., channel].astype(np.float32))
+        expected = np.asarray(floats.resize(shape[::-1], bicubic)).clip(0, 255)
+        result = resize_images(PIXELS, shape, interpolation="bicubic")[..., channel]
+        np.testing.assert_allclose(result, expected, atol=0.01)
+        assert np.abs(result - resize_images(PIXELS, shape)[..., channel]).max() > 1
+
+
+@pytest.mark.parametrize("interpolation, levels, largest", [
+    ("bilinear", (0, 256), 1.01), ("bicubic", (64, 192), 1.3),
+])  # fmt: skip
 @pytest.mark.parametrize("eval_crop", [1.0, 0.875, 0.5])
 @pytest.mark.parametrize("size", [(40, 70), (70, 40), (9, 11), (32, 24)])
 @pytest.mark.parametrize("shape", [(16, 16), (8, 20), (24, 18)])
-def test_the_evaluation_crop_is_pillows(size, shape, eval_crop):
-    """Scaled to cover, then the center. Largest difference seen: 1 level (Pillow rounds)."""
-    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (*size, 3), np.uint8))
+def test_the_evaluation_crop_is_pillows(size, shape, eval_crop, interpolation, levels, largest):
+    """Scaled to cover, then the center. It differs by a level, as Pillow rounds, twice."""
+    image = Image.fromarray(np.random.default_rng(1).integers(*levels, (*size, 3), np.uint8))
     scale = max(s / eval_crop / o for s, o in zip(shape, size, strict=True))
     height, width = (round(side * scale) for side in size)
     top, left = (height - shape[0]) // 2, (width - shape[1]) // 2
-    scaled = image.resize((width, height), Image.Resampling.BILINEAR)
+    scaled = image.resize((width, height), Image.Resampling[interpolation.upper()])
     expected = scaled.crop((left, top, left + shape[1], top + shape[0]))
-    result = resize_images(np.asarray(image), shape, eval_crop)
+    how = (shape, eval_crop, interpolation)
+    result = resize_images(np.asarray(image), *how)
     assert result.shape == (*shape, 3)
-    assert np.abs(result - np.asarray(expected, np.float32)).max() <= 1.01
+    assert np.abs(result - np.asarray(expected, np.float32)).max() <= largest
     any_size = tf.TensorSpec((None, None, None, 3), tf.uint8)
-    resize = tf.function(lambda x: resize_images(x, shape, eval_crop), input_signature=[any_size])
+    resize = tf.function(lambda x: resize_images(x, *how), input_signature=[any_size])
     np.testing.assert_allclose(resize(np.asarray(image)[None])[0], result, atol=1e-3)
     assert resize.get_concrete_function().output_shapes.as_list() == [None, *shape, 3]
 
@@ -61,8 +87,9 @@ def test_values_are_scaled_to_the_range_of_the_model():
     np.testing.assert_allclose(to_model_range(np.array([0, 127.5, 255])), [-1, 0, 1])
 
 
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 @pytest.mark.parametrize("eval_crop", [0.0, 0.75])
-def test_images_are_prepared_as_the_spec_says(eval_crop):
-    spec = ModelSpec(SMALL, preprocessing=Preprocessing(eval_crop))
-    expected = to_model_range(resize_images(PIXELS, SMALL.image_shape, eval_crop))
+def test_images_are_prepared_as_the_spec_says(eval_crop, interpolation):
+    spec = ModelSpec(SMALL, preprocessing=Preprocessing(eval_crop, interpolation))
+    expected = to_model_range(resize_images(PIXELS, SMALL.image_shape, eval_crop, interpolation))
     np.testing.assert_array_equal(preprocess(PIXELS, spec), expected)

@@ -1,10 +1,14 @@
 """Tests `keras_mixer/studies/preview.py`: the contact sheet shows what a model will be given."""
 
+import io
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from keras_mixer import Config
+from keras_mixer.__main__ import main
 from keras_mixer.preprocessing.input_pipeline import evaluation_batches
 from keras_mixer.studies.preview import CAPTION, contact_sheet
 from keras_mixer.training.open_run import plan_run
@@ -75,3 +79,18 @@ def test_command_writes_the_picture(command, tmp_path):
     done = command("--output=sheet.txt", verb="preview")
     assert done.returncode == 2
     assert "ends in .png" in done.stderr
+
+
+@pytest.mark.parametrize("output", ["-", "out"])
+def test_standard_output_receives_the_picture_and_nothing_else(tmp_path, monkeypatch, output):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").symlink_to("/dev/stdout")
+    received = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(received))
+    assert main(["preview", "--images=1", "--draws=0", f"--output={output}"]) == 0
+    sys.stdout.flush()
+    content = received.getvalue()
+    assert content.startswith(b"\x89PNG") and content.endswith(b"IEND\xaeB`\x82")
+    with Image.open(io.BytesIO(content)) as picture:
+        assert picture.size == (CELL, CELL + CAPTION)
+    assert (tmp_path / "out").is_symlink()

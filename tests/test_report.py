@@ -9,6 +9,7 @@ import pytest
 from keras_mixer import InputError
 from keras_mixer.studies.report import tabulate
 
+DATA = "photos: 1,000, 20, 30"
 ENVIRONMENT = {"cpu": "a CPU", "cores": "2", "python": "3", "tensorflow": "2", "keras": "3"}
 
 
@@ -27,7 +28,12 @@ def runs(tmp_path):
     ):
         run = tmp_path / str(index)
         run.mkdir()
-        record = {"format": 2, "config": {}, "data": {"identity": ""}, "environment": ENVIRONMENT}
+        config = {"dataset": "folder", "data_dir": "/data/photos"}
+        images = {"train": 1000, "validation": 20, "test": 30}
+        record = {
+            "format": 2, "config": config, "data": {"identity": "", "images": images},
+            "environment": ENVIRONMENT,
+        }  # fmt: skip
         (run / "config.json").write_text(json.dumps(record))
         (run / "flags.txt").write_text("".join(f"{flag}\n" for flag in flags))
         scores = {"validation": {"top1": top1 - 0.01}, "test": {"top1": top1}}
@@ -43,9 +49,9 @@ def runs(tmp_path):
 def test_seeds_of_an_experiment_share_a_row(runs):
     table = tabulate(runs).splitlines()
     std = f"{statistics.stdev([90, 92, 97]):.2f}"
-    assert table[2] == f"| `--dim=8` | 3 | 92.00 ± {std} | 93.00 ± {std} | 4 | 10 s |"
-    assert table[3] == "| `--dim=16` | 1 | 49.00 | 50.00 | 4 | 18 s |"
-    assert table[4].startswith("| `the defaults` | 1 |")
+    assert table[2] == f"| `--dim=8` | {DATA} | 3 | 92.00 ± {std} | 93.00 ± {std} | 4 | 10 s |"
+    assert table[3] == f"| `--dim=16` | {DATA} | 1 | 49.00 | 50.00 | 4 | 18 s |"
+    assert table[4].startswith(f"| `the defaults` | {DATA} | 1 |")
     assert table[-1] == "Made on a CPU, 2 cores, Python 3, TensorFlow 2, Keras 3."
 
 
@@ -53,14 +59,22 @@ def test_other_data_get_a_row_of_their_own_and_a_run_counts_once(runs):
     path = runs[2] / "config.json"
     path.write_text(path.read_text().replace('"identity": ""', '"identity": "other"'))
     table = tabulate([*runs, runs[0], runs[0] / ".." / "1"]).splitlines()
-    assert table[2].startswith("| `--dim=8` | 2 |")
-    assert table[3].startswith("| `--dim=8` | 1 |")
+    assert table[2].startswith(f"| `--dim=8` | {DATA} | 2 |")
+    assert table[3].startswith(f"| `--dim=8` | {DATA} | 1 |")
 
 
-def test_unfinished_runs_are_named(runs):
+def test_unfinished_runs_are_named_and_left_out(runs, capsys):
     (runs[1] / "metrics.json").unlink()
-    with pytest.raises(InputError, match="1: no finished run"):
-        tabulate(runs)
+    (runs[4] / "config.json").unlink()
+    table = tabulate(runs)
+    assert f"| `--dim=8` | {DATA} | 2 |" in table
+    assert "the defaults" not in table
+    assert capsys.readouterr().err.splitlines() == [
+        f"{runs[1]}: left out, no finished run (it holds no metrics.json)",
+        f"{runs[4]}: left out, no finished run (it holds no config.json)",
+    ]
+    with pytest.raises(InputError, match="none of the directories holds a finished run"):
+        tabulate([runs[1], runs[4]])
 
 
 def test_report_of_a_real_run(command, trained, tmp_path):
@@ -80,17 +94,17 @@ def test_epochs_of_early_stopped_seeds_are_a_range(runs):
 def test_flags_that_change_no_result_do_not_separate_runs(runs):
     with open(runs[1] / "flags.txt", "a") as file:
         file.write("--tensorboard=true\n--labels=x.csv\n")
-    assert "| `--dim=8` | 3 |" in tabulate(runs)
+    assert f"| `--dim=8` | {DATA} | 3 |" in tabulate(runs)
 
 
 @pytest.mark.parametrize(
     "flags, name",
     [
-        (["--dim=8", "--dataset=mnist", "--lr=0.1"], "--flagfile=b --lr=0.1"),
-        (["--dim=8", "--lr=0.1"], "--flagfile=b --dataset=digits --lr=0.1"),
-        (["--dim=8", "--dataset=folder", "--lr=0.1"], "--flagfile=b --dataset=folder --lr=0.1"),
+        (["--dim=8", "--dataset=mnist", "--lr=0.1"], "--preset=b --lr=0.1"),
+        (["--dim=8", "--lr=0.1"], "--preset=b --dataset=digits --lr=0.1"),
+        (["--dim=8", "--dataset=folder", "--lr=0.1"], "--preset=b --dataset=folder --lr=0.1"),
         (["--dim=9", "--dataset=mnist"], "--dim=9 --dataset=mnist"),
-        (["--a=1", "--b=2", "--c=3", "--d=5"], "--flagfile=c --dataset=digits --d=5"),
+        (["--a=1", "--b=2", "--c=3", "--d=5"], "--preset=c --dataset=digits --d=5"),
         (["--a=1", "--b=2", "--c=4", "--d=5"], "--a=1 --b=2 --c=4 --d=5"),
         (["--a=1", "--b=2", "--c=3"], "--a=1 --b=2 --c=3"),
     ],
@@ -98,7 +112,7 @@ def test_flags_that_change_no_result_do_not_separate_runs(runs):
 def test_runs_are_named_by_their_preset_and_what_differs_from_it(runs, flags, name):
     (runs[0] / "flags.txt").write_text("".join(f"{flag}\n" for flag in flags))
     presets = {
-        "a": {"--dim=4"}, "b": {"--dim=8", "--dataset=mnist"},
-        "c": {"--a=1", "--b=2", "--c=3", "--d=4", "--dataset=mnist"},
+        "--preset=a": {"--dim=4"}, "--preset=b": {"--dim=8", "--dataset=mnist"},
+        "--preset=c": {"--a=1", "--b=2", "--c=3", "--d=4", "--dataset=mnist"},
     }  # fmt: skip
     assert f"| `{name}` |" in tabulate(runs[:1], presets)

@@ -7,8 +7,7 @@ import shutil
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
-from conftest import GOLDEN, SMALL, randomize, read_history
+from conftest import GOLDEN, SMALL, data_of, randomize, read_history
 
 from keras_mixer import Config, InputError, build_mixer, fit, load_mixer
 from keras_mixer.config.resolve import resolve
@@ -18,7 +17,7 @@ from keras_mixer.training.checkpoints import newest_checkpoint
 from keras_mixer.weights import model_folder
 from keras_mixer.weights.load import assign_weights, model_weights
 from keras_mixer.weights.pretrained import Pretrained, adapt_pretrained, read_pretrained
-from keras_mixer.weights.resize import resize_matrix, resize_patches, resize_weights
+from keras_mixer.weights.resize import resize_matrix, resize_patches, resize_weights, shared_lengths
 
 
 def some_model(architecture=SMALL):
@@ -77,7 +76,7 @@ def test_every_tile_of_a_tiled_image_has_the_original_activations(
     original = SMALL.replace(image_shape=image_shape, patch_shape=patch_shape)
     model = some_model(original)
     larger = (image_shape[0] * factors[0], image_shape[1] * factors[1])
-    architecture, other = resized(original, model, larger)
+    architecture, other = resized(original, model, larger, None, "tile")
     assert architecture.tokens_mlp_dim == 5 * factors[0] * factors[1]
     images = noise(2, *image_shape, 2)
     rows, columns = original.grid
@@ -93,7 +92,7 @@ def test_every_tile_of_a_tiled_image_has_the_original_activations(
 def test_tiles_do_not_see_one_another():
     """Between the copies there are zeros: a change in one tile stays there, block by block."""
     model = some_model()
-    _, other = resized(SMALL, model, (16, 24))
+    _, other = resized(SMALL, model, (16, 24), None, "tile")
     images = np.tile(noise(1, 8, 12, 2), (1, 2, 2, 1))
     changed = images.copy()
     changed[:, 8:, 12:] += 1.0
@@ -110,7 +109,7 @@ def test_tiled_kernels_are_the_papers_up_to_the_order_of_patches():
     arrays = model_weights(some_model())
     name = "mixer_block_1/token_mixing/dense_0/kernel"
     arrays[name] = kernel
-    new = resize_weights(SMALL, arrays, (16, 24))[1][name]
+    new = resize_weights(SMALL, arrays, (16, 24), None, "tile")[1][name]
     tile_by_tile = [
         (2 * i + u) * 12 + 6 * j + v
         for i in range(2) for j in range(2) for u in range(2) for v in range(6)
@@ -161,61 +160,61 @@ def test_constant_fields_are_kept_between_any_grids(grid):
     np.testing.assert_allclose(after["dense_1/bias"], np.full(patches, 0.7), atol=1e-6)
 
 
-def test_affine_fields_are_kept_but_for_the_border():
-    old, new = (5, 8), (10, 24)
-
-    def field(rows, columns):  # at the centres of the cells
-        y, x = (np.arange(rows)[:, None] + 0.5) / rows, (np.arange(columns) + 0.5) / columns
-        return (2 * y - 3 * x + 0.5).astype(np.float32)
-
-    before = some_tokens(*old) | {"dense_1/bias": field(*old).ravel()}
-    after = interpolated(before, old, new)["dense_1/bias"].reshape(new)
-    np.testing.assert_allclose(after[1:-1, 2:-2], field(*new)[1:-1, 2:-2], atol=1e-6)
+@pytest.mark.parametrize("old, new", [(4, 8), (4, 7), (7, 8), (3, 3), (1, 5)])
+def test_cells_are_weighted_by_the_length_they_share(old, new):
+    """Against a row in which every cell is old * new fine cells."""
+    fine = np.repeat(np.eye(old), new, axis=0)  # (old * new, old)
+    expected = fine.reshape(new, old, old).mean(axis=1)
+    np.testing.assert_allclose(shared_lengths(old, new), expected, atol=1e-12)
 
 
-@pytest.mark.parametrize("grid", [(4, 6, 7, 5), (6, 6, 3, 4), (4, 4, 8, 8)])
-def test_mixing_is_the_old_one_seen_through_resized_grids(grid):
-    """new_mixing(x) = U mixing(D x), with TensorFlow's own resizing for D and U."""
+def mixing(tokens, weights):
+    """Token mixing of fields `(batch, rows, columns, channels)`, with tanh between the layers."""
+    batch, *_, channels = tokens.shape
+    x = np.moveaxis(tokens.reshape(batch, -1, channels), 1, 2)
+    x = np.tanh(x @ weights["dense_0/kernel"] + weights["dense_0/bias"])
+    x = x @ weights["dense_1/kernel"] + weights["dense_1/bias"]
+    return np.moveaxis(x, 1, 2).reshape(tokens.shape)
+
+
+def enlarge(tokens, shape):
+    down, across = (shared_lengths(*pair) for pair in zip(tokens.shape[1:3], shape, strict=True))
+    return np.einsum("ai,bj,nijc->nabc", down, across, tokens)
+
+
+@pytest.mark.parametrize("grid", [(4, 6, 8, 7), (3, 4, 6, 6), (4, 4, 8, 8), (7, 7, 8, 10)])
+def test_enlarged_fields_are_mixed_exactly_as_before(grid):
     old, new = grid[:2], grid[2:]
-    before = some_tokens(*old)
-    after = interpolated(before, old, new)
-
-    def resize(tokens, shape):  # (batch, rows, columns, channels)
-        return tf.image.resize(tokens, shape, antialias=True).numpy()
-
-    def mixing(tokens, weights):
-        x = np.moveaxis(tokens.reshape(2, -1, 3), 1, 2)
-        x = np.tanh(x @ weights["dense_0/kernel"] + weights["dense_0/bias"])
-        x = x @ weights["dense_1/kernel"] + weights["dense_1/bias"]
-        return np.moveaxis(x, 1, 2).reshape(tokens.shape)
-
-    tokens = noise(2, *new, 3)
-    expected = resize(mixing(resize(tokens, old), before), new)
-    np.testing.assert_allclose(mixing(tokens, after), expected, atol=1e-4)
+    before, tokens = some_tokens(*old), noise(2, *old, 3)
+    found = mixing(enlarge(tokens, new), interpolated(before, old, new))
+    np.testing.assert_allclose(found, enlarge(mixing(tokens, before), new), atol=1e-4)
 
 
-def test_away_from_the_border_a_kernel_is_resized_as_an_image_and_scaled():
-    before = some_tokens(6, 8)
-    after = interpolated(before, (6, 8), (12, 24))["dense_0/kernel"].reshape(12, 24, 5)
-    image = before["dense_0/kernel"].reshape(6, 8, 5)
-    expected = tf.image.resize(image, (12, 24), antialias=True).numpy() * 48 / 288
-    np.testing.assert_allclose(after[3:-3, 5:-5], expected[3:-3, 5:-5], atol=1e-6)
+@pytest.mark.parametrize("grid", [(6, 6, 3, 4), (8, 7, 4, 6)])
+def test_shrunken_grids_mix_what_they_would_be_enlarged(grid):
+    """So is every field of the small grid, up to what a small grid cannot hold."""
+    old, new = grid[:2], grid[2:]
+    before, tokens = some_tokens(*old), noise(2, *new, 3)
+    whole = mixing(enlarge(tokens, old), before)
+    fit = [np.linalg.pinv(shared_lengths(*pair)) for pair in zip(new, old, strict=True)]
+    expected = np.einsum("ia,jb,nabc->nijc", *fit, whole)
+    np.testing.assert_allclose(mixing(tokens, interpolated(before, old, new)), expected, atol=1e-4)
 
 
-def test_up_and_down_again_is_near():
-    """For smooth fields, as those of trained units are; noise is blurred."""
-    y, x = (np.arange(12)[:, None] + 0.5) / 12, (np.arange(9) + 0.5) / 9
-    field = (np.sin(3 * y) * np.cos(2 * x)).astype(np.float32).ravel()
-    before = some_tokens(12, 9) | {
-        "dense_0/kernel": np.outer(field, np.arange(1.0, 6.0)).astype(np.float32),
-        "dense_1/kernel": np.outer(np.arange(1.0, 6.0), field).astype(np.float32),
-        "dense_1/bias": field,
-    }
-    after = interpolated(interpolated(before, (12, 9), (20, 18)), (20, 18), (12, 9))
+def test_for_whole_factors_kernels_are_repeated():
+    before = some_tokens(2, 3)
+    after = interpolated(before, (2, 3), (4, 9))
+    image = before["dense_0/kernel"].reshape(2, 3, 5)
+    expected = np.repeat(np.repeat(image, 2, axis=0), 3, axis=1) / 6
+    np.testing.assert_allclose(after["dense_0/kernel"].reshape(4, 9, 5), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("larger", [(7, 9), (5, 4), (12, 8)])
+def test_up_and_down_again_is_the_same(larger):
+    before = some_tokens(4, 4)
+    after = interpolated(interpolated(before, (4, 4), larger), larger, (4, 4))
     for name, array in before.items():
-        largest = np.abs(array).max()
-        np.testing.assert_allclose(after[name], array, atol=0.08 * largest, err_msg=name)
-        assert np.abs(after[name] - array).mean() < 0.015 * largest
+        np.testing.assert_allclose(after[name], array, atol=1e-5, err_msg=name)
 
 
 # === Any shapes ===
@@ -228,10 +227,7 @@ def test_resized_models_run_and_have_the_right_size(grid, patch_shape):
     rows, columns = grid[2:]
     image_shape = (rows * patch_shape[0], columns * patch_shape[1])
     architecture, other = resized(SMALL, model, image_shape, patch_shape)
-    factor = 1 if rows % 2 or columns % 6 else rows * columns // 12
-    assert architecture == SMALL.replace(
-        image_shape=image_shape, patch_shape=patch_shape, tokens_mlp_dim=5 * factor
-    )
+    assert architecture == SMALL.replace(image_shape=image_shape, patch_shape=patch_shape)
     assert other.count_params() == architecture.parameters
     assert np.isfinite(other(noise(2, *image_shape, 2))).all()
     _, back = resized(architecture, other, (8, 12), (4, 2), "interpolate")
@@ -292,7 +288,7 @@ def test_shrunken_kernels_are_the_least_squares_solution(old, new):
 
 def test_what_was_done_is_printed(capsys):
     pretrained = Pretrained(ModelSpec(SMALL, ("a", "b", "c")), model_weights(some_model()))
-    for shapes in (((16, 24), (8, 4)), ((16, 24),), ((12, 12),)):
+    for shapes in (((16, 24), (8, 4)), ((16, 24), None, "tile"), ((12, 12),)):
         adapted = adapt_pretrained(pretrained, *shapes)
         assert adapted.spec.architecture.image_shape == shapes[0]
         assert adapted.spec.class_names == ("a", "b", "c")
@@ -310,7 +306,7 @@ def test_what_was_done_is_printed(capsys):
     ("arguments", "message"),
     [
         (((12, 12), None, "tile"), "2×6 patches does not tile one of 3×6; choose --image_shape"),
-        (((12, 12), None, "nearest"), "--resize_tokens=nearest: expected one of auto, tile"),
+        (((12, 12), None, "nearest"), "--resize_tokens=nearest: expected one of auto, inte"),
         (((10, 12), None, "auto"), "patch_shape=4,2 does not divide image_shape=10,12: the height"),
         ((24, None, "auto"), "image_shape: expected two positive integers, height and width, rec"),
     ],
@@ -332,16 +328,17 @@ def test_weights_that_do_not_fit_their_description_are_not_resized(name):
 
 
 @pytest.mark.parametrize("flags, width", [
-    ({}, 20), ({"tokens_mlp_dim": 20}, 20), ({"resize_tokens": "interpolate"}, 5),
+    ({}, 5), ({"tokens_mlp_dim": 5}, 5), ({"resize_tokens": "tile"}, 20),
 ])  # fmt: skip
 def test_width_follows_from_the_resized_checkpoint(flags, width):
     config = Config(checkpoint="x", image_shape=(16, 24), **flags)
-    config, spec = resolve(config, ("a", "b", "c"), 2, SMALL)
+    config, spec = resolve(config, data_of("abc", 2), SMALL)
     assert config.tokens_mlp_dim == spec.architecture.tokens_mlp_dim == width
 
 
 @pytest.mark.parametrize("flags, message", [
-    ({"tokens_mlp_dim": 5}, "=5: .* has tokens_mlp_dim 20 once it is resized; leave the flag out"),
+    ({"tokens_mlp_dim": 5, "resize_tokens": "tile"},
+     "=5: .* has tokens_mlp_dim 20 once it is resized; leave the flag out"),
     ({"depth": 2}, "--depth=2: the checkpoint x has depth 3; leave the flag out"),
     ({"image_shape": (9, 24)},
      "--patch_shape=4,2 does .* --image_shape=9,24: the height 9 is no multiple of 4; .* 8 and 12"),
@@ -351,7 +348,7 @@ def test_width_follows_from_the_resized_checkpoint(flags, width):
 def test_flags_that_contradict_the_resized_checkpoint_are_named(flags, message):
     config = Config(**{"checkpoint": "x", "image_shape": (16, 24)} | flags)
     with pytest.raises(InputError, match=message):
-        resolve(config, ("a", "b", "c"), 2, SMALL if config.checkpoint else None)
+        resolve(config, data_of("abc", 2), SMALL if config.checkpoint else None)
 
 
 # === From files ===
@@ -371,7 +368,9 @@ def test_official_weights_are_resized_once_their_own_shape_is_known(tmp_path):
     }  # fmt: skip
     np.savez(tmp_path / "square.npz", **square)
     images = noise(1, 16, 16, 3)
-    model, larger = (load_mixer(tmp_path / "square.npz", shape) for shape in (None, (32, 48)))
+    model, larger = (
+        load_mixer(tmp_path / "square.npz", shape, None, "tile") for shape in (None, (32, 48))
+    )
     np.testing.assert_allclose(larger(np.tile(images, (1, 2, 3, 1))), model(images), atol=1e-5)
 
 
@@ -398,10 +397,11 @@ def assert_learns(run):
 
 
 def test_a_tiled_run_learns_and_goes_on_without_its_start(trained, start, interrupted):
-    whole = fit(from_start(start, "whole", image_shape=(16, 16)))
+    shapes = {"image_shape": (16, 16), "resize_tokens": "tile"}
+    whole = fit(from_start(start, "whole", **shapes))
     assert (whole.config.tokens_mlp_dim, whole.config.patch_shape) == (32, (2, 2))
     assert_learns(whole)
-    config = from_start(start, "again", image_shape=(16, 16))
+    config = from_start(start, "again", **shapes)
     interrupted(config, 20)
     shutil.rmtree(start)
     again = fit(config)
@@ -411,7 +411,7 @@ def test_a_tiled_run_learns_and_goes_on_without_its_start(trained, start, interr
     record = json.loads((again.directory / "config.json").read_text())["start"]
     assert record["sha256"] == model_folder.digest(model_folder.read_weights(trained.best)[0])
     assert record["architecture"]["image_shape"] == [8, 8]
-    with pytest.raises(InputError, match="--resize_tokens was auto, now interp.*Give another"):
+    with pytest.raises(InputError, match="--resize_tokens was tile, now interp.*Give another"):
         fit(dataclasses.replace(config, resize_tokens="interpolate"))
 
 
@@ -438,4 +438,4 @@ def test_the_flag_decides_what_a_run_starts_from(trained, tmp_path, method):
     assert spec.architecture == architecture
     for name, array in expected.items():
         np.testing.assert_allclose(found[name], array, rtol=0, atol=1e-25, err_msg=name)
-    assert architecture.tokens_mlp_dim == (8 if method == "interpolate" else 16)
+    assert architecture.tokens_mlp_dim == (16 if method == "tile" else 8)

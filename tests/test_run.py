@@ -11,7 +11,7 @@ from conftest import GOLDEN, ROOT
 
 import keras_mixer.training.open_run as open_module
 from keras_mixer import Config, InputError
-from keras_mixer.config.options import parse
+from keras_mixer.config.command_line import parse
 from keras_mixer.training.environment import environment
 from keras_mixer.training.open_run import open_run, read_run
 from keras_mixer.training.run import FORMAT, HISTORY, read_metrics
@@ -214,8 +214,35 @@ def test_a_split_that_is_missing_is_named_before_training(folder, config, tmp_pa
     fields = {"dataset": "folder", "data_dir": str(tmp_path / "split"), "image_shape": (8, 8)}
     fields |= {"patch_shape": (4, 4)}
     with pytest.raises(InputError, match="no test split; give one of train, validation"):
-        opened(config(**fields))
-    opened(config(**fields, eval_split="validation"))
+        opened(config(**fields, eval_split="test"))
+    with pytest.raises(InputError, match="no test split; give one of train$"):
+        opened(config(**fields, validation_fraction=0.0))
+    assert opened(config(**fields)).config.eval_split == "validation"
+
+
+def test_a_folder_of_other_files_is_no_place_for_a_run(config, folder, monkeypatch, tmp_path):
+    for name in (".DS_Store", "job.log"):
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match="holds other files and no run: ant, bee, cat; give a new"):
+        opened(config(output_dir=str(folder)))
+    assert sorted(path.name for path in folder.iterdir()) == ["ant", "bee", "cat"]
+    folder.rename(tmp_path.parent / f"{tmp_path.name}-moved")
+    opened(config(output_dir=str(tmp_path)))
+
+
+def test_data_are_found_from_any_working_directory(folder, config, monkeypatch, tmp_path):
+    fields = {"dataset": "folder", "image_shape": (8, 8), "patch_shape": (4, 4)}
+    monkeypatch.chdir(tmp_path)
+    run = opened(config(**fields, data_dir="data"))
+    assert f"--data_dir={folder}\n" in (run.directory / "flags.txt").read_text()
+    monkeypatch.chdir("/")
+    assert read_run(run.directory).dataset.class_names == ("ant", "bee", "cat")
+    folder.rename(tmp_path / "moved")
+    with pytest.raises(
+        InputError, match=f"was trained on {folder}, which is not.*with --data_dir$"
+    ):
+        read_run(run.directory)
+    assert read_run(run.directory, data_dir=tmp_path / "moved").config.depth == 2
 
 
 def test_reading_what_is_no_run(tmp_path):

@@ -1,6 +1,7 @@
 """Tests `keras_mixer/studies/resizing.py` and `transfer.py` on the digits."""
 
 import json
+import shutil
 import statistics
 from types import SimpleNamespace
 
@@ -10,8 +11,16 @@ from keras_mixer import Config, InputError, load_mixer
 from keras_mixer.data.datasets import AVG5
 from keras_mixer.inference.evaluate import compute_logits
 from keras_mixer.studies.resizing import Shape, parse_shape, study_resizing
-from keras_mixer.studies.transfer import FINE_TUNED, SCRATCH, Result, as_table, study_transfer
+from keras_mixer.studies.transfer import (
+    FINE_TUNED,
+    SCRATCH,
+    Result,
+    _validation_accuracy,
+    as_table,
+    study_transfer,
+)
 from keras_mixer.training import fit as fit_module
+from keras_mixer.training.run import read_history, read_metrics
 from keras_mixer.training.signals import Interrupted
 from keras_mixer.weights.registry import Published
 
@@ -24,7 +33,7 @@ def config_of(directory):
 def no_training(monkeypatch):
     """Once called, makes every training fail."""
 
-    def fail(run):
+    def fail(run, callbacks):
         pytest.fail(f"trains {run.directory}")
 
     return lambda: monkeypatch.setattr(fit_module, "fit_run", fail)
@@ -35,11 +44,11 @@ def counted(monkeypatch):
     """The names of the runs that were trained, in order; the one at `stop_at` is stopped."""
     trained, real = SimpleNamespace(names=[], stop_at=None), fit_module.fit_run
 
-    def fit_run(run):
+    def fit_run(run, callbacks):
         trained.names.append(run.directory.name)
         if len(trained.names) == trained.stop_at:
             raise Interrupted(15)
-        real(run)
+        real(run, callbacks)
 
     monkeypatch.setattr(fit_module, "fit_run", fit_run)
     return trained
@@ -71,6 +80,7 @@ def test_resizing_measures_before_and_after_training(trained, tmp_path, no_train
     table = study_resizing([trained.directory], shapes, 1, tmp_path)
     before = f"{100 * trained.scores['test']['top1']:.2f}"
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table.splitlines()[4:6]]
+    assert "Test top-1 in percent, of 1 run trained with --flip=true, --crop_padding=1." in table
     assert f"As trained, on 8×8 / 2×2: {before}." in table
     assert [row[:2] for row in rows] == [["16×16 / 2×2", "8×8"], ["12×12 / 2×2", "6×6"]]
     assert [row[3] == "–" for row in rows] == [False, True], "tiled where it can be"
@@ -92,12 +102,12 @@ def test_resizing_measures_before_and_after_training(trained, tmp_path, no_train
     assert one == other, "the same sizes, recipe and budget"
 
     no_training()
-    (folder / "untrained.json").rename(tmp_path / "kept")
-    again = study_resizing([trained.directory], shapes, 1, tmp_path)
-    assert again == table
-    assert json.loads((folder / "untrained.json").read_text()) == json.loads(
-        (tmp_path / "kept").read_text()
-    )
+    assert study_resizing([trained.directory], shapes, 1, tmp_path) == table
+    short = study_resizing([trained.directory], shapes, 0, tmp_path).splitlines()
+    assert [row.split("|")[1:5] for row in short[2:6]] == [
+        row.split("|")[1:5] for row in table.splitlines()[2:6]
+    ]
+    assert short[2].endswith("| untrained: tiled |"), "without training only these"
 
 
 def test_resizing_refuses_before_it_trains(trained, tmp_path, no_training):
@@ -135,9 +145,8 @@ def test_transfer_chooses_on_held_out_images_and_tests_once(preset, tmp_path, co
     for result in (tuned, scratch):
         folder = tmp_path / "digits" / result.start.replace(" ", "-")
         for lr, top1 in result.choice.items():
-            metrics = json.loads((folder / f"lr-{lr:g}" / "metrics.json").read_text())
-            assert metrics["validation"]["top1"] == top1
-            assert "test" not in metrics
+            assert read_metrics(folder / f"lr-{lr:g}")[0].keys() == {"validation"}
+            assert float(read_history(folder / f"lr-{lr:g}")[-1]["val_accuracy"]) == top1
         assert result.choice[result.lr] == max(result.choice.values())
         assert [run.config.seed for run in result.runs] == [3, 4]
         assert {run.config.lr for run in result.runs} == {result.lr}
@@ -152,6 +161,21 @@ def test_transfer_chooses_on_held_out_images_and_tests_once(preset, tmp_path, co
     assert min(tuned.scores("top1")) > max(scratch.scores("top1")), "it starts from better weights"
     assert as_table(study_transfer(*arguments), {}) == as_table([tuned, scratch], {})
     assert len(counted.names) == 9
+
+
+@pytest.mark.parametrize("own_split", [False, True])
+def test_learning_rates_are_compared_by_the_weights_that_final_runs_keep(
+    folder, tmp_path, own_split
+):
+    """The last ones; those of the best epoch if the data have a validation split of their own."""
+    if own_split:
+        for split in ("train", "val", "test"):
+            shutil.copytree(folder, tmp_path / "split" / split)
+    data = tmp_path / "split" if own_split else folder
+    config = Config(dataset="folder", data_dir=str(data))
+    (tmp_path / "history.csv").write_text("epoch,val_accuracy\n1,0.75\n2,0.5\n")
+    run = SimpleNamespace(config=config, directory=tmp_path, scores={"validation": {"top1": 0.75}})
+    assert _validation_accuracy(run) == (0.75 if own_split else 0.5)
 
 
 def test_one_learning_rate_leaves_nothing_to_choose(preset, tmp_path, counted):
@@ -175,10 +199,10 @@ def test_transfer_refuses_before_it_trains(preset, tmp_path, no_training):
 
 def result_of(dataset, *scores):
     """A result with the given top-1 per seed, and 10 points more of top-5."""
-    images = SimpleNamespace(train=range(1000), test=range(100))
+    images = SimpleNamespace(train=range(1000), split={"test": range(100)}.get)
     runs = [
         SimpleNamespace(
-            config=SimpleNamespace(dataset=dataset, seed=seed),
+            config=SimpleNamespace(dataset=dataset, seed=seed, eval_split="test"),
             dataset=images,
             directory=None,
             scores={"test": {"top1": top1, "top5": top1 + 0.1}},
@@ -241,7 +265,7 @@ def test_transfer_from_an_official_file_to_other_images_and_patches(run, trained
         ("transfer", "--checkpoint: expected the weights to start from"),
         (
             "transfer --checkpoint=x --datasets=digits",
-            "--datasets=digits: no such flagfile: flags/finetune_digits.flags",
+            "--datasets=digits: --preset=finetune_digits: expected one of cifar10, ",
         ),
         ("resizing", "expected at least one RUN"),
         ("resizing x --shapes=8", "--shapes: expected image/patch such as 56/8"),

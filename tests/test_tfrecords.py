@@ -218,9 +218,12 @@ def test_split_flags_are_for_tfds_only():
         ("fodler", "expected one of digits, .*did you mean folder"),
         ("a b", "--dataset=a b"),
         ("cifar10/none", "--dataset=cifar10/none"),
+        ("photos", "for the images in photos give --dataset=folder --data_dir=photos"),
     ],
 )
-def test_unknown_names_are_refused(tmp_path, name, message):
+def test_unknown_names_are_refused(tmp_path, monkeypatch, name, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
     with pytest.raises(InputError, match=message) as error:
         load(tmp_path, name)
     assert "\n" not in str(error.value)

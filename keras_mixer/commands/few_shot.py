@@ -7,10 +7,10 @@ from pathlib import Path
 from keras_mixer.commands.shared import check_writable, only, write
 from keras_mixer.config.data import DatasetOptions
 from keras_mixer.config.options import FRACTION, PIXELS, RATE, SEED, named_as_flags, option, shown
-from keras_mixer.console import quiet_tensorflow, say
+from keras_mixer.console import quiet_tensorflow, warn
 from keras_mixer.data.sources import open_dataset
+from keras_mixer.data.splits import set_aside
 from keras_mixer.errors import InputError, path_errors
-from keras_mixer.model.architecture import Preprocessing
 from keras_mixer.training.run import BEST, read_record
 from keras_mixer.weights.pretrained import adapt_pretrained, announce, read_pretrained
 from keras_mixer.weights.resize import RESIZE_TOKENS
@@ -72,7 +72,7 @@ def few_shot(options, arguments):
     if options.output:
         check_writable(options.output)
     pretrained = _pretrained(options, path)
-    dataset = open_dataset(**options.dataset_options())
+    dataset = _with_test_images(open_dataset(**options.dataset_options()), options)
     _check(options, dataset, path, pretrained.spec.architecture.channels)
     _note_other_splits(options, dataset, path)
     with named_as_flags(type(options)):
@@ -97,9 +97,24 @@ def _pretrained(options, path):
     pretrained = read_pretrained(path, options.image_shape)
     if options.eval_crop is None:
         return pretrained
+    spec = pretrained.spec
     with named_as_flags(type(options)):
-        preprocessing = Preprocessing(eval_crop=options.eval_crop)
-    return pretrained._replace(spec=pretrained.spec.replace(preprocessing=preprocessing))
+        preprocessing = dataclasses.replace(spec.preprocessing, eval_crop=options.eval_crop)
+    return pretrained._replace(spec=spec.replace(preprocessing=preprocessing))
+
+
+def _with_test_images(dataset, options):
+    """Returns the dataset; its validation images take the place of test images it lacks."""
+    if dataset.test is not None or dataset.validation is None:
+        return dataset
+    fraction, validation, train = options.validation_fraction, None, dataset.train
+    warn("there are no test images: the validation images are scored, and choose nothing")
+    if fraction:
+        flag = "--validation_fraction"
+        train, validation = set_aside(
+            train, fraction, options.split_seed, flag, dataset.class_names
+        )
+    return dataclasses.replace(dataset, train=train, validation=validation, test=dataset.validation)
 
 
 def _check(options, dataset, path, channels):
@@ -135,7 +150,7 @@ def _note_other_splits(options, dataset, path):
         if before.get(name, getattr(options, name)) != getattr(options, name)
     ]
     if differing:
-        say(
+        warn(
             f"{path} was trained under {', '.join(differing)}: it may have seen images that are "
             f"test images here; give the same to rule that out"
         )

@@ -4,42 +4,94 @@ import dataclasses
 import json
 from pathlib import Path
 
-from keras_mixer.commands.shared import check_writable, only, write
-from keras_mixer.config.options import option
+from keras_mixer.commands.shared import check_writable, only, with_standard_input, write
+from keras_mixer.config.data import DatasetOptions
+from keras_mixer.config.options import RATE, option, shown
 from keras_mixer.console import quiet_tensorflow
 from keras_mixer.data.datasets import SPLITS
+from keras_mixer.data.sources import open_dataset
 from keras_mixer.errors import InputError, path_errors
+from keras_mixer.inference.versions import check_target
 from keras_mixer.training.open_run import read_run
-from keras_mixer.weights.model_folder import is_model_folder
+from keras_mixer.weights.model_folder import is_model_folder, read_spec
 from keras_mixer.weights.pretrained import announce, read_pretrained
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluateOptions:
-    """Flags of `evaluate`."""
+class EvaluateOptions(DatasetOptions):
+    """Flags of `evaluate`: those of the data, and these."""
 
-    eval_split: str = option("test", "Split to evaluate.", choices=SPLITS)
-    data_dir: str | None = option(None, "New folder of the run's data, if moved.")
-    labels: str | None = option(None, "New path of its CSV label file, if moved.")
+    dataset: str | None = option(
+        None,
+        "Labeled images to evaluate on, as in train: folder, csv or a name (default: the data of "
+        "the run; --data_dir and --labels then say where they are now).",
+        heading="Data",
+        basic=True,
+    )
+    validation_fraction: float = option(
+        0.0, "Fraction of the training images that is the validation split.", **RATE
+    )
+    test_fraction: float = option(
+        0.0, "Fraction of all images that is the test split (default: 0, all are scored).", **RATE
+    )
+    eval_split: str | None = option(
+        None,
+        "Split to evaluate (default: test; validation if there is none; all images of data without "
+        "splits).",
+        choices=SPLITS,
+        heading="Evaluation",
+        basic=True,
+    )
     batch_size: int = option(256, "Images per batch; does not change the scores.", low=1)
-    format: str = option("table", "Output format.", choices=("table", "json"))
+    format: str = option("table", "Output format.", choices=("table", "json"), heading="Output")
     output: str | None = option(None, "Write the scores as JSON to this file, too.")
 
 
 def evaluate(options, arguments):
-    """Evaluates a run: accuracy, loss, and precision, recall and F1 of every class."""
-    run = read_run(only(arguments, "RUN"), options.data_dir, options.labels)
-    run.dataset.split(options.eval_split)
+    """Evaluates a run, or any weights, on labeled images: accuracy, and F1 of every class."""
+    path = only(arguments, "RUN or checkpoint")
     if options.output:
         check_writable(options.output)
-    with quiet_tensorflow():
-        from keras_mixer.inference.evaluate import as_table, evaluate_run
-
-    scores = evaluate_run(run, options.eval_split, options.batch_size)
+    scores = (
+        _scores_on_own_data(path, options) if options.dataset is None else _scores(path, options)
+    )
     text = json.dumps(scores, indent=2)
     if options.output:
         write(options.output, text + "\n")
+    from keras_mixer.inference.evaluate import as_table
+
     print(text if options.format == "json" else as_table(scores))
+
+
+def _scores_on_own_data(path, options):
+    """Returns the scores of a run on a split of its own data."""
+    for field in dataclasses.fields(DatasetOptions):
+        value, default = getattr(options, field.name), getattr(EvaluateOptions, field.name)
+        if value != default and field.name not in ("data_dir", "labels"):
+            raise InputError(
+                f"--{field.name}={shown(value)} is for other data than the run's, which need "
+                f"--dataset"
+            )
+    try:
+        run = read_run(path, options.data_dir, options.labels)
+    except InputError as error:
+        raise InputError(f"{error}; --dataset names other data to evaluate on") from error
+    split = run.dataset.split_to_score(options.eval_split)
+    run.dataset.split(split)
+    with quiet_tensorflow():
+        from keras_mixer.inference.evaluate import evaluate_run
+
+    return evaluate_run(run, split, options.batch_size)
+
+
+def _scores(path, options):
+    """Returns the scores of a run or other weights on the data of the options."""
+    pretrained = announce(read_pretrained(path), path)
+    dataset = open_dataset(**options.dataset_options())
+    with quiet_tensorflow():
+        from keras_mixer.inference.evaluate import evaluate_weights
+
+    return evaluate_weights(pretrained, path, dataset, options.eval_split, options.batch_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,13 +108,17 @@ class PredictOptions:
 
 
 def predict(options, arguments):
-    """Classifies images (files, folders, globs); the exit status is 1 if any cannot be read."""
+    """Classifies images (files, folders, globs; - for stdin); status 1 if any cannot be read.
+
+    On standard input, - expects one image, or names of images, one per line or separated by NUL.
+    """
     if len(arguments) < 2:
         raise InputError("expected a run and at least one image, folder or glob")
     run, *images = arguments
     pretrained = announce(read_pretrained(run), run)
     if options.output:
         check_writable(options.output)
+    images = with_standard_input(images)
     with quiet_tensorflow():
         from keras_mixer.inference.predict import expand, predictions_as_text
         from keras_mixer.weights.load import build_pretrained
@@ -88,6 +144,7 @@ def export(options, arguments):
         folder = next((f for f in (run / "best", run) if is_model_folder(f)), None)
     if folder is None:
         raise InputError(f"{run}: not a run directory (it holds no best/model.json)")
+    check_target(options.export_dir, options.name, read_spec(folder))
     with quiet_tensorflow():
         from keras_mixer.inference.export import export_model
 

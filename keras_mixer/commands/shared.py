@@ -1,9 +1,15 @@
-"""Helpers of several commands: checks of arguments, writing of outputs."""
+"""Helpers of several commands: checks of arguments, standard input, writing of outputs."""
 
-from pathlib import Path
+import contextlib
+import io
+import itertools
+import os
+import re
+import sys
 
-from keras_mixer.errors import InputError
-from keras_mixer.files import write_atomically
+from keras_mixer.data.image_checks import starts_like_image
+from keras_mixer.errors import InputError, path_errors
+from keras_mixer.files import is_special, write_through
 
 
 def only(arguments, what):
@@ -18,13 +24,135 @@ def only(arguments, what):
     return arguments[0]
 
 
+# === Standard input ===
+
+MOST_INPUT = 256 * 10**6  # bytes; all are kept in memory
+
+
+def with_standard_input(arguments):
+    """Returns arguments in which what standard input holds replaces `-`.
+
+    Args:
+        arguments: list of strings.
+
+    Returns:
+        list of strings, and an `io.BytesIO` if standard input is an image. Else it is a list of
+        names, separated by NUL if there is any, or else by newlines.
+
+    Raises:
+        InputError: If it is neither, empty, too long, or to be read twice.
+    """
+    if arguments.count("-") > 1:
+        raise InputError("-: expected once, since standard input is read only once")
+    parts = [_standard_input() if argument == "-" else [argument] for argument in arguments]
+    return list(itertools.chain.from_iterable(parts))
+
+
+def _standard_input():
+    content = _read_all()
+    if starts_like_image(content):
+        return [io.BytesIO(content)]
+    separator = rb"\0" if b"\0" in content else rb"\r?\n"
+    names = [os.fsdecode(name) for name in re.split(separator, content) if name.strip()]
+    if not names or b"\0\0" in content:  # two of them are in most files, but in no list
+        raise InputError(
+            f"-: expected on standard input a JPEG, PNG, BMP, WebP or GIF image, or names of "
+            f"images, one per line; received {'something else' if names else 'nothing'}"
+        )
+    return names
+
+
+def _read_all():
+    if sys.stdin is None:
+        raise InputError("-: standard input is closed; pipe an image or names of images into it")
+    content = sys.stdin.buffer.read(MOST_INPUT + 1)
+    if len(content) > MOST_INPUT:
+        raise InputError(
+            f"-: expected at most {MOST_INPUT // 10**6} MB on standard input, received more; give "
+            f"the names of files instead"
+        )
+    return content
+
+
+# === --output ===
+
+
+def standard_stream(path):
+    """Returns `sys.stdout` or `sys.stderr` if an `--output` leads there, else None.
+
+    It does if it is `-`, for standard output, or the same file by another name: `/dev/stdout`, or
+    the file that the shell redirects to, which must not be replaced while it is written to.
+    """
+    if path == "-":
+        if sys.stdout is None:
+            raise InputError("--output=-: standard output is closed; give the path of a file")
+        return sys.stdout
+    for descriptor, stream in ((1, sys.stdout), (2, sys.stderr)):
+        with contextlib.suppress(OSError):  # no such path, or a stream that is closed
+            if stream and os.path.samestat(os.stat(path), os.fstat(descriptor)):
+                return stream
+    return None
+
+
 def check_writable(path):
-    """Raises an `InputError` if an `--output` cannot be written, before the work for it is done."""
-    if not Path(path).resolve().parent.is_dir() or Path(path).is_dir():
-        raise InputError(f"--output={path}: its folder does not exist, or it is itself a folder")
+    """Raises an `InputError` if an `--output` cannot be written, before the work for it is done.
+
+    The path is not opened: a pipe would wait for its reader, or tell it that all is written.
+    """
+    if standard_stream(path):
+        return
+    with path_errors(f"--output={path}"):
+        problem = _problem(path)
+    if problem:
+        raise InputError(f"--output={path}: {problem}")
 
 
-def write(path, text):
-    """Writes the text of an `--output` atomically, after `check_writable`."""
+def _problem(path):
+    """Returns why a path cannot be written, or None; raises an OSError if it cannot exist."""
+    with contextlib.suppress(FileNotFoundError):
+        os.stat(path)
+    folder = os.path.dirname(os.path.realpath(path))
+    if os.path.isdir(path):
+        return "it is a folder; name a file in it"
+    if is_special(path):
+        return None if os.access(path, os.W_OK) else "no permission to write to it"
+    if not os.path.isdir(folder):
+        return f"its folder does not exist; create {folder}, or give another path"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return f"no permission to write in the folder {folder}; give another path"
+    return None
+
+
+def write(path, content):
+    """Writes an `--output`, after `check_writable`; files are replaced atomically.
+
+    Args:
+        path: string: a path; `-` is standard output.
+        content: string or bytes.
+
+    Raises:
+        InputError: If it cannot be written, see `check_writable`.
+        OSError: If writing fails, as when the disk is full.
+    """
     check_writable(path)
-    write_atomically(Path(path), text.encode(errors="backslashreplace"))
+    if isinstance(content, str):
+        content = content.encode(errors="backslashreplace")
+    if stream := standard_stream(path):
+        _write_to_stream(stream, content)
+    else:
+        write_through(path, content)
+
+
+def _write_to_stream(stream, content):
+    """Writes bytes behind what was printed to a standard stream before."""
+    rest = memoryview(content)
+    try:
+        stream.flush()
+        while rest:  # with PYTHONUNBUFFERED, only a part may be written at a time
+            rest = rest[stream.buffer.write(rest) :]
+        stream.buffer.flush()
+    except OSError:
+        # Python writes again at its end what could not be written, and would fail again.
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), stream.fileno())
+        raise

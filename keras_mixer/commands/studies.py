@@ -5,11 +5,13 @@ import shlex
 from pathlib import Path
 
 from keras_mixer.commands.shared import check_writable, write
-from keras_mixer.config.options import SEED, as_flags, option, parse
+from keras_mixer.config.command_line import parse
+from keras_mixer.config.options import SEED, as_flags, option
+from keras_mixer.config.presets import preset_folder, preset_path
 from keras_mixer.config.training import Config
 from keras_mixer.console import quiet_tensorflow
 from keras_mixer.data.datasets import AVG5
-from keras_mixer.errors import InputError
+from keras_mixer.errors import InputError, named
 from keras_mixer.studies.report import tabulate
 from keras_mixer.weights.registry import release_of
 
@@ -19,8 +21,10 @@ class ReportOptions:
     """Flags of `report`."""
 
     output: str | None = option(None, "Write the table to this file instead of printing it.")
-    presets: str = option(
-        "flags", "Folder of flagfiles; runs that use a preset are listed under its name."
+    presets: str | None = option(
+        None,
+        "Folder of flagfiles; runs that use one are listed under its name (default: that of "
+        "--preset).",
     )
 
 
@@ -28,14 +32,18 @@ def report(options, arguments):
     """Tabulates finished runs: mean ± std over runs that differ only in their seed."""
     if not arguments:
         raise InputError("expected at least one RUN")
-    _publish("report", options, arguments, tabulate(arguments, _presets(Path(options.presets))))
+    if options.output:
+        check_writable(options.output)
+    _publish("report", options, arguments, tabulate(arguments, _presets(options.presets)))
 
 
 def _presets(folder):
+    """Returns a dict from the flag that names a preset to the set of its flags."""
     presets = {}
-    for path in sorted(folder.glob("*.flags")):
+    for path in sorted(Path(folder or preset_folder()).glob("*.flags")):
+        name = f"--flagfile={path.as_posix()}" if folder else f"--preset={path.stem}"
         try:
-            presets[path.as_posix()] = set(as_flags(parse(Config, [f"--flagfile={path}"])[0]))
+            presets[name] = set(as_flags(parse(Config, [f"--flagfile={path}"])[0]))
         except InputError as error:
             raise InputError(f"{path}: {error}; fix it, or give another --presets") from error
     return presets
@@ -48,7 +56,7 @@ class TransferOptions:
     checkpoint: str | None = option(None, "Pretrained weights to start from, as for train.")
     datasets: tuple[str, ...] = option(
         AVG5,
-        "Datasets: NAME means flags/finetune_NAME.flags; a path ending in .flags is used as given.",
+        "Datasets: NAME means --preset=finetune_NAME; a path ending in .flags is used as given.",
     )
     seeds: tuple[int, ...] = option((0, 1, 2), "Seeds; one run each.", **SEED)
     lrs: tuple[float, ...] = option(
@@ -89,10 +97,12 @@ def _preset_name(name):
 
 
 def _finetuning(name, extra):
-    path = Path(name) if name.endswith(".flags") else Path("flags") / f"finetune_{name}.flags"
-    if not path.is_file():
-        raise InputError(f"--datasets={name}: no such flagfile: {path}")
-    return parse(Config, [f"--flagfile={path}", *extra])[0]
+    if not name.endswith(".flags"):
+        with named(f"--datasets={name}"):
+            return parse(Config, [f"--flagfile={preset_path(f'finetune_{name}')}", *extra])[0]
+    if not Path(name).is_file():
+        raise InputError(f"--datasets={name}: no such flagfile")
+    return parse(Config, [f"--flagfile={name}", *extra])[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +114,7 @@ class ResizingOptions:
         "Image and patch sizes, as image/patch in pixels: 56/4, or 56x28/4 if not square.",
     )
     num_steps: int = option(
-        1, "Epochs of fine-tuning after resizing, and of training from scratch.", low=1
+        1, "Epochs of fine-tuning after resizing, and of training from scratch. 0: none.", low=0
     )
     output_dir: str = option(
         "runs/resizing", "Folder for the runs; finished ones are not repeated."

@@ -36,8 +36,12 @@ COMMANDS = {
     "evaluate": Command(
         models.evaluate,
         models.EvaluateOptions,
-        "RUN",
-        ("keras-mixer evaluate runs/photos --format=json",),
+        "RUN|CHECKPOINT",
+        (
+            "keras-mixer evaluate runs/photos",
+            "keras-mixer evaluate runs/photos --dataset=folder --data_dir=new_photos",
+            "keras-mixer evaluate mixer.safetensors --dataset=csv --data_dir=new_photos",
+        ),
     ),
     "fewshot": Command(
         few_shot.few_shot,

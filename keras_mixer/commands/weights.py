@@ -5,7 +5,7 @@ import json
 
 from keras_mixer.commands.shared import only
 from keras_mixer.config.data import DatasetOptions
-from keras_mixer.config.options import FRACTION, PIXELS, option
+from keras_mixer.config.options import FRACTION, PIXELS, named_as_flags, option
 from keras_mixer.console import printable, quiet_tensorflow, say
 from keras_mixer.data.datasets import SPLITS
 from keras_mixer.data.sources import open_dataset
@@ -19,14 +19,16 @@ from keras_mixer.inference.verify import (
 )
 from keras_mixer.training.open_run import read_run
 from keras_mixer.weights.convert import convert_weights
-from keras_mixer.weights.pretrained import announce, read_pretrained, summary
+from keras_mixer.weights.pretrained import announce, read_unadapted, summary
 from keras_mixer.weights.registry import release_of
 
 
 def _image_shape():
     return option(
         None,
-        "height,width of the images, in pixels; required if the patch grid is not square.",
+        "height,width of the images that the weights are for, in pixels. Needed where a file has "
+        "only the number of patches (.npz, timm's, .weights.h5) and their grid is not square, as "
+        "in 2×8 patches, which would be taken for 4×4.",
         **PIXELS,
     )
 
@@ -36,13 +38,25 @@ class ConvertOptions:
     """Flags of `convert`."""
 
     image_shape: tuple[int, int] | None = _image_shape()
+    mean: tuple[float, ...] | None = option(
+        None,
+        "Mean that timm subtracts from images in [0, 1]: one number, or one for each channel "
+        "(default: 0.5). Only for files of timm without the config.json of the Hugging Face hub "
+        "beside them. --mean and --std are folded into the weights, which then take images in "
+        "[-1, 1] like all others; such as 0 and 1 for timm's miil weights "
+        "(mixer_b16_224.miil_in21k and its ImageNet-1k version).",
+    )
+    std: tuple[float, ...] | None = option(
+        None, "Standard deviation that timm then divides by, likewise (default: 0.5)."
+    )
 
 
 def convert(options, arguments):
     """Converts weights to official .npz, timm's .safetensors or, without suffix, a model folder."""
     if len(arguments) != 2:
         raise InputError(f"expected SOURCE and TARGET, received {len(arguments)} arguments")
-    written = convert_weights(*arguments, options.image_shape)
+    with named_as_flags(type(options)):
+        written = convert_weights(*arguments, options.image_shape, options.mean, options.std)
     say(f"{arguments[1]}: {summary(written)}")
     print(printable(arguments[1]))
 
@@ -77,7 +91,7 @@ def verify(options, arguments):
     split, release = dataset.split(options.eval_split), release_of(path)
     if release:  # before hundreds of megabytes are downloaded
         check_classes(path, dataset, release.num_classes)
-    pretrained = read_pretrained(path, options.image_shape)
+    pretrained = read_unadapted(path, options.image_shape)
     sizes, class_names = pretrained.spec.architecture, pretrained.spec.class_names
     check_classes(path, dataset, sizes.num_classes, sizes.channels, class_names)
     announce(pretrained, path)

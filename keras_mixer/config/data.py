@@ -3,6 +3,7 @@
 import dataclasses
 
 from keras_mixer.config.options import FRACTION, PIXELS, RATE, SEED, option, options_of
+from keras_mixer.model.architecture import INTERPOLATIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +88,12 @@ class PreprocessingOptions:
         "aspect ratio. From 0.1 to 1: center crop of this fraction, keeping the aspect ratio "
         "(timm's crop_pct; the paper uses 0.875).",
         **FRACTION,
+    )
+    interpolation: str = option(
+        "bilinear",
+        "How pixels are interpolated, antialiased, when images are resized in evaluation, and in "
+        "training without --inception_crop, which is bilinear. timm evaluates with bicubic.",
+        choices=INTERPOLATIONS,
     )
 
 

@@ -1,17 +1,16 @@
-"""Command-line flags (absl) from dataclass fields, so that each option is defined once.
+"""Options: dataclass fields that are also command-line flags, so that each is defined once.
 
-A command's flags are the fields of a dataclass, made by `option`. `parse` turns `--name=value`
-arguments into an instance, and `check` compares the values with their bounds. Every command has its
-own `FlagValues`, so it accepts only its own flags.
+A command's flags are the fields of a dataclass, made by `option`; `check` compares values with
+their kind and bounds. command_line.py makes absl flags of them.
 """
 
 import contextlib
 import dataclasses
 import difflib
-import itertools
+import functools
 import math
+import os
 import re
-import textwrap
 import typing
 
 from absl import flags
@@ -73,6 +72,51 @@ RATE = {"low": 0.0, "below": 1.0}
 FRACTION = {"low": 0.0, "high": 1.0}
 SEED = {"low": 0, "high": 2**31 - 1}
 
+# === From Python ===
+
+
+def accept_aliases(options_class):
+    """Class decorator: the constructor takes aliases, and names what it does not know."""
+    construct = options_class.__init__
+    fields = dataclasses.fields(options_class)
+    field_of = {name: f.name for f in fields for name in (f.name, *f.metadata["aliases"])}
+
+    @functools.wraps(construct)
+    def __init__(self, **values):
+        for name in values:
+            if name not in field_of:
+                near = nearest(name, field_of)
+                raise InputError(f"{options_class.__name__} has no option {name}{near}")
+        if len({field_of[name] for name in values}) < len(values):
+            raise InputError(f"an option is given twice: {', '.join(values)}")
+        construct(self, **{field_of[name]: value for name, value in values.items()})
+
+    options_class.__init__ = __init__
+    return options_class
+
+
+def convert(options):
+    """Converts values that Python programs give: 64 for (64, 64), lists, paths, NumPy numbers."""
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        object.__setattr__(options, field.name, _converted(field, value))
+
+
+def _converted(field, value):
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, list):
+        return tuple(value)
+    if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
+        value = value.item()
+    parser = kind_of(field).parser
+    if isinstance(parser, _ShapeParser) and parser.square and _is_integer(value):
+        return value, value
+    if isinstance(parser, _ChoiceParser) and isinstance(value, str):
+        return parser.parse(value)
+    return value
+
+
 # === Checking ===
 
 _BOUNDS = {
@@ -90,33 +134,35 @@ def check(options):
         if value is not None:
             _check_value(field, value)
         elif type(None) not in typing.get_args(field.type):
-            raise _complaint(field, _kind(field).noun, "None")
+            raise complaint(field, kind_of(field).noun, "None")
 
 
 def _check_value(field, value):
-    kind = _kind(field)
+    kind = kind_of(field)
     if not kind.holds(value):
-        raise _complaint(field, kind.noun, value)
+        raise complaint(field, kind.noun, value)
     choices, bounds = field.metadata["choices"], field.metadata["bounds"]
     for item in value if isinstance(value, tuple) else (value,):
         if choices and item not in choices:
-            raise _complaint(field, f"one of {', '.join(choices)}", item, _nearest(item, choices))
+            raise complaint(field, f"one of {', '.join(choices)}", item, nearest(item, choices))
         if item == "":
-            raise _complaint(field, "a value", "nothing")
+            raise complaint(field, "a value", "nothing")
         if field.metadata["plain_name"] and ("/" in item or item.startswith(".")):
-            raise _complaint(field, "a plain folder name", item)
+            raise complaint(field, "a plain folder name", item)
         if isinstance(item, float) and not math.isfinite(item):
-            raise _complaint(field, "a finite number", value)
+            raise complaint(field, "a finite number", value)
         if not all(_BOUNDS[name][0](item, bound) for name, bound in bounds.items()):
             wanted = " and ".join(f"{_BOUNDS[name][1]} {bound}" for name, bound in bounds.items())
-            raise _complaint(field, f"{kind.noun} {wanted}", value)
+            raise complaint(field, f"{kind.noun} {wanted}", value)
 
 
-def _complaint(field, expected, received, hint=""):
+def complaint(field, expected, received, hint=""):
+    """Returns an `InputError` about the value of a field."""
     return InputError(f"--{field.name}: expected {expected}, received {shown(received)}{hint}")
 
 
-def _nearest(value, names):
+def nearest(value, names):
+    """Returns a hint at the nearest of some names, or nothing."""
     near = difflib.get_close_matches(str(value).lower(), [name.lower() for name in names], n=1)
     found = next((name for name in names if [name.lower()] == near), None)
     return f"; did you mean {found}?" if found else ""
@@ -222,7 +268,7 @@ _KINDS = {
 }
 
 
-def _kind(field):
+def kind_of(field):
     """Returns the `_Kind` of a field from its type, such as `int | None` or `tuple[str, ...]`."""
     types = [t for t in typing.get_args(field.type) if t is not type(None)] or [field.type]
     plain = field.type if typing.get_origin(field.type) is tuple else types[0]
@@ -241,127 +287,3 @@ def _list_of(kind):
 
     noun = f"{kind.noun.split()[-1]} values, separated by commas"
     return _Kind(f"one or more {noun}", _ListParser(kind.parser), holds)
-
-
-# === Parsing ===
-
-
-def parse(options_class, arguments, positional=None):
-    """Parses a command's arguments.
-
-    Args:
-        options_class: A dataclass whose fields are made by `option`.
-        arguments: list of strings, without the command's name.
-        positional: string. Name of the positional arguments, such as `"RUN"`; None if the command
-            takes none.
-
-    Returns:
-        (options, given, rest): an instance of the class, checked; a dict from the names of the
-        fields given to their values; and the positional arguments.
-
-    Raises:
-        InputError: One line that names the flag, and the nearest name for an unknown one.
-    """
-    values = _flag_values(options_class)
-    values.set_gnu_getopt(True)  # flags may follow positional arguments
-    try:
-        rest = values(["command", *arguments])[1:]
-    except UnicodeDecodeError as error:
-        raise InputError(f"--flagfile: not a text file ({error})") from error
-    except (flags.Error, ValueError) as error:  # the latter for --noflag=value
-        raise InputError(_one_line(error, options_class)) from error
-    if rest and positional is None:
-        preset = rest[0] if rest[0].endswith(".flags") else "flags/NAME.flags"
-        raise InputError(
-            f"unexpected argument {rest[0]!r}: options are written --name=value, "
-            f"and presets --flagfile={preset}"
-        )
-    given, spelled = _given(options_class, values)
-    options = options_class(**given)
-    check(options)
-    if hasattr(options, "check_spelling"):
-        options.check_spelling(spelled)
-    return options, given, rest
-
-
-def _given(options_class, values):
-    """Returns two dicts by field name: the values given, and the flag or alias used for each."""
-    spelled = {
-        field.name: name
-        for field in dataclasses.fields(options_class)
-        for name in (field.name, *field.metadata["aliases"])
-        if values[name].present
-    }
-    return {name: values[name].value for name in spelled}, spelled
-
-
-def _flag_values(options_class):
-    values = flags.FlagValues()
-    for field in dataclasses.fields(options_class):
-        kind = _kind(field)
-        serializer = flags.ArgumentSerializer()
-        if kind.noun == "true or false":
-            flags.DEFINE_boolean(field.name, field.default, field.metadata["help"], values)
-        else:
-            flags.DEFINE(kind.parser, field.name, field.default, "", values, serializer)
-        for alias in field.metadata["aliases"]:
-            flags.DEFINE_alias(alias, field.name, values)
-    return values
-
-
-def _one_line(error, options_class):
-    """Returns absl's message as one line, with our wording for a value of the wrong type."""
-    illegal = re.match(r"flag --(\w+)=(.*?): ", str(error), re.DOTALL)
-    if illegal:
-        name, value = illegal.groups()
-        fields = dataclasses.fields(options_class)
-        field = next(f for f in fields if name in (f.name, *f.metadata["aliases"]))
-        return str(_complaint(field, _kind(field).noun, value or "nothing"))
-    text = " ".join(str(error).split()).removeprefix("ERROR:: ")
-    return text[0].lower() + text[1:]
-
-
-# === Help ===
-
-
-def describe(options_class, title, examples=()):
-    """Returns the text of `--help`.
-
-    Args:
-        options_class: A dataclass whose fields are made by `option`.
-        title: string. Usage and a description of the command.
-        examples: Command lines.
-    """
-    fields = dataclasses.fields(options_class)
-    basic = [field for field in fields if field.metadata["basic"]]
-    lines = [title.strip()]
-    if examples:
-        lines += ["", "Examples:", *(f"  {example}" for example in examples)]
-    if basic:
-        lines += ["", "Flags to start with:", *itertools.chain(*map(_described, basic))]
-    if not fields[0].metadata["heading"]:
-        lines += ["", "Flags:"]
-    for field in fields:
-        if heading := field.metadata["heading"]:
-            lines += ["", f"{heading}:"]
-        if field not in basic:
-            lines += _described(field)
-    flagfile = _wrapped("Read flags from this file, one --name=value per line.")
-    lines += ["", "  --flagfile", *flagfile]
-    return "\n".join(lines)
-
-
-def _described(field):
-    names = ", ".join(f"--{name}" for name in (field.name, *field.metadata["aliases"]))
-    return [f"  {names}", *_wrapped(_help_sentence(field))]
-
-
-def _help_sentence(field):
-    help, choices = field.metadata["help"], field.metadata["choices"]
-    choices = f" One of {', '.join(choices)}." if choices else ""
-    default = "" if field.default is None else f" (default: {shown(field.default)})"
-    return f"{help}{choices}{default}"
-
-
-def _wrapped(text):
-    return textwrap.wrap(text, 96, initial_indent=" " * 6, subsequent_indent=" " * 6)

@@ -14,13 +14,12 @@ from keras_mixer.model.architecture import DEFAULTS, Architecture, ModelSpec, va
 from keras_mixer.weights.resize import resized_architecture
 
 
-def resolve(config, class_names, channels, checkpoint=None):
+def resolve(config, dataset, checkpoint=None):
     """Fills a Config from the checkpoint, the variant and the data.
 
     Args:
         config: `Config`, as given.
-        class_names: Class names of the data.
-        channels: int. Color channels of the images.
+        dataset: `Dataset`.
         checkpoint: `Architecture` of the weights to start from, or None.
 
     Returns:
@@ -30,9 +29,12 @@ def resolve(config, class_names, channels, checkpoint=None):
         InputError: If values contradict each other; the message names the flags.
     """
     with named_as_flags(Config):
-        num_classes = len(class_names)
+        num_classes, channels = len(dataset.class_names), dataset.channels
         _check_data(config, num_classes, channels, checkpoint)
-        filled = {"num_classes": num_classes}
+        filled = {
+            "num_classes": num_classes,
+            "eval_split": dataset.split_to_score(config.eval_split),
+        }
         for values in (
             _from_checkpoint(config, checkpoint),
             variant_values(config.variant),
@@ -43,7 +45,7 @@ def resolve(config, class_names, channels, checkpoint=None):
                     filled[name] = value
         config = dataclasses.replace(config, **filled)
         architecture = Architecture(**config.architecture(), channels=channels)
-        spec = ModelSpec(architecture, class_names, config.preprocessing(), config.loss)
+        spec = ModelSpec(architecture, dataset.class_names, config.preprocessing(), config.loss)
         sizes = {name: getattr(architecture, name) for name in config.architecture()}
         return _consistent(dataclasses.replace(config, **sizes)), spec
 
@@ -100,7 +102,11 @@ def _defaults(config, num_classes):
         **{name: value for name, value in DEFAULTS.items() if hasattr(config, name)},
         "head_bias": -math.log(num_classes) if config.loss == "sigmoid" else 0.0,
         "warmup_step": min(DEFAULT_WARMUP, config.num_steps // 3),
+        "drop_every": math.ceil(config.num_steps / 3) if config.scheduler == "step" else None,
     }
+
+
+_NO_DROPS = (Config.drop_every, Config.drop_factor)
 
 
 def _consistent(config):
@@ -133,6 +139,11 @@ def _consistent(config):
         raise InputError(
             f"--momentum={config.momentum} is for --optimizer=sgd and would change nothing "
             f"with --optimizer={config.optimizer}; leave it out"
+        )
+    if config.scheduler != "step" and (config.drop_every, config.drop_factor) != _NO_DROPS:
+        raise InputError(
+            f"--drop_every and --drop_factor are for --scheduler=step and would change nothing "
+            f"with --scheduler={config.scheduler}; leave them out"
         )
     _check_freezing(config)
     if not (config.token_mixing or config.channel_mixing):

@@ -8,7 +8,19 @@ import dataclasses
 import json
 
 from keras_mixer.config.data import AugmentationOptions, DatasetOptions, PreprocessingOptions
-from keras_mixer.config.options import COUNT, PIXELS, RATE, SEED, STEPS, check, option, options_of
+from keras_mixer.config.options import (
+    COUNT,
+    PIXELS,
+    RATE,
+    SEED,
+    STEPS,
+    accept_aliases,
+    check,
+    convert,
+    option,
+    options_of,
+)
+from keras_mixer.config.presets import preset_names, preset_path
 from keras_mixer.data.datasets import SPLITS
 from keras_mixer.errors import InputError
 from keras_mixer.model.architecture import FIELDS, LOSSES, Preprocessing
@@ -25,7 +37,7 @@ OPTIMIZERS = (
     *("sgd", "adam", "adamw", "lion", "lamb", "nadam", "adamax", "adagrad", "adadelta"),
     *("rmsprop", "adafactor", "muon"),
 )
-SCHEDULERS = ("cosine", "linear")
+SCHEDULERS = ("cosine", "linear", "constant", "step")
 CLASS_WEIGHTS = ("none", "balanced")
 FREEZES = ("none", "backbone")
 OF_CHECKPOINTS = ("checkpoint", "resize_tokens", "freeze", "layer_decay")  # only matter with one
@@ -34,13 +46,18 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 JIT_MODES = ("auto", "true", "false")
 
 
+@accept_aliases
 @dataclasses.dataclass(frozen=True)
 class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fields: last base first
     """Configuration of a training run. `python train.py --help` says what each field means.
 
+    Fields are given by name, or by the alias of their flag: `Config(epochs=5, image_shape=64)`.
+
     Raises:
         InputError: If a value is out of bounds; the message names the flag.
     """
+
+    preset_names, preset_path = staticmethod(preset_names), staticmethod(preset_path)
 
     variant: str | None = option(
         None,
@@ -105,10 +122,10 @@ class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fiel
     )
     resize_tokens: str = option(
         "auto",
-        "How token mixing is adapted to another grid of patches. tile: block-diagonal copies, if "
-        "the grid grows by integer factors; tokens_mlp_dim grows with it; must be trained before "
-        "use (paper, appendix C). interpolate: resized weights, for any grid, usable without "
-        "training. auto: tile where possible.",
+        "How token mixing is adapted to another grid of patches. interpolate: resized weights, for "
+        "any grid, usable without training. tile: block-diagonal copies, if the grid grows by "
+        "integer factors; tokens_mlp_dim grows with it; must be trained before use (paper, "
+        "appendix C). auto: interpolate.",
         choices=RESIZE_TOKENS,
     )
 
@@ -161,9 +178,19 @@ class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fiel
     schedule_unit: str = option("epoch", "Unit of num_steps and warmup_step.", choices=UNITS)
     scheduler: str = option(
         "cosine",
-        "Learning-rate schedule after warm-up: decays to 0.",
+        "Learning-rate schedule after warm-up. cosine and linear decay to 0; step drops by "
+        "drop_factor every drop_every.",
         choices=SCHEDULERS,
         basic=True,
+    )
+    drop_every: int | None = option(
+        None,
+        "With --scheduler=step: number of epochs (with --schedule_unit=step, of steps) between "
+        "drops, counted from the start (default: a third of num_steps).",
+        **STEPS,
+    )
+    drop_factor: float = option(
+        0.1, "With --scheduler=step: factor of each drop.", above=0.0, below=1.0
     )
     loss: str = option(
         "softmax",
@@ -227,9 +254,10 @@ class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fiel
     tensorboard: bool = option(
         False, "Write curves and the graph to output_dir/logs for TensorBoard.", result=False
     )
-    eval_split: str = option(
-        "test",
-        "Split to evaluate once, at the end, with the selected weights.",
+    eval_split: str | None = option(
+        None,
+        "Split to evaluate once, at the end, with the selected weights (default: test; validation "
+        "if the data have no test images).",
         choices=SPLITS,
         result=False,
     )
@@ -240,6 +268,7 @@ class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fiel
     export_dir: str = option("saved_models", "Folder for exports.", result=False)
 
     def __post_init__(self):
+        convert(self)
         check(self)
 
     def check_spelling(self, spelled):

@@ -88,7 +88,7 @@ def _read_splits(directory, folders, class_names, channels):
     if not counts.all():
         raise InputError(
             f"--data_dir: the class folder {paths[np.argmin(counts)]} has no images "
-            f"({', '.join(IMAGE_SUFFIXES)})"
+            f"({', '.join(IMAGE_SUFFIXES)}); remove it, or put images into it"
         )
     refuse_unreadable(listing)
     split_of, labels = np.divmod(folder_of, len(class_names))

@@ -42,7 +42,16 @@ def check_image_file(path):
     if not os.path.isfile(path):  # a pipe or a device is never opened: it could hang
         return "not a regular file"
     try:
-        with open(path, "rb") as file, warnings.catch_warnings():
+        with open(path, "rb") as file:
+            return check_image(file)
+    except OSError as error:
+        return error.strerror or "damaged header"
+
+
+def check_image(file):
+    """Checks an image in an open binary file, as `check_image_file` does."""
+    try:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # checked below
             return _problem(file)
     except Image.DecompressionBombError:
@@ -54,11 +63,11 @@ def check_image_file(path):
 
 
 def _problem(file):
-    size = os.fstat(file.fileno()).st_size
-    head = file.read(32)
+    size = file.seek(0, os.SEEK_END)
+    head = _read_at(file, 0, 32)
     if not head:
         return "empty file"
-    kind = next((kind for kind, magic in _MAGIC.items() if re.match(magic, head, re.DOTALL)), None)
+    kind = _kind_of(head)
     if kind is None:
         return "not a JPEG, PNG, BMP, WebP or GIF image"
     if kind == "WEBP":  # Pillow would read the whole file
@@ -66,6 +75,20 @@ def _problem(file):
     file.seek(0)
     with Image.open(file, formats=(kind,)) as image:
         return _size_problem(*image.size) or _PROBLEMS[kind](file, size, image)
+
+
+def starts_like_image(content):
+    """Returns whether bytes start like an image of a supported format, and not like text.
+
+    "BM" alone, the mark of a BMP, starts names, too: BMW.jpg. In a BMP, the size of the header that
+    begins at byte 14 follows, a small number of four bytes, which has zeros.
+    """
+    kind = _kind_of(content[:32])
+    return kind is not None and (kind != "BMP" or content[15:18] == bytes(3))
+
+
+def _kind_of(head):
+    return next((kind for kind, magic in _MAGIC.items() if re.match(magic, head, re.DOTALL)), None)
 
 
 def _size_problem(width, height):
@@ -245,7 +268,7 @@ def _load(cache):
     except OSError:
         return nothing
     except Exception as error:  # NumPy, zipfile and zlib raise many types on damaged files
-        console.say(f"{cache}: damaged, so the images are checked again ({error})")
+        console.warn(f"{cache}: damaged, so the images are checked again ({error})")
         return nothing
     return columns
 

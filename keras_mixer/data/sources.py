@@ -11,7 +11,7 @@ from keras_mixer.data.csv_labels import read_csv
 from keras_mixer.data.datasets import DatasetInfo, dataset_row
 from keras_mixer.data.embedded import read_digits
 from keras_mixer.data.idx import holds_idx, read_idx
-from keras_mixer.data.splits import Dataset, identity_of, split_randomly, split_stratified
+from keras_mixer.data.splits import Dataset, identity_of, set_aside
 from keras_mixer.data.tfds import flag_of, read_tfds
 from keras_mixer.errors import InputError, path_errors
 
@@ -127,7 +127,6 @@ def _data_directory(dataset, row, data_dir):
 def _complete(splits, class_names, validation_fraction, test_fraction, seed):
     """Returns (train, validation, test), setting aside those that the data lack."""
     train, test = splits.get("all", splits.get("train")), splits.get("test")
-    set_aside = split_randomly if train.labels is None else split_stratified
     if "all" in splits and test_fraction > 0:
         train, test = set_aside(train, test_fraction, seed, "--test_fraction", class_names)
     validation = splits.get("validation")

@@ -2,7 +2,8 @@
 
 A split is a set of labeled images: `ArrayImages` in memory, `FileImages` on disk, or
 `tfrecords.RecordImages` in record files. All have one interface, `Images` in docstrings: `len`,
-`channels`, `labels` (None if they have to be read), `read_labels`, `take` and `digest`.
+`channels`, `labels` (None if they have to be read), `read_labels`, `take`, `digest`, and by index
+`sizes`, `content` and `place` (a description for messages).
 
 The identity is a digest of the images, their order, labels and classes, by which a resumed run
 checks that its data have not changed. For image files it covers names and sizes, not contents:
@@ -11,13 +12,14 @@ those would take hours for large datasets.
 
 import dataclasses
 import hashlib
+import os
 import struct
 
 import numpy as np
 
 from keras_mixer.data.datasets import SPLITS
 from keras_mixer.data.image_listing import Listing
-from keras_mixer.errors import InputError, some_of
+from keras_mixer.errors import InputError, path_errors, some_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,6 +49,18 @@ class ArrayImages:
     def read_labels(self):
         """Returns the labels."""
         return self.labels
+
+    def sizes(self):
+        """Returns the sizes of the images in bytes, an int array `(n,)`."""
+        return np.full(len(self), self.pixels[0].nbytes if len(self) else 0)
+
+    def content(self, index):
+        """Returns the pixels of an image as bytes."""
+        return self.pixels[index].tobytes()
+
+    def place(self, index):
+        """Returns a description of an image, for messages."""
+        return f"number {index}"
 
     def digest(self):
         """Returns bytes that identify the images and labels."""
@@ -84,6 +98,20 @@ class FileImages:
         """Returns the labels."""
         return self.labels
 
+    def sizes(self):
+        """Returns the sizes of the files in bytes, an int array `(n,)`."""
+        return self.listing.sizes
+
+    def content(self, index):
+        """Returns the content of a file as bytes."""
+        path = self.listing.take([index]).paths()[0]
+        with path_errors(os.fsdecode(path)), open(path, "rb") as file:
+            return file.read()
+
+    def place(self, index):
+        """Returns the name of a file, relative to the folder of the data."""
+        return os.fsdecode(self.listing.names[index])
+
     def digest(self):
         """Returns bytes that identify the images, by name and size, and the labels."""
         files = zip(self.listing.names.tolist(), self.listing.sizes.tolist(), strict=True)
@@ -117,6 +145,10 @@ class Dataset:
         """Color channels of the images."""
         return self.train.channels
 
+    def split_to_score(self, name=None):
+        """Returns the name of the split to score: as given, or test, or validation without it."""
+        return name or ("validation" if self.test is None and self.validation else "test")
+
     def split(self, name):
         """Returns the split called `train`, `validation` or `test`.
 
@@ -131,6 +163,12 @@ class Dataset:
                 f"give one of {', '.join(available)}"
             )
         return split
+
+
+def set_aside(images, *arguments):
+    """Splits by class, or at random if labels have to be read. Arguments: As `split_stratified`."""
+    split = split_randomly if images.labels is None else split_stratified
+    return split(images, *arguments)
 
 
 def split_stratified(images, fraction, seed, flag, class_names):

@@ -5,6 +5,7 @@ tensorflow_datasets imports TensorFlow only to prepare data, so errors are repor
 
 import contextlib
 import difflib
+import os
 import sys
 import urllib.error
 import urllib.request
@@ -73,6 +74,8 @@ def _builder(name, directory):
         known = sorted({*DATASETS, *tfds.list_builders(with_community_datasets=False)})
         near = difflib.get_close_matches(name, known, n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        if os.path.isdir(name):
+            hint = f"; for the images in {name} give --dataset=folder --data_dir={name}"
         raise InputError(
             f"--dataset={name}: expected one of {', '.join(_own_names())} or the name of a set of "
             f"tensorflow-datasets{hint}"

@@ -69,7 +69,11 @@ class RecordImages:
             raise _damaged(self.place(index), f"no {self.label_key}")
         return values[0]
 
-    def image(self, index):
+    def sizes(self):
+        """Returns the sizes of the records in bytes, an int array `(n,)`."""
+        return self.store.sizes(self.numbers)
+
+    def content(self, index):
         """Returns the encoded image of one record as bytes."""
         values = self._feature(index, self.image_key).bytes_list.value
         return values[0] if values else b""
@@ -162,6 +166,10 @@ class TFRecordStore:
         """Returns what identifies the store, except for its folder."""
         return self._name, [(os.path.basename(p), os.path.getsize(p)) for p in self._paths]
 
+    def sizes(self, numbers):
+        """Returns an int64 array `(n,)` of the sizes of records in bytes."""
+        return self._stops[numbers] - self._starts[numbers]
+
     def places(self, numbers):
         """Returns an int64 array `(n, 2)` of each record's shard and offset."""
         return np.stack([self._shards[numbers], self._starts[numbers]], axis=1)
@@ -248,6 +256,10 @@ class RandomAccessStore:
         files = [(os.path.basename(path), *rest) for path, *rest in self._shards]
         sizes = [os.path.getsize(path) for path, *_ in self._shards]
         return self._name, files, sizes, len(self)
+
+    def sizes(self, numbers):
+        """Returns an int64 array `(n,)` with the mean size of a record in bytes, for each."""
+        return np.full(len(numbers), sum(self.names()[2]) // max(len(self), 1))
 
     def places(self, numbers):
         """Returns the numbers themselves."""

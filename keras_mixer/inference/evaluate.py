@@ -1,17 +1,21 @@
 """Evaluates a model on a split: accuracy, loss, precision, recall and confusion matrix."""
 
+import dataclasses
+
 import numpy as np
 from scipy.special import log_expit, log_softmax
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from keras_mixer import console
+from keras_mixer.data.splits import FileImages
+from keras_mixer.errors import InputError, some_of
 from keras_mixer.preprocessing.input_pipeline import (
     EVALUATION_BATCH_SIZE,
     broken_images_named,
     evaluation_batches,
 )
 from keras_mixer.weights import model_folder
-from keras_mixer.weights.load import load_mixer
+from keras_mixer.weights.load import build_pretrained, load_mixer
 
 
 def evaluate_run(run, split_name, batch_size=EVALUATION_BATCH_SIZE):
@@ -23,9 +27,10 @@ def evaluate_run(run, split_name, batch_size=EVALUATION_BATCH_SIZE):
         batch_size: int. Does not change the scores.
 
     Returns:
-        dict of JSON values: the name of the `split`, `top1` and `top5` accuracy as fractions, mean
-        cross-entropy `loss` in nats, number of images `n`, `classes` (name, precision, recall, f1
-        and n of each) and `confusion` (rows: true classes, columns: predicted classes).
+        dict of JSON values: the name of the `split`, `top1` and `top5` accuracy as fractions,
+        `balanced_accuracy` and `macro_f1` (means of recall and F1 over the classes with images),
+        mean cross-entropy `loss` in nats, number of images `n`, `classes` (name, precision,
+        recall, f1 and n of each) and `confusion` (rows: true classes, columns: predicted classes).
 
     Raises:
         InputError: If the split or the weights do not exist.
@@ -33,6 +38,76 @@ def evaluate_run(run, split_name, batch_size=EVALUATION_BATCH_SIZE):
     split, model = run.dataset.split(split_name), load_mixer(run.best)
     outputs = compute_logits(model, run.spec, split, f"evaluating {split_name}", batch_size)
     return {"split": split_name, **score(*outputs, run.spec)}
+
+
+def evaluate_weights(pretrained, path, dataset, split_name=None, batch_size=EVALUATION_BATCH_SIZE):
+    """Evaluates pretrained weights on labeled images of any dataset.
+
+    Classes are matched by name, so the data may have some of the model's classes only; if the
+    weights have no class names, they are taken to be in the order of the data's.
+
+    Args:
+        pretrained: `Pretrained`.
+        path: Its path, as in `read_pretrained`.
+        dataset: `Dataset`.
+        split_name: string, or None for `test`; without it `validation`; without both, all images.
+        batch_size: int. Does not change the scores.
+
+    Returns:
+        dict as `evaluate_run`'s.
+
+    Raises:
+        InputError: If the data have other classes or channels, or no such split.
+    """
+    name, split = _split_to_score(dataset, split_name)
+    split, spec = (
+        _with_channels(split, pretrained.spec.architecture.channels, path),
+        pretrained.spec,
+    )
+    index_of = _model_classes(spec, dataset.class_names, path)
+    if spec.class_names is None:
+        spec = spec.replace(class_names=dataset.class_names)
+    model = build_pretrained(pretrained, path)
+    logits, labels = compute_logits(model, spec, split, f"evaluating {name}", batch_size)
+    return {"split": name, **score(logits, index_of[labels], spec)}
+
+
+def _split_to_score(dataset, name):
+    if name is None and dataset.test is None and dataset.validation is None:
+        return "all images", dataset.train
+    name = dataset.split_to_score(name)
+    return name, dataset.split(name)
+
+
+def _with_channels(split, channels, path):
+    """Returns the split with its images decoded to so many channels."""
+    if split.channels != channels and isinstance(split, FileImages):
+        return dataclasses.replace(split, channels=channels)
+    if split.channels != channels:
+        raise InputError(
+            f"{path}: it was trained on images of {channels} channels, the data have "
+            f"{split.channels}; --dataset names others"
+        )
+    return split
+
+
+def _model_classes(spec, class_names, path):
+    """Returns an int array `(num_classes,)`: the model's class of each class of the data."""
+    own = spec.class_names
+    if own is None and len(class_names) == spec.architecture.num_classes:
+        console.warn(f"{path} has no class names: its classes are taken in the order of the data's")
+        return np.arange(len(class_names))
+    if own is None:
+        raise InputError(
+            f"{path}: has {spec.architecture.num_classes:,} classes without names, the data have "
+            f"{len(class_names):,}; expected as many, in the same order"
+        )
+    if unknown := [name for name in class_names if name not in own]:
+        raise InputError(
+            f"{path}: does not know {len(unknown)} of the data's {len(class_names)} classes: "
+            f"{some_of(unknown)}; it knows {some_of(own)}"
+        )
+    return np.array([own.index(name) for name in class_names])
 
 
 def compute_logits(model, spec, split, description="evaluating", batch_size=EVALUATION_BATCH_SIZE):
@@ -59,15 +134,21 @@ def compute_logits(model, spec, split, description="evaluating", batch_size=EVAL
 
 
 def score(logits, labels, spec):
-    """Computes the scores of `evaluate_run` from `compute_logits`'s results and a `ModelSpec`."""
+    """Computes the scores of `evaluate_run` from `compute_logits`'s results and a `ModelSpec`.
+
+    Of classes with equal logits, the first one counts as more likely, as in `predict`.
+    """
     classes = np.arange(len(spec.names))
-    predicted = logits.argmax(axis=1)
+    ranked = np.argsort(-logits, axis=1, kind="stable")
+    predicted = ranked[:, 0]
     precision, recall, f1, support = precision_recall_fscore_support(
         labels, predicted, labels=classes, zero_division=0
     )
     return {
         "top1": float(np.mean(predicted == labels)),
-        "top5": _top5(logits, labels, classes),
+        "top5": float(np.mean((ranked[:, :5] == labels[:, None]).any(axis=1))),
+        "balanced_accuracy": float(recall[support > 0].mean()),
+        "macro_f1": float(f1[support > 0].mean()),
         "loss": float(_MEAN_LOSSES[spec.loss](logits.astype(np.float64), labels)),
         "n": len(labels),
         "classes": [
@@ -87,12 +168,6 @@ _MEAN_LOSSES = {
     "softmax": lambda x, y: -_of_labels(log_softmax(x, axis=1), y).mean(),
     "sigmoid": lambda x, y: -(log_expit(-x).sum(axis=1) + _of_labels(x, y)).mean(),
 }
-
-
-def _top5(logits, labels, classes):
-    if len(classes) <= 5:  # always correct; scikit-learn would warn
-        return 1.0
-    return float(top_k_accuracy_score(labels, logits, k=5, labels=classes))
 
 
 def score_run(run):
@@ -120,6 +195,8 @@ def as_table(scores):
     lines = [
         f"{scores['split']}: {scores['n']:,} images, top-1 {scores['top1']:.2%}, "
         f"top-5 {scores['top5']:.2%}, loss {scores['loss']:.4f}",
+        f"over classes: balanced accuracy {scores['balanced_accuracy']:.2%}, "
+        f"macro-F1 {scores['macro_f1']:.2%}",
         "",
         f"{'class':<{width}}  precision   recall       f1       n",
     ]

@@ -10,6 +10,7 @@ Both return `logits` and `probabilities`, float32 `(batch, num_classes)`, and `c
 of the same shape. A SavedModel is a program: load trusted ones only (TensorFlow, SECURITY.md).
 """
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -19,12 +20,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_mixer import console
-from keras_mixer.errors import InputError, RunError
+from keras_mixer.errors import RunError
 from keras_mixer.files import flush_folder, flush_tree
+from keras_mixer.inference.versions import EXTRA, check_target, version_numbers
 from keras_mixer.preprocessing.decode import decode_image
 from keras_mixer.preprocessing.resize import preprocess
 from keras_mixer.training.losses import PROBABILITIES
+from keras_mixer.weights import model_folder
 from keras_mixer.weights.load import load_mixer
 
 TOLERANCE = 1e-5
@@ -45,24 +47,34 @@ def export_model(folder, export_dir, name):
         `Path` of the new version.
 
     Raises:
-        InputError: If the model cannot be read, or the export cannot be written.
-        RunError: If the export differs from the model.
+        InputError: If the model cannot be read, or the target is not valid; see `check_target`.
+        RunError: If the disk is full, or the export differs from the model.
     """
+    check_target(export_dir, name, model_folder.read_spec(folder))
     model = load_mixer(folder, dtype="float32")
     home = Path(export_dir) / name
-    try:
+    with _disk_errors(home):
         home.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.mkdtemp(prefix=".export-", dir=home)
-    except OSError as error:
-        raise InputError(f"--export_dir={export_dir}: cannot write to {home}: {error}") from error
+        try:
+            _build_archive(model).write_out(temporary, verbose=False)
+            _compare(temporary, model)
+            model_folder.write_spec(Path(temporary) / EXTRA, model.spec)
+            os.chmod(temporary, 0o755)
+            flush_tree(Path(temporary))
+            return _publish(temporary, home)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _disk_errors(home):
+    """Reports a full disk and the like in one line; TensorFlow has several errors for them."""
     try:
-        _build_archive(model).write_out(temporary, verbose=False)
-        _compare(temporary, model)
-        os.chmod(temporary, 0o755)
-        flush_tree(Path(temporary))
-        return _publish(temporary, home)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        yield
+    except (OSError, tf.errors.OpError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise RunError(f"cannot export to {home}: {reason}") from error
 
 
 def _build_archive(model):
@@ -116,9 +128,7 @@ def _compare(directory, model):
 
 def _publish(temporary, home):
     """Renames the export to the next version number."""
-    versions = [int(entry.name) for entry in home.iterdir() if entry.name.isdecimal()]
-    target = home / str(max(versions, default=0) + 1)
+    target = home / str(max(version_numbers(home), default=0) + 1)
     os.rename(temporary, target)
     flush_folder(home)
-    console.say(f"exported {target}")
     return target

@@ -144,7 +144,7 @@ def check_shots(labels, shots, class_names):
         few = np.flatnonzero(counts < count)
         if len(few):
             named = some_of([f"{class_names[label]} ({counts[label]})" for label in few])
-            console.say(
+            console.warn(
                 f"{count} shots: {len(few)} of {len(counts)} classes have fewer training images, "
                 f"all of which are used: {named}"
             )

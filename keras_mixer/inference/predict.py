@@ -1,4 +1,4 @@
-"""Predicts the classes of image files: tables, JSON, CSV and Kaggle submissions."""
+"""Predicts the classes of images: for Python, and as tables, JSON, CSV and Kaggle submissions."""
 
 import collections
 import csv
@@ -8,27 +8,119 @@ import itertools
 import json
 import math
 import os
+from collections.abc import Iterable
 
 import numpy as np
 import tensorflow as tf
+from PIL import Image, ImageOps
 
-from keras_mixer.console import printable, say, track
-from keras_mixer.data.image_checks import check_image_file
+from keras_mixer.console import printable, track, warn
+from keras_mixer.data.image_checks import check_image, check_image_file
 from keras_mixer.data.image_listing import list_images
 from keras_mixer.errors import InputError, some_of
+from keras_mixer.preprocessing import resize
 from keras_mixer.preprocessing.decode import decode_image, decoding_problem
 from keras_mixer.preprocessing.input_pipeline import EVALUATION_BATCH_SIZE
-from keras_mixer.preprocessing.resize import preprocess
 from keras_mixer.training.losses import PROBABILITIES
+from keras_mixer.weights.load import load_mixer
 
 _MOST_VALUES = 1 << 28  # in a batch: 1 GiB, which a model of very large images could exceed
+
+
+# === From Python ===
+
+
+def predict(model_or_path, images, top_k=5):
+    """Predicts the most likely classes of images, as the command `predict` does.
+
+    Args:
+        model_or_path: `keras.Model` from `load_mixer`, or a path, to be loaded at each call.
+        images: One image or a list of images, as `preprocess` takes them.
+        top_k: int. Maximum number of classes per image.
+
+    Returns:
+        list with an entry per image, also for a single one: a list of dicts of `class` and
+        `probability`, most likely first.
+
+    Raises:
+        InputError: If the model cannot be loaded, or an image cannot be read; names it.
+    """
+    if top_k < 1:
+        raise InputError(f"top_k: expected an integer at least 1, received {top_k}")
+    model, images = _model(model_or_path), _as_list(images)
+    results = [result for _, result in classify(model, images)]
+    _refuse_unreadable(images, results)
+    return [_top(probabilities, model.spec.names, top_k) for probabilities in results]
+
+
+def preprocess(images, model):
+    """Preprocesses images for a model's own methods, such as `model.predict`.
+
+    Those take values in [-1, 1], and do not notice others.
+
+    Args:
+        images: One image or a list of images, each of which is
+            - a path (string, bytes or `Path`), or an `io.BytesIO` with the bytes of a file;
+            - a PIL image, which is set upright by its EXIF orientation;
+            - a uint8 array or tensor `(height, width)` or `(height, width, channels)`: gray, RGB or
+              RGBA. An array `(batch, height, width, channels)` is a list of images.
+        model: `keras.Model` from `load_mixer`, or a path as `load_mixer` takes it.
+
+    Returns:
+        float32 array `(batch, height, width, channels)` in [-1, 1]; a single image is a batch of 1.
+
+    Raises:
+        InputError: If the model cannot be loaded, or an image cannot be read; names it.
+    """
+    spec, images = _model(model).spec, _as_list(images)
+    arrays = [_read(image, spec) for image in images]
+    _refuse_unreadable(images, arrays)
+    shape = (*spec.architecture.image_shape, spec.architecture.channels)
+    return np.array(arrays, np.float32).reshape(-1, *shape)  # also of no images
+
+
+def _model(model_or_path):
+    """Returns a model that has its `ModelSpec`."""
+    if isinstance(model_or_path, str | os.PathLike):
+        return load_mixer(model_or_path)
+    if not hasattr(model_or_path, "spec"):
+        raise InputError(
+            f"model: expected a path, or a model with the attribute spec (its preprocessing and "
+            f"classes), received {type(model_or_path).__name__} without; load it with load_mixer"
+        )
+    return model_or_path
+
+
+_PATH = (str, bytes, os.PathLike)
+
+
+def _as_list(images):
+    """Returns a list of images from a list, one image, or an array of several."""
+    if isinstance(images, (*_PATH, io.BytesIO, Image.Image)):
+        return [images]
+    if isinstance(images, Iterable) and not hasattr(images, "__array__"):
+        return list(images)
+    array = _as_array(images)
+    return list(array) if array.ndim in (1, 4) else [array]  # 1: of paths
+
+
+def _refuse_unreadable(images, results):
+    """Raises an `InputError` for the first image whose result is an error message."""
+    for index, (image, result) in enumerate(zip(images, results, strict=True)):
+        if isinstance(result, str):
+            name = os.fsdecode(image) if isinstance(image, _PATH) else f"images[{index}]"
+            raise InputError(f"{name:.1000}: {result}")  # bytes of a file are not all shown
+
+
+# === Files ===
 
 
 def expand(arguments):
     """Returns the image files that paths and patterns match.
 
     Args:
-        arguments: Paths of files and folders (searched recursively), and glob patterns.
+        arguments: Paths of files and folders (searched recursively), and glob patterns. An
+            `io.BytesIO`, for an image that is no file, is kept.
 
     Returns:
         list of paths as strings. Arguments that match nothing are kept, to be reported as errors.
@@ -37,6 +129,8 @@ def expand(arguments):
 
 
 def _expand_one(argument):
+    if isinstance(argument, io.BytesIO):
+        return [argument]
     if os.path.isdir(argument):
         listing, _ = list_images(argument)
         return list(map(os.fsdecode, listing.paths())) or [argument]
@@ -47,68 +141,161 @@ def _expand_one(argument):
     return expand(existing) or [argument]
 
 
-def predict_files(model, paths, top_k=5):
+def predict_files(model, images, top_k=5):
     """Predicts the most likely classes of image files.
 
     Args:
         model: `keras.Model` from `load_mixer`.
-        paths: list of paths.
+        images: list of paths, see `expand`.
         top_k: int. Maximum number of classes per image.
 
     Yields:
-        For each path, in order, a dict of JSON values: `file`, and either `error` or
+        For each image, in order, a dict of JSON values: `file`, and either `error` or
         `predictions`, a list of dicts of `class` and `probability`, most likely first.
     """
     names = model.spec.names
-    for path, result in classify(model, paths):
+    for image, result in classify(model, images):
         if isinstance(result, str):
-            yield {"file": path, "error": result}
+            yield {"file": _name_of(image), "error": result}
         else:
-            yield {"file": path, "predictions": _top(result, names, top_k)}
+            yield {"file": _name_of(image), "predictions": _top(result, names, top_k)}
 
 
-def classify(model, paths):
-    """Computes the class probabilities of image files.
+def _name_of(image):
+    return "-" if isinstance(image, io.BytesIO) else image  # from standard input
+
+
+def classify(model, images):
+    """Computes the class probabilities of images.
 
     Args:
         model: `keras.Model` from `load_mixer`.
-        paths: list of paths.
+        images: list of images of any kind in `_READERS`, such as paths.
 
     Yields:
-        For each path, in order, (path, float64 array `(num_classes,)`), or (path, error message)
-        if the image cannot be read.
+        For each image, in order, (image, float64 array `(num_classes,)`), or (image, error message)
+        if it cannot be read.
     """
     probabilities = PROBABILITIES[model.spec.loss]
     values = math.prod(model.input_shape[1:])
     size = max(1, min(EVALUATION_BATCH_SIZE, _MOST_VALUES // values))
-    for start in range(0, len(paths), size):
-        batch = paths[start : start + size]
-        images = [_read(path, model.spec) for path in batch]
-        readable = [image for image in images if not isinstance(image, str)]
+    for start in range(0, len(images), size):
+        batch = images[start : start + size]
+        arrays = [_read(image, model.spec) for image in batch]
+        readable = [array for array in arrays if not isinstance(array, str)]
         logits = model.predict_on_batch(np.stack(readable)) if readable else np.empty((0, 2))
         rows = iter(np.asarray(probabilities(logits.astype(np.float64))))
-        for path, image in zip(batch, images, strict=True):
-            yield path, image if isinstance(image, str) else next(rows)
-
-
-def _read(path, spec):
-    """Returns the preprocessed image, or an error message."""
-    if not os.path.exists(path):
-        return "no such file"
-    if os.path.isdir(path):
-        return "the folder has no images"
-    if problem := check_image_file(path):
-        return problem
-    try:
-        image = decode_image(tf.io.read_file(os.fsencode(path)), spec.architecture.channels)
-    except (tf.errors.OpError, ValueError) as error:
-        return decoding_problem(error)
-    return preprocess(image, spec).numpy()
+        for image, array in zip(batch, arrays, strict=True):
+            yield image, array if isinstance(array, str) else next(rows)
 
 
 def _top(probabilities, class_names, top_k):
     order = np.argsort(-probabilities, kind="stable")[:top_k]
     return [{"class": class_names[i], "probability": float(probabilities[i])} for i in order]
+
+
+# === Reading images: as uint8 `(height, width, channels)`; errors do not name the image ===
+
+
+def _read(image, spec):
+    """Returns the preprocessed image, or an error message."""
+    read = next(read for kind, read in _READERS if isinstance(image, kind))
+    try:
+        return resize.preprocess(read(image, spec.architecture.channels), spec).numpy()
+    except InputError as error:
+        return str(error)
+
+
+def _read_file(path, channels):
+    if not os.path.exists(path):
+        raise InputError("no such file")
+    if os.path.isdir(path):
+        raise InputError("the folder has no images")
+    if problem := check_image_file(path):
+        raise InputError(problem)
+    return _decode(tf.io.read_file(os.fsencode(path)), channels)
+
+
+def _read_content(file, channels):
+    if problem := check_image(file):
+        raise InputError(problem)
+    return _decode(file.getvalue(), channels)
+
+
+def _decode(content, channels):
+    try:
+        return decode_image(content, channels)
+    except (tf.errors.OpError, ValueError) as error:
+        raise InputError(decoding_problem(error)) from error
+
+
+def _read_picture(image, channels):
+    """Converts a PIL image by the rules of `decode_image`."""
+    if image.mode in ("I", "F"):  # integers and floats of 32 bits, of unknown range
+        return _read_array(image, channels)
+    try:
+        color = _as_color(image)
+    except Exception as error:  # Pillow reads files late, and raises many types on damaged ones
+        raise InputError(f"Pillow cannot read it ({error})") from error
+    return np.atleast_3d(np.asarray(color.convert("L") if channels == 1 else color))
+
+
+def _as_color(image):
+    """Returns a PIL image upright and in RGB."""
+    upright = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):  # of which Pillow would clip all above 255
+        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+    upright = upright.convert("RGBA")
+    if image.format == "GIF":
+        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "black"), upright)
+    return upright.convert("RGB")
+
+
+def _read_array(image, channels):
+    array = _as_array(image)
+    if array.dtype != np.uint8:
+        raise InputError(f"expected uint8 from 0 to 255, received {_range_of(array)}")
+    if array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (3,), (4,)) or not array.size:
+        wanted = "(height, width) or (height, width, channels), of 1, 3 or 4 channels"
+        raise InputError(f"expected an array {wanted}, received {array.shape}")
+    single = array.shape[2:] == (1,)
+    return _read_picture(Image.fromarray(array[..., 0] if single else array), channels)
+
+
+def _as_array(image):
+    try:
+        return np.asarray(image)
+    except Exception as error:  # each library has its own, as of arrays on a GPU
+        raise InputError(f"expected an image, received no array ({error})") from error
+
+
+# By NumPy's kinds, least and greatest value: how an array that is not of uint8 becomes one.
+_ADVICE = (
+    ("bf", 0, 1, "convert it with (255 * image).round().astype('uint8')"),
+    ("iuf", 0, 255, "convert it with image.round().astype('uint8')"),
+    ("f", -1, 1, "what preprocess returned goes to model.predict"),
+    ("iuf", -np.inf, np.inf, "scale it to 0 to 255 first"),
+)
+
+
+def _range_of(array):
+    """Describes the values of an array that is not of uint8, and what to do."""
+    if array.dtype.kind not in "biuf" or not array.size:
+        kind = array.dtype if array.ndim else type(array[()]).__name__
+        return f"{kind}; give a path, a PIL image or such an array"
+    low, high = array.min(), array.max()
+    for kinds, least, greatest, advice in _ADVICE:
+        if array.dtype.kind in kinds and least <= low and high <= greatest:
+            return f"{array.dtype} from {low} to {high}; {advice}"
+    return f"{array.dtype} with NaN"
+
+
+_READERS = (  # by kind of image; the last takes all others
+    (_PATH, _read_file),
+    (io.BytesIO, _read_content),
+    (Image.Image, _read_picture),
+    (object, _read_array),
+)
 
 
 # === As text ===
@@ -118,7 +305,7 @@ def predictions_as_text(model, paths, format, top_k=5):
     """Predicts the classes of image files and formats the result.
 
     Args:
-        model, paths, top_k: As `predict_files`.
+        model, paths, top_k: As the arguments of `predict_files`.
         format: string, a key of `FORMATS`, or `"kaggle"` for a submission with all classes.
 
     Returns:
@@ -162,7 +349,7 @@ def as_csv(rows):
 def _cell(text):
     """Escapes names that spreadsheets would take for formulas."""
     text = printable(text)
-    return f"'{text}" if text[:1] in tuple("=+-@") else text
+    return f"'{text}" if text[:1] in tuple("=+-@") and text != "-" else text
 
 
 FORMATS = {"table": as_table, "json": as_json, "csv": as_csv}
@@ -173,11 +360,11 @@ FORMATS = {"table": as_table, "json": as_json, "csv": as_csv}
 
 def _submission(model, paths):
     """Returns (text, complete), see `predictions_as_text`."""
-    ids = submission_ids(paths)
+    ids = submission_ids(list(map(_name_of, paths)))
     results = list(track(classify(model, paths), "predicting", len(paths)))
     problems = [(path, reason) for path, reason in results if isinstance(reason, str)]
     for path, reason in problems:
-        say(f"{path}: {reason}; it is not in the submission")
+        warn(f"{_name_of(path)}: {reason}; it is not in the submission")
     rows = [(id, p) for id, (_, p) in zip(ids, results, strict=True) if not isinstance(p, str)]
     return as_submission(rows, model.spec.names), not problems
 

@@ -132,7 +132,7 @@ def verify_accuracy(pretrained, path, split, class_names, claim, confidence, bat
         "interval": [low, high],
         "confidence": confidence,
         "expected": {**claim.published._asdict(), "exact": claim.exact},
-        "preprocessing": f"{spec.preprocessing.sentence} ({spec.preprocessing})",
+        "preprocessing": spec.preprocessing.sentence,
         "class_names_known": spec.class_names is not None,
         "provenance": release.provenance if release else None,
     }
@@ -167,8 +167,7 @@ def as_text(result, title):
         "measured": f"{result['top1']:.2%} top-1 ({low:.2%} to {high:.2%}, Wilson's interval of "
         f"{result['confidence']:.4g}), {result['top5']:.2%} top-5, {result['n']:,} images",
         "expected": f"{expected['top1']:.2%} {given} ({expected['source']})",
-        "images": f"{result['preprocessing']}, bilinear and antialiased; expected: "
-        f"{expected['preprocessing']}",
+        "images": f"{result['preprocessing']}; expected: {expected['preprocessing']}",
         "classes": "named alike in the checkpoint and in the data"
         if result["class_names_known"]
         else "not named in the checkpoint; taken to be in the order of the data",

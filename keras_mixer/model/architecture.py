@@ -9,6 +9,7 @@ from keras_mixer.errors import InputError
 from keras_mixer.model.variants import ACTIVATIONS, IMAGE_SHAPE, VARIANTS
 
 LOSSES = ("softmax", "sigmoid")
+INTERPOLATIONS = ("bilinear", "bicubic")
 FORMAT = 2  # version of model.json; a new field with a default needs no new version
 SMALLEST_CROP = 0.1
 
@@ -228,16 +229,23 @@ def _read_fields(kind, values):
 # === Model spec ===
 
 
+_RANGE = "pixels 0 to 255 scaled to [-1, 1]"
+
+
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
     """How images are resized to the model's image shape; see `preprocessing.resize`.
 
+    The pixels, from 0 to 255, are then scaled to [-1, 1] for every model.
+
     Attributes:
         eval_crop: float. 0: the whole image is resized, ignoring its aspect ratio. From 0.1 to 1:
             share of each side kept by a center crop after resizing (timm's `crop_pct`).
+        interpolation: string, one of `INTERPOLATIONS`; both are antialiased.
     """
 
     eval_crop: float = 0.0
+    interpolation: str = "bilinear"
 
     def __post_init__(self):
         crop = self.eval_crop
@@ -248,15 +256,22 @@ class Preprocessing:
                 f"image is enlarged by its inverse"
             )
 
+        if self.interpolation not in INTERPOLATIONS:
+            raise InputError(
+                f"interpolation={self.interpolation!r:.60}: expected one of "
+                f"{', '.join(INTERPOLATIONS)}"
+            )
+
     def __str__(self):
-        return f"eval_crop {self.eval_crop:.4g}"
+        return f"eval_crop {self.eval_crop:.4g}, {self.interpolation}, {_RANGE}"
 
     @property
     def sentence(self):
         """Description in words."""
+        crop, how = f"{self.eval_crop:.4g}", " whole, without its aspect ratio"
         if self.eval_crop:
-            return f"resized, and the central {self.eval_crop:.4g} of each side cropped"
-        return "resized whole, without its aspect ratio"
+            how = f", and the central {crop} of each side cropped"
+        return f"resized{how} (eval_crop {crop}), {self.interpolation} and antialiased; {_RANGE}"
 
 
 def _is_text(value):

@@ -13,6 +13,7 @@ from keras_mixer import console
 from keras_mixer.data.image_checks import refuse_files
 from keras_mixer.data.splits import ArrayImages, FileImages
 from keras_mixer.data.tfrecords import RecordImages, refuse_records
+from keras_mixer.errors import InputError
 from keras_mixer.preprocessing.augment import augment, inception_crop, mix
 from keras_mixer.preprocessing.decode import decode_image, find_undecodable
 from keras_mixer.preprocessing.resize import fit_images, preprocess, to_model_range
@@ -59,7 +60,12 @@ def training_batches(
         A `tf.data.Dataset` of infinite cardinality with elements (float32 images
         `(batch, height, width, channels)` in [-1, 1], float32 labels `(batch, num_classes)`) and,
         with class weights, float32 weights `(batch,)`.
+
+    Raises:
+        InputError: If there are fewer images than in a batch.
     """
+    if batch_size > len(split):
+        raise InputError(f"batch_size={batch_size}: there are only {len(split)} images")
     num_classes = spec.architecture.num_classes
     positions = tf.data.Dataset.counter(first_step * batch_size)  # over the whole run
 
@@ -257,7 +263,7 @@ def _refuse_files(split):
 
 def _refuse_records(split):
     indices = console.track(range(len(split)), "looking for broken images")
-    contents = ((split.place(index), split.image(index)) for index in indices)
+    contents = ((split.place(index), split.content(index)) for index in indices)
     refuse_records(find_undecodable(contents, split.channels))
 
 

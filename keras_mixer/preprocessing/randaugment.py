@@ -18,11 +18,13 @@ FILL = 128.0  # for pixels from outside of an image, as in the official code
 def rand_augment(images, seed, layers, magnitude):
     """Applies RandAugment (Cubuk et al. 2019): random ones of the paper's 14 operations per image.
 
-    The scale of magnitudes is that of the official code, big_vision and timm, where 10 is the
-    strongest of AutoAugment; so the Mixer paper's magnitude 15 means the same here, except that
-    every operation gets stronger with the magnitude. In the official code, solarize and posterize
-    get weaker, and color, contrast, brightness and sharpness are reduced below 5, unchanged at 5
-    and increased above. At magnitude 0, only auto-contrast and equalize change images.
+    Shear, translate, rotate, color, contrast, brightness and sharpness have the scale of the
+    official code, big_vision and timm, where magnitude 10 is AutoAugment's strongest; so the Mixer
+    paper's 15 means the same here. The last four always get stronger with the magnitude, as timm's
+    "increasing" ones; in the official code they reduce below 5, do nothing at 5 and increase above.
+    Solarize and posterize have a scale of their own, from 0 to 30. In the official code they get
+    weaker with the magnitude, and solarize does nothing from 10 on; timm's increasing ones reach
+    their strongest at 10. At magnitude 0, only auto-contrast and equalize change images.
 
     | operation                              | at magnitude m                                   |
     |----------------------------------------|--------------------------------------------------|

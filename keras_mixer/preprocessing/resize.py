@@ -12,7 +12,7 @@ def preprocess(images, spec):
 
     Args:
         images: tensor `([batch,] height, width, channels)` with values from 0 to 255.
-        spec: `ModelSpec`, for the image shape and the evaluation crop.
+        spec: `ModelSpec`, for the image shape, the evaluation crop and the interpolation.
 
     Returns:
         float32 tensor `([batch,] *image_shape, channels)`.
@@ -22,11 +22,12 @@ def preprocess(images, spec):
 
 def fit_images(images, spec):
     """Resizes decoded images: the first half of `preprocess`."""
-    return resize_images(images, spec.architecture.image_shape, spec.preprocessing.eval_crop)
+    how = spec.preprocessing
+    return resize_images(images, spec.architecture.image_shape, how.eval_crop, how.interpolation)
 
 
-def resize_images(images, image_shape, eval_crop=0.0):
-    """Resizes images to a height and width, bilinear and antialiased.
+def resize_images(images, image_shape, eval_crop=0.0, interpolation="bilinear"):
+    """Resizes images to a height and width, antialiased as in Pillow.
 
     Without `eval_crop`, the aspect ratio is not kept, as in the official fine-tuning code
     (vit_jax). Images that already have the shape do not change by a bit.
@@ -40,6 +41,8 @@ def resize_images(images, image_shape, eval_crop=0.0):
         images: tensor `([batch,] height, width, channels)` with values from 0 to 255.
         image_shape: (height, width), in pixels.
         eval_crop: float in [0, 1]. Share kept of the scaled image's tighter side; 0 for no crop.
+        interpolation: string, one of `architecture.INTERPOLATIONS`. Where bicubic overshoots 0 or
+            255, values are clipped.
 
     Returns:
         float32 tensor `([batch,] *image_shape, channels)` with values from 0 to 255.
@@ -47,10 +50,10 @@ def resize_images(images, image_shape, eval_crop=0.0):
     images = tf.cast(images, tf.float32)
     if eval_crop:
         shape = _covering_shape(images, image_shape, eval_crop)
-        scaled = tf.image.resize(images, shape, antialias=True)
+        scaled = tf.image.resize(images, shape, interpolation, antialias=True)
         resized = _center(scaled, shape, image_shape)
     else:
-        resized = tf.image.resize(images, image_shape, antialias=True)
+        resized = tf.image.resize(images, image_shape, interpolation, antialias=True)
     return tf.clip_by_value(resized, 0.0, 255.0)
 
 

@@ -1,13 +1,14 @@
 """Report: a Markdown table of finished runs, mean ± standard deviation over seeds."""
 
-import csv
 import dataclasses
 import statistics
 from pathlib import Path
 
+from keras_mixer import console
 from keras_mixer.config.training import Config
+from keras_mixer.data.datasets import SPLITS
 from keras_mixer.errors import InputError, path_errors
-from keras_mixer.training.run import FLAGS, HISTORY, METRICS, read_metrics, read_record
+from keras_mixer.training.run import CONFIG, FLAGS, METRICS, read_history, read_metrics, read_record
 
 # Flags that runs of one experiment may differ in: the seed, and most that do not change the result.
 _KEPT = ("eval_split", "train_split", "validation_split", "test_split")
@@ -18,8 +19,9 @@ _IGNORED = {"seed"} | {
 }
 
 _HEADER = (
-    "| experiment | runs | validation top-1 | test top-1 | epochs | training time |",
-    "|---|---|---|---|---|---|",
+    "| experiment | data: training, validation, test images | runs | validation top-1 | test top-1 "
+    "| epochs | training time |",
+    "|---|---|---|---|---|---|---|",
 )
 
 
@@ -31,42 +33,52 @@ def tabulate(directories, presets=None):
 
     Args:
         directories: Paths of finished run directories.
-        presets: dict from name to set of flags, or None. A run that has all flags of a preset, at
-            most a quarter of them with other values, is shown as the name of the longest such
-            preset and the flags that differ.
+        presets: dict from the flag that names a preset to the set of its flags, or None. A run that
+            has all flags of a preset, at most a quarter of them with other values, is shown as the
+            longest such preset and the flags that differ.
 
     Raises:
-        InputError: If a directory holds no finished run.
+        InputError: If no directory holds a finished run; prints those that do not.
     """
     experiments = {}
     for directory in dict.fromkeys(Path(name).resolve() for name in directories):
-        run = _read(directory, presets or {})
-        experiments.setdefault((run["experiment"], run["data"]), []).append(run)
+        if run := _read(directory, presets or {}):
+            experiments.setdefault((run["experiment"], run["identity"]), []).append(run)
+    if not experiments:
+        raise InputError("none of the directories holds a finished run")
     rows = [_row(experiment, runs) for (experiment, _), runs in experiments.items()]
     machines = made_on(run["directory"] for runs in experiments.values() for run in runs)
     return "\n".join([*_HEADER, *rows, "", *machines]) + "\n"
 
 
 def _read(directory, presets):
+    """Returns what the table has of a run; None, with a warning, if it is not finished."""
     with path_errors(directory):
-        return _summary(directory, presets)
-
-
-def _summary(directory, presets):
-    record = read_record(directory)
-    scores, _ = read_metrics(directory)
-    if record is None or not scores:
-        raise InputError(f"{directory}: no finished run (it holds no config.json or no {METRICS})")
-    with open(directory / HISTORY, encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+        record, (scores, _) = read_record(directory), read_metrics(directory)
+        if record is None or not scores:
+            missing = METRICS if record else CONFIG
+            console.warn(f"{directory}: left out, no finished run (it holds no {missing})")
+            return None
+        flags = (directory / FLAGS).read_text().splitlines()
+    rows = read_history(directory)
     return {
-        "experiment": _experiment((directory / FLAGS).read_text().splitlines(), presets),
-        "data": record["data"]["identity"],
+        "experiment": _experiment(flags, presets),
+        "identity": record["data"]["identity"],
+        "data": _data(record),
         "scores": scores,
         "epochs": len(rows),
         "seconds": sum(float(row["seconds"]) for row in rows),
         "directory": directory,
     }
+
+
+def _data(record):
+    """Returns the name of a run's dataset and the numbers of its images, as text."""
+    config, images = record["config"], record["data"]["images"]
+    name = config["dataset"]
+    if config["data_dir"] and name in ("folder", "csv"):
+        name = Path(config["data_dir"]).name
+    return f"{name}: {', '.join(f'{images[split]:,}' for split in SPLITS if split in images)}"
 
 
 def _experiment(flags, presets):
@@ -77,7 +89,7 @@ def _experiment(flags, presets):
         given = presets[name]
         others = {_data_set(flags)} - {_data_set(given)}
         differing = [flag for flag in flags if flag not in given | {_data_set(flags)}]
-        flags = [f"--flagfile={name}", *others, *differing]
+        flags = [name, *others, *differing]
     kept = [flag for flag in flags if flag.split("=")[0].removeprefix("--") not in _IGNORED]
     return " ".join(kept) or "the defaults"
 
@@ -116,7 +128,7 @@ def _row(experiment, runs):
     seconds = statistics.mean(run["seconds"] for run in runs)
     fewest, most = (choose(run["epochs"] for run in runs) for choose in (min, max))
     epochs = fewest if fewest == most else f"{fewest}–{most}"
-    cells = [f"`{experiment}`", len(runs), *scores, epochs, f"{seconds:.0f} s"]
+    cells = [f"`{experiment}`", runs[0]["data"], len(runs), *scores, epochs, f"{seconds:.0f} s"]
     return f"| {' | '.join(map(str, cells))} |"
 
 

@@ -5,7 +5,6 @@ trained from scratch for as long by the same recipe.
 """
 
 import dataclasses
-import json
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -13,8 +12,9 @@ from typing import NamedTuple
 import keras
 
 from keras_mixer import console
+from keras_mixer.config.options import as_flags
+from keras_mixer.config.training import Config
 from keras_mixer.errors import InputError
-from keras_mixer.files import write_atomically
 from keras_mixer.inference.evaluate import compute_logits, score
 from keras_mixer.jobs import JobSequence
 from keras_mixer.studies.report import made_on, spread
@@ -22,13 +22,8 @@ from keras_mixer.training.open_run import read_run
 from keras_mixer.weights.load import load_mixer
 from keras_mixer.weights.resize import resized_architecture
 
+METHODS = {"interpolate": "interpolated", "tile": "tiled"}
 SCRATCH = "scratch"
-SCORES = "untrained.json"
-_HEADER = (
-    "| images / patches | grid | untrained: interpolated | untrained: tiled "
-    "| {0}: interpolated | {0}: tiled | {0}: from scratch |",
-    "|---|---|---|---|---|---|---|",
-)
 _SAME_GRID = "Where the grid of patches stays, only patch kernels are resampled, in one way."
 
 
@@ -72,11 +67,12 @@ def study_resizing(directories, shapes, num_steps, output_dir):
         directories: Paths of finished runs of one recipe, which differ in their seeds.
         shapes: list of `Shape`.
         num_steps: int. Epochs of training after resizing, and from scratch; the first tenth of
-            their steps is warm-up.
-        output_dir: Folder for the runs of the study. Results found there are not computed again.
+            their steps is warm-up. 0: no training.
+        output_dir: Folder for the runs of the study; finished ones are not repeated.
 
     Returns:
-        A Markdown table of test top-1 in percent, mean ± sample standard deviation over the runs.
+        A Markdown table of top-1 in percent, of the split that the runs were scored on: mean ±
+        sample standard deviation over the runs.
 
     Raises:
         InputError: If a directory holds no run, its data are missing or changed, or a shape does
@@ -86,19 +82,17 @@ def study_resizing(directories, shapes, num_steps, output_dir):
     runs = _read(directories)
     arms = {shape: _methods(runs[0], shape) for shape in shapes}
     jobs = JobSequence(len(runs) * sum(len(methods) + 1 for methods in arms.values()))
-    lines = [line.format(_epochs(num_steps)) for line in _HEADER]
+    lines = []
     for shape, methods in arms.items():
-        untrained = {
-            method: [_untrained(run, shape, method, output_dir) for run in runs]
-            for method in methods
-        }
+        untrained = {method: [_untrained(run, shape, method) for run in runs] for method in methods}
         trained = {
             method: [_trained(jobs, run, shape, method, num_steps, output_dir) for run in runs]
-            for method in (*methods, SCRATCH)
+            for method in ((*methods, SCRATCH) if num_steps else ())
         }
-        lines.append(_row(runs[0], shape, untrained, trained))
+        lines.append(_row(runs[0], shape, untrained, trained, num_steps))
     machines = made_on(run.directory for run in runs)
-    return "\n".join([*_intro(runs), *lines, "", _SAME_GRID, "", *machines]) + "\n"
+    table = [*_intro(runs), *_header(num_steps), *lines, "", _SAME_GRID, "", *machines]
+    return "\n".join(table) + "\n"
 
 
 def _read(directories):
@@ -121,25 +115,19 @@ def _methods(run, shape):
     return methods if resized.grid == architecture.grid else [*methods, "tile"]
 
 
-def _untrained(run, shape, method, output_dir):
-    """Returns the test top-1 of a run's model, resized and not trained further."""
-    path = output_dir / run.directory.name / SCORES
-    scores = json.loads(path.read_text()) if path.exists() else {}
-    key = f"{shape.name}-{method}"
-    if key not in scores:
-        model = load_mixer(run.best, *shape, method)
-        name = f"{run.directory.name}, {shape}, {method}, untrained"
-        outputs = compute_logits(model, model.spec, run.dataset.test, name)
-        scores[key] = score(*outputs, model.spec)["top1"]
-        console.say(f"{name}: {scores[key]:.2%}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(scores, indent=2).encode() + b"\n")
-        keras.backend.clear_session()
-    return scores[key]
+def _untrained(run, shape, method):
+    """Returns the top-1 of a run's model, resized and not trained further."""
+    model = load_mixer(run.best, *shape, method)
+    name = f"{run.directory.name}, {shape}, {method}, untrained"
+    outputs = compute_logits(model, model.spec, run.dataset.split(run.config.eval_split), name)
+    top1 = score(*outputs, model.spec)["top1"]
+    console.say(f"{name}: {top1:.2%}")
+    keras.backend.clear_session()
+    return top1
 
 
 def _trained(jobs, run, shape, method, num_steps, output_dir):
-    """Returns the test top-1 after training of the run's model, resized, or of a new one."""
+    """Returns the top-1 after training of the run's model, resized, or of a new one."""
     total = num_steps * run.steps_per_epoch
     start = {"checkpoint": None, "resize_tokens": "auto"}
     if method != SCRATCH:
@@ -154,38 +142,39 @@ def _trained(jobs, run, shape, method, num_steps, output_dir):
         warmup_step=total // 10,
         output_dir=str(output_dir / run.directory.name / f"{shape.name}-{method}"),
         overwrite=False,
-        eval_split="test",
         export=False,
     )
     name = f"{run.directory.name}, {shape}, {method}"
-    return jobs.run(name, config).scores["test"]["top1"]
+    return jobs.run(name, config).scores[run.config.eval_split]["top1"]
 
 
 def _intro(runs):
-    scores = spread([100 * run.scores["test"]["top1"] for run in runs])
     config = runs[0].config
+    scores = spread([100 * run.scores[config.eval_split]["top1"] for run in runs])
     shape = Shape(config.image_shape, config.patch_shape)
+    recipe = ", ".join(as_flags(Config(**config.augmentation()))) or "no augmentation"
     return [
-        f"Test top-1 in percent, of {len(runs)} run{'s'[: len(runs) != 1]}. As trained, on "
-        f"{shape}: {scores}.",
+        f"{config.eval_split.capitalize()} top-1 in percent, of {len(runs)} "
+        f"run{'s'[: len(runs) != 1]} trained with {recipe}. As trained, on {shape}: {scores}.",
         "",
     ]
 
 
-def _epochs(num_steps):
-    return "after an epoch" if num_steps == 1 else f"after {num_steps} epochs"
+def _header(num_steps):
+    after = "after an epoch" if num_steps == 1 else f"after {num_steps} epochs"
+    names = [f"untrained: {name}" for name in METHODS.values()]
+    if num_steps:
+        names += [f"{after}: {name}" for name in (*METHODS.values(), "from scratch")]
+    cells = ["images / patches", "grid", *names]
+    return [f"| {' | '.join(cells)} |", "|---" * len(cells) + "|"]
 
 
-def _row(run, shape, untrained, trained):
-    def cell(scores):
-        return spread([100 * score for score in scores])
+def _row(run, shape, untrained, trained, num_steps):
+    def cells_of(scores, methods):
+        return [spread([100 * score for score in scores.get(method, [])]) for method in methods]
 
     grid = resized_architecture(run.spec.architecture, *shape, "interpolate").grid
-    methods = ("interpolate", "tile")
-    cells = [
-        str(shape),
-        "×".join(map(str, grid)),
-        *(cell(untrained.get(method, [])) for method in methods),
-        *(cell(trained.get(method, [])) for method in (*methods, SCRATCH)),
-    ]
+    cells = [str(shape), "×".join(map(str, grid)), *cells_of(untrained, METHODS)]
+    if num_steps:
+        cells += cells_of(trained, (*METHODS, SCRATCH))
     return f"| {' | '.join(cells)} |"

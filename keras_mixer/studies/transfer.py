@@ -1,7 +1,8 @@
 """Transfer: one checkpoint fine-tuned on several datasets, by the paper's protocol (section 3).
 
 For every dataset the learning rate is chosen on held-out training images; then the model is
-trained on all of them, once per seed, and scored once on the test images.
+trained on all of them, once per seed, and scored once on the test images. Without held-out images
+those runs keep their last weights, so the choice compares the accuracies of last weights, too.
 """
 
 import dataclasses
@@ -12,11 +13,12 @@ from typing import NamedTuple
 from keras_mixer.config.options import shown
 from keras_mixer.config.training import OF_CHECKPOINTS, Config
 from keras_mixer.data.datasets import AVG5
+from keras_mixer.data.sources import open_dataset
 from keras_mixer.errors import InputError
 from keras_mixer.jobs import JobSequence
 from keras_mixer.studies.report import made_on, spread
 from keras_mixer.training.open_run import plan_run
-from keras_mixer.training.run import Run
+from keras_mixer.training.run import Run, read_history
 
 FINE_TUNED, SCRATCH = "fine-tuned", "from scratch"
 
@@ -27,9 +29,9 @@ class Result(NamedTuple):
     Attributes:
         name: Name of the dataset's preset.
         start: `FINE_TUNED` or `SCRATCH`.
-        choice: dict from learning rate to validation top-1; {} if only one was given.
+        choice: dict from learning rate to validation accuracy; {} if only one was given.
         lr: float. The learning rate of the runs.
-        runs: list of `Run`, one per seed, scored on the test split.
+        runs: list of `Run`, one per seed, scored on their `eval_split`.
     """
 
     name: str
@@ -39,8 +41,8 @@ class Result(NamedTuple):
     runs: list[Run]
 
     def scores(self, metric):
-        """Returns a list of the runs' `"top1"` or `"top5"` on the test split, in percent."""
-        return [100 * run.scores["test"][metric] for run in self.runs]
+        """Returns a list of the runs' `"top1"` or `"top5"`, in percent."""
+        return [100 * run.scores[run.config.eval_split][metric] for run in self.runs]
 
 
 def study_transfer(presets, lrs, seeds, output_dir, scratch=False):
@@ -49,7 +51,7 @@ def study_transfer(presets, lrs, seeds, output_dir, scratch=False):
     Args:
         presets: dict from name to `Config` with the checkpoint to start from.
         lrs: Learning rates to choose from, on the validation split with the first seed.
-        seeds: Seeds of the runs that are scored on the test split.
+        seeds: Seeds of the runs that are scored: on the test split, or validation without one.
         output_dir: Folder for the run directories.
         scratch: bool. Also train models of the same sizes from scratch, with the same schedule and
             a learning rate chosen in the same way.
@@ -83,7 +85,7 @@ def _starts(config, resolved, scratch):
 
 
 def _check(name, dataset, lrs):
-    dataset.split("test")
+    dataset.split(dataset.split_to_score())
     if len(lrs) > 1 and dataset.validation is None:
         raise InputError(
             f"{name}: no images are held out to choose one of --lrs={shown(tuple(lrs))} with; give "
@@ -95,7 +97,7 @@ def _train_arm(jobs, arm, config, lrs, seeds, output_dir):
     """Chooses a learning rate, then trains with every seed; returns a `Result`."""
     name, start = arm
     folder = output_dir / name / start.replace(" ", "-")
-    config = dataclasses.replace(config, eval_split="test", export=False, overwrite=False)
+    config = dataclasses.replace(config, eval_split=None, export=False, overwrite=False)
     choice = {}
     for lr in lrs if len(lrs) > 1 else ():
         tried = dataclasses.replace(
@@ -106,7 +108,7 @@ def _train_arm(jobs, arm, config, lrs, seeds, output_dir):
             output_dir=str(folder / f"lr-{lr:g}"),
         )
         run = jobs.run(f"{name}, {start}, lr {lr:g}", tried)
-        choice[lr] = run.scores["validation"]["top1"]
+        choice[lr] = _validation_accuracy(run)
     best = max(choice, key=choice.get) if choice else lrs[0]
     # As in the paper, the final runs are trained on the held-out images, too.
     config = dataclasses.replace(config, lr=best, validation_fraction=0.0)
@@ -116,6 +118,14 @@ def _train_arm(jobs, arm, config, lrs, seeds, output_dir):
         seeded = dataclasses.replace(config, seed=seed, output_dir=str(directory))
         runs.append(jobs.run(f"{name}, {start}, lr {best:g}, seed {seed}", seeded))
     return Result(name, start, choice, best, runs)
+
+
+def _validation_accuracy(run):
+    """Returns that of the weights that the final runs will keep, on the images held out."""
+    whole = open_dataset(**run.config.dataset_options() | {"validation_fraction": 0.0})
+    if whole.validation is not None:  # the data's own split, by which the final runs choose, too
+        return run.scores["validation"]["top1"]
+    return float(read_history(run.directory)[-1]["val_accuracy"])
 
 
 _HEADER = (
@@ -144,6 +154,7 @@ def as_table(results, published):
             f"Test accuracies in percent, {len(results[0].runs)} seeds each, mean ± standard "
             f"deviation.",
             "",
+            *_without_test(results),
             *_choices(results),
             *(f"Published {name}: {figure.source}.\n" for name, figure in published.items()),
             *(f"{sentence}\n" for sentence in made_on(run.directory for run in runs)),
@@ -151,12 +162,19 @@ def as_table(results, published):
     )
 
 
+def _without_test(results):
+    """Yields a line for each dataset whose validation images are scored."""
+    for name in dict.fromkeys(r.name for r in results if r.runs[0].config.eval_split != "test"):
+        yield f"{name} has no test images: these are accuracies on its validation images, which "
+        yield "have also chosen the learning rate and the epoch.\n"
+
+
 def _row(result, published):
-    dataset = result.runs[0].dataset
+    dataset, scored = result.runs[0].dataset, result.runs[0].config.eval_split
     cells = [
         result.name,
         result.start,
-        f"{len(dataset.train):,}, {len(dataset.test):,}",
+        f"{len(dataset.train):,}, {len(dataset.split(scored)):,}",
         f"{result.lr:g}",
         spread(result.scores("top1")),
         spread(result.scores("top5")),

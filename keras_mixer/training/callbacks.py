@@ -105,6 +105,10 @@ class EpochEnd(keras.callbacks.Callback):
                 facts = {name: row[name] for name in ("epoch", "step", "val_loss", "val_accuracy")}
                 write_weights(self.run.best, model_weights(self.model), **facts)
                 self.progress.best = row
+        if logs is not None:  # for the callbacks after this one
+            logs |= {
+                name: v for name, v in row.items() if name.startswith("val_") and v is not None
+            }
         self.progress.rows.append(row)
         self.progress.seconds = 0.0
         self.model.reset_metrics()  # as in a run that is resumed at the next epoch
@@ -207,24 +211,52 @@ class Saver(keras.callbacks.Callback):
 class ProgressBar(keras.callbacks.Callback):
     """One progress bar for the whole run, in `bar`, a rich Progress from `console.progress_bar`."""
 
+    WAIT = 3.0  # seconds of steps to estimate the time of an epoch from
+
     def __init__(self, run, progress, bar):
         super().__init__()
+        self.run = run
         self.progress = progress
         self.started = time.monotonic()
         self.first_step = progress.step
+        self.estimated = False
         self.bar = bar
         self.task = bar.add_task(
             "training", total=run.total_steps, completed=progress.step, status=""
         )
 
     def on_train_batch_end(self, batch, logs=None):
-        if self.progress.step == self.first_step + 1:
-            seconds = time.monotonic() - self.started
+        steps = self.progress.step - self.first_step
+        if steps == 1:
+            self.compiled = time.monotonic()
+            seconds = self.compiled - self.started
             console.say(f"first step done after {seconds:.1f} s, compilation included")
+        elif not self.estimated:
+            self._estimate(steps - 1, time.monotonic() - self.compiled)
         if not self.bar.disable:
             self.bar.update(self.task, completed=self.progress.step, status=self._status())
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.estimated = True  # from here on the times of epochs are printed
+
+    def _estimate(self, steps, seconds):
+        """Says once how long the run will take, if its first epoch is long."""
+        if seconds < self.WAIT:
+            return
+        self.estimated = True
+        epoch = self.run.steps_per_epoch * seconds / steps
+        left = (self.run.total_steps - self.progress.step) * seconds / steps
+        if epoch > 2 * self.WAIT:
+            console.say(f"about {_duration(epoch)} an epoch, {_duration(left)} in all")
 
     def _status(self):
         row = self.progress.rows[-1] if self.progress.rows else {}
         accuracy = row.get("val_accuracy")
         return "" if accuracy is None else f"val_accuracy {accuracy:.4f}"
+
+
+def _duration(seconds):
+    """Returns a duration in words: `40 s`, `12 min`, `3.2 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

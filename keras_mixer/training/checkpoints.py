@@ -91,6 +91,27 @@ def _why_not_saved(folder, contents, error):
     return f"cannot write a checkpoint in {folder}: {error}"
 
 
+def check_space(directory, size):
+    """Checks, before the first step, that a run's checkpoints and best weights fit on the disk.
+
+    Args:
+        directory: `Path` of the run.
+        size: Bytes of a checkpoint. The best weights are smaller, and replaced atomically.
+
+    Raises:
+        RunError: If they do not.
+    """
+    needed = (KEPT + 1 + 2) * size  # with the next one beside those kept
+    held = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free + held < needed:
+        raise RunError(
+            f"--output_dir={directory}: {needed:,} bytes are needed for checkpoints and weights, "
+            f"{free:,} are free; make room, or give another --output_dir"
+        )
+
+
 def newest_checkpoint(folder):
     """Reads the newest intact checkpoint, and prints which damaged ones it skipped.
 
@@ -113,7 +134,7 @@ def newest_checkpoint(folder):
         try:
             state = _read_folder(candidate)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            console.say(f"damaged checkpoint skipped: {candidate} ({error})")
+            console.warn(f"damaged checkpoint skipped: {candidate} ({error})")
             continue
         for damaged in candidates[:index]:
             shutil.rmtree(damaged)

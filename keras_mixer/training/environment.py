@@ -46,7 +46,7 @@ def note_changes(before):
         if now.get(name) != value
     ]
     if changed:
-        console.say(
+        console.warn(
             f"the run began in another environment ({'; '.join(changed)}): "
             f"results may differ from an uninterrupted run's in their last bits"
         )

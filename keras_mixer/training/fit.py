@@ -5,6 +5,7 @@ command continues an interrupted run exactly.
 """
 
 import contextlib
+import dataclasses
 
 import keras
 import numpy as np
@@ -20,7 +21,7 @@ from keras_mixer.preprocessing.input_pipeline import (
 )
 from keras_mixer.training.accumulation import accumulate_gradients
 from keras_mixer.training.callbacks import Clock, EpochEnd, ProgressBar, Restoration, Saver
-from keras_mixer.training.checkpoints import newest_checkpoint
+from keras_mixer.training.checkpoints import check_space, newest_checkpoint
 from keras_mixer.training.finetuning import describe_trained, freeze_backbone, layer_rates
 from keras_mixer.training.losses import KERAS_LOSSES
 from keras_mixer.training.open_run import open_run
@@ -28,6 +29,7 @@ from keras_mixer.training.optimizers import build_optimizer
 from keras_mixer.training.progress import Progress, is_over
 from keras_mixer.training.schedules import WarmupDecay
 from keras_mixer.training.signals import Interrupted, StopRequest
+from keras_mixer.training.state import state_size
 from keras_mixer.weights import model_folder
 from keras_mixer.weights.load import assign_weights
 from keras_mixer.weights.pretrained import adapt_pretrained, announce
@@ -35,11 +37,14 @@ from keras_mixer.weights.pretrained import adapt_pretrained, announce
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
 
-def fit(config):
+def fit(config, callbacks=()):
     """Trains a Mixer, or continues an interrupted run of the same config.
 
     Args:
         config: `keras_mixer.Config`.
+        callbacks: Keras callbacks, called after the ones of the run. Their logs of an epoch have
+            `val_loss` and `val_accuracy`; `model.stop_training` ends the run after that epoch. A
+            resumed run calls them for the epochs that are left; what they change is not saved.
 
     Returns:
         The `Run`; its directory holds history.csv, best/ and checkpoints/.
@@ -50,11 +55,11 @@ def fit(config):
         Interrupted: If a signal stopped the run, after its state was saved.
     """
     with open_run(config) as run:
-        fit_run(run)
+        fit_run(run, callbacks)
     return run
 
 
-def fit_run(run):
+def fit_run(run, callbacks=()):
     """Trains a run from `open_run`; see `fit`."""
     if keras.backend.backend() != "tensorflow":
         raise InputError(
@@ -66,8 +71,9 @@ def fit_run(run):
         return
     keras.utils.set_random_seed(run.config.seed)
     model = _initial_model(run, resumed=arrays is not None)
-    schedule = WarmupDecay(run.config.lr, run.warmup_steps, run.total_steps, run.config.scheduler)
+    schedule = _schedule(run)
     meters = _compile(model, run.config, schedule)
+    check_space(run.directory, state_size(model, meters))
     model_folder.write_spec(run.best, run.spec)
     with StopRequest() as stop, console.progress_bar() as bar:
         saver = Saver(run, progress, meters, stop)
@@ -78,12 +84,19 @@ def fit_run(run):
             saver,
             ProgressBar(run, progress, bar),
             *_tensorboard(run, progress),
+            *callbacks,
         ]
         with broken_images_named(run.dataset.train, run.dataset.validation), _memory_errors(run):
             _call_fit(model, run, progress, callbacks, stop)
+    saver.save(model)
     if stop:
-        saver.save(model)
         raise Interrupted(stop.signal_number)
+
+
+def _schedule(run):
+    config = run.config
+    steps = run.warmup_steps, run.total_steps
+    return WarmupDecay(config.lr, *steps, config.scheduler, run.drop_steps, config.drop_factor)
 
 
 def _tensorboard(run, progress):
@@ -132,11 +145,12 @@ def _assign_pretrained(run, model):
     run.pretrained.arrays.clear()  # frees up to a gigabyte
     if new_head:
         console.say(f"new head: {_why_new_head(config, adapted.spec)}")
-    if adapted.spec.preprocessing != run.spec.preprocessing:
-        console.say(
-            f"{config.checkpoint} was trained with {adapted.spec.preprocessing}, this run has "
-            f"{run.spec.preprocessing}"
-        )
+    for name, value in dataclasses.asdict(adapted.spec.preprocessing).items():
+        if value != (own := getattr(run.spec.preprocessing, name)):
+            console.say(
+                f"{config.checkpoint} was trained with {name} {value}, this run has {own}; "
+                f"--{name}={value} keeps it"
+            )
 
 
 def _why_new_head(config, spec):
@@ -205,7 +219,7 @@ def _computed_by(config):
 def _note_changes(run, progress):
     """Prints, and notes in `progress`, what has changed since the checkpoint was written."""
     if (now := _computed_by(run.config)) != progress.computed_by:
-        console.say(
+        console.warn(
             f"computed by {progress.computed_by} until now, by {now} from here on: results may "
             f"differ from an uninterrupted run's in their last bits"
         )
@@ -223,7 +237,7 @@ def _confirmed_best(run, row):
     try:
         _, facts = model_folder.read_weights(run.best)
     except InputError as error:
-        console.say(f"{error}: replaced by the best epoch from here on")
+        console.warn(f"{error}: replaced by the best epoch from here on")
         return None
     return row if facts["step"] == row["step"] else None
 
@@ -257,13 +271,16 @@ def _call_fit(model, run, progress, callbacks, stop):
             verbose=0,
         )
         _check_steps(run, progress, int(model.optimizer.iterations.numpy()))
+        if model.stop_training and not (stop or is_over(run, progress)):
+            console.say(f"stopped by a callback at step {progress.step} of {run.total_steps}")
+            return
 
 
 def _check_steps(run, progress, taken):
     """Compares the optimizer's count of steps with that of batches; float16 steps can overflow."""
     left_out = progress.step - taken
     if run.config.precision == "float16" and 0 < left_out <= progress.step // 2:
-        console.say(f"{left_out} of {progress.step} steps overflowed in float16 and were left out")
+        console.warn(f"{left_out} of {progress.step} steps overflowed in float16 and were left out")
     elif run.config.precision == "float16" and left_out > 0:
         raise RunError(
             f"{left_out} of {progress.step} steps overflowed in float16: lower --lr, or train with "

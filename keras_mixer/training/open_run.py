@@ -6,17 +6,20 @@ TensorFlow is not imported, so that wrong input is reported within a second or t
 import contextlib
 import dataclasses
 import importlib.util
+import os
 import shutil
 from pathlib import Path
 
 import filelock
 
+from keras_mixer import console
 from keras_mixer.config.options import as_flags, shown
 from keras_mixer.config.resolve import resolve
 from keras_mixer.config.training import Config
 from keras_mixer.data.datasets import SPLITS
+from keras_mixer.data.shared_images import note_shared_images
 from keras_mixer.data.sources import open_dataset
-from keras_mixer.errors import InputError, path_errors
+from keras_mixer.errors import InputError, path_errors, some_of
 from keras_mixer.files import write_atomically
 from keras_mixer.model.architecture import Architecture
 from keras_mixer.training.environment import environment, note_changes
@@ -28,6 +31,7 @@ from keras_mixer.training.run import (
     FORMAT,
     HISTORY,
     LOCK,
+    LOGS,
     METRICS,
     OURS,
     SHUFFLE,
@@ -40,11 +44,12 @@ from keras_mixer.weights.pretrained import read_pretrained
 
 
 @contextlib.contextmanager
-def open_run(config):
+def open_run(config, check=None):
     """Opens a run for training: locks the directory, opens the data, fills and checks the config.
 
     Args:
         config: `Config`, as given.
+        check: Function of the `Run` that may refuse it, before anything is written.
 
     Yields:
         A `Run`, new or to be continued, locked until the block ends.
@@ -60,15 +65,18 @@ def open_run(config):
         record = _check_contents(directory)
         dataset = open_dataset(**config.dataset_options())
         start, pretrained = _starting_point(config, record)
-        resolved, spec = resolve(
-            config, dataset.class_names, dataset.channels, start and start["architecture"]
-        )
+        resolved, spec = resolve(config, dataset, start and start["architecture"])
         run = Run(directory, resolved, spec, dataset, pretrained)
         _check_sizes(run)
+        note_split_to_score(run)
         if record and not config.overwrite:
             _check_same_run(run, record)
             _check_same_data(directory, record, dataset)
             note_changes(record["environment"])
+        else:
+            note_shared_images(dataset)
+        if check:
+            check(run)
         _clear(directory, config.overwrite)
         _write_records(run, config, start)
         yield run
@@ -86,7 +94,7 @@ def plan_run(config):
     dataset = open_dataset(**config.dataset_options())
     pretrained = config.checkpoint and read_pretrained(config.checkpoint, config.image_shape)
     architecture = pretrained.spec.architecture if pretrained else None
-    resolved, spec = resolve(config, dataset.class_names, dataset.channels, architecture)
+    resolved, spec = resolve(config, dataset, architecture)
     return Run(Path(config.output_dir), resolved, spec, dataset)
 
 
@@ -109,10 +117,21 @@ def read_run(directory, data_dir=None, labels=None):
     config = Config.from_json(record["config"])
     moved = {"data_dir": data_dir, "labels": labels}
     moved = {name: path for name, path in moved.items() if path is not None}
+    _check_data_exist(directory, config, moved)
     dataset = open_dataset(**config.dataset_options() | moved)
     _check_same_data(directory, record, dataset)
-    config, spec = resolve(config, dataset.class_names, dataset.channels)
+    config, spec = resolve(config, dataset)
     return Run(directory, config, spec, dataset)
+
+
+def _check_data_exist(directory, config, moved):
+    for name, what in (("data_dir", "images"), ("labels", "label file")):
+        path = getattr(config, name)
+        if path and name not in moved and not os.path.exists(path):
+            raise InputError(
+                f"{directory} was trained on {path}, which is not there any more; say where its "
+                f"{what} are now with --{name}"
+            )
 
 
 # === Locking ===
@@ -122,6 +141,7 @@ def read_run(directory, data_dir=None, labels=None):
 def _locked(directory):
     """Locks the directory; at the end, removes what was made here and holds no run."""
     made = [path for path in (directory, *directory.parents) if not path.exists()]
+    unlocked_before = not (directory / LOCK).exists()
     lock = filelock.FileLock(directory / LOCK, timeout=0)
     try:
         with path_errors(f"--output_dir={directory}"):
@@ -129,7 +149,7 @@ def _locked(directory):
             _acquire(lock, directory)
         yield
     finally:
-        if made and lock.is_locked and not (directory / CONFIG).exists():
+        if unlocked_before and lock.is_locked and not (directory / CONFIG).exists():
             with contextlib.suppress(OSError):  # Windows removes no open files
                 (directory / LOCK).unlink()
         for path in made:
@@ -169,7 +189,18 @@ def _check_contents(directory):
             f"--output_dir={directory} holds {', '.join(others)} but no {CONFIG}, so it is "
             f"not a run to continue; give another --output_dir"
         )
+    if record is None and (others := _other_files(directory)):
+        raise InputError(
+            f"--output_dir={directory} holds other files and no run: {some_of(others)}; give a "
+            f"new or an empty folder"
+        )
     return record
+
+
+def _other_files(directory):
+    """Returns the names in a folder, without hidden files and what jobs log there."""
+    names = sorted(path.name for path in directory.iterdir())
+    return [n for n in names if not n.startswith(".") and not n.endswith(".log") and n != LOGS]
 
 
 def _starting_point(config, record):
@@ -205,8 +236,16 @@ def _check_sizes(run):
         )
     if run.config.tensorboard and not importlib.util.find_spec("tensorboard"):
         raise InputError("--tensorboard needs a package: pip install 'keras_mixer[tensorboard]'")
-    if run.config.eval_split != "train":
-        run.dataset.split(run.config.eval_split)
+    run.dataset.split(run.config.eval_split)
+
+
+def note_split_to_score(run):
+    """Prints that there are no test images, if validation images are scored instead."""
+    if run.dataset.test is None and run.config.eval_split == "validation":
+        console.warn(
+            "there are no test images: the validation images are scored, which have also chosen "
+            "the epoch, so expect a little less on new images"
+        )
 
 
 def _check_same_run(run, record):
@@ -217,11 +256,12 @@ def _check_same_run(run, record):
             f"shuffles images differently. Give another --output_dir to keep it, or --overwrite to "
             f"delete it"
         )
-    config, class_names = run.config, tuple(record["data"]["class_names"])
+    config = run.config
     before = Config.from_json(record["config"])
     architecture = record["start"] and Architecture.from_json(record["start"]["architecture"])
     # Resolved again: an earlier version may have lacked fields that now have a default.
-    before, _ = resolve(before, class_names, run.dataset.channels, architecture)
+    data = dataclasses.replace(run.dataset, class_names=tuple(record["data"]["class_names"]))
+    before, _ = resolve(before, data, architecture)
     differing = [
         f"--{field.name} was {shown(getattr(before, field.name))}, "
         f"now {shown(getattr(config, field.name))}"
@@ -231,7 +271,8 @@ def _check_same_run(run, record):
     if differing:
         raise InputError(
             f"--output_dir={run.directory} holds another run: {'; '.join(differing)}. "
-            f"Give another --output_dir to keep it, or --overwrite to delete it"
+            f"Give another --output_dir to keep it (and --checkpoint={run.directory} to start from "
+            f"its weights), or --overwrite to delete it"
         )
 
 
@@ -270,8 +311,15 @@ def _write_records(run, config, start):
 
 def _write_flags(directory, config):
     """Writes a flagfile that repeats the run: every flag that is not at its default."""
-    lines = [f"{flag}\n" for flag in as_flags(dataclasses.replace(config, overwrite=False))]
+    lines = [f"{flag}\n" for flag in as_flags(_with_absolute_paths(config, overwrite=False))]
     write_atomically(directory / FLAGS, "".join(lines).encode(errors="surrogateescape"))
+
+
+def _with_absolute_paths(config, **changes):
+    """Returns the config with paths of the data that are right in any working directory."""
+    paths = {"data_dir": config.data_dir, "labels": config.labels}
+    absolute = {name: os.path.abspath(path) for name, path in paths.items() if path}
+    return dataclasses.replace(config, **absolute, **changes)
 
 
 def _record(run, start):
@@ -279,7 +327,7 @@ def _record(run, start):
     return {
         "format": FORMAT,
         "shuffle": SHUFFLE,
-        "config": run.config.to_json(),
+        "config": _with_absolute_paths(run.config).to_json(),
         "data": {
             "identity": run.dataset.identity,
             "class_names": list(run.dataset.class_names),

@@ -8,8 +8,9 @@ import math
 from pathlib import Path
 
 from keras_mixer.config.training import Config
+from keras_mixer.data.datasets import SPLITS
 from keras_mixer.data.splits import Dataset
-from keras_mixer.errors import InputError
+from keras_mixer.errors import InputError, path_errors
 from keras_mixer.files import write_atomically
 from keras_mixer.model.architecture import ModelSpec
 from keras_mixer.weights.pretrained import Pretrained
@@ -24,7 +25,7 @@ CURVES = ("train", "validation")  # folders in logs/, where the user may keep ot
 OURS = (FLAGS, HISTORY, METRICS, BEST, CHECKPOINTS, *(f"{LOGS}/{c}" for c in CURVES), CONFIG)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Run:
     """A training run: its directory, config, model and data.
 
@@ -42,6 +43,11 @@ class Run:
     spec: ModelSpec
     dataset: Dataset
     pretrained: Pretrained | None = None
+
+    def __repr__(self):
+        classes, epochs = len(self.dataset.class_names), self.total_steps / self.steps_per_epoch
+        scores = describe_scores(self.scores) or "not scored yet"
+        return f"Run({str(self.directory)!r}: {classes} classes, {epochs:g} epochs, {scores})"
 
     @property
     def best(self):
@@ -72,6 +78,11 @@ class Run:
     def warmup_steps(self):
         """Optimizer steps of warm-up."""
         return self.config.warmup_step * self._unit
+
+    @property
+    def drop_steps(self):
+        """Optimizer steps between drops of the learning rate; None if its schedule has none."""
+        return self.config.drop_every and self.config.drop_every * self._unit
 
     @property
     def _unit(self):
@@ -135,6 +146,25 @@ def _are_scores(values):
     fractions = [values[name] for name in ("top1", "top5") if name in values]
     finite = all(map(math.isfinite, values.values()))
     return finite and all(0 <= fraction <= 1 for fraction in fractions)
+
+
+def describe_scores(scores):
+    """Returns scores by split as text: `validation: 98.61% of 144 images, test: …`."""
+    return ", ".join(
+        f"{split}: {scores[split]['top1']:.2%} of {scores[split]['n']:,} images"
+        for split in SPLITS
+        if split in scores
+    )
+
+
+def read_history(directory):
+    """Returns the rows of a run's history.csv as dicts of strings, one per epoch.
+
+    Raises:
+        InputError: If there is no such file.
+    """
+    with path_errors(directory), open(Path(directory) / HISTORY, encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def read_record(directory):

@@ -4,6 +4,7 @@ These are the weights, seed generators, optimizer variables (EMA included) and m
 order of the data, which is a function of the step, they determine the rest of training.
 """
 
+import math
 import re
 
 import numpy as np
@@ -19,6 +20,12 @@ def gather_state(model, meters):
         meters: list of the metrics' variables.
     """
     return {name: np.array(v.value) for name, v in _variables(model, meters).items()}
+
+
+def state_size(model, meters):
+    """Returns the size of `gather_state`'s arrays, in bytes."""
+    variables = _variables(model, meters).values()
+    return sum(math.prod(v.shape) * np.dtype(v.dtype).itemsize for v in variables)
 
 
 def restore_state(model, meters, arrays):

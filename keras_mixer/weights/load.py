@@ -2,29 +2,36 @@
 
 from keras.ops import convert_to_numpy
 
+from keras_mixer.errors import InputError
 from keras_mixer.model.mixer import build_mixer
 from keras_mixer.weights.pretrained import adapt_pretrained, announce, read_pretrained
 from keras_mixer.weights.tensor_layouts import check_fit
 
 HEAD = ("head/kernel", "head/bias")
+_OPTIONS = ("activation", "dropout", "stochastic_depth", "head_bias", "dtype", "name")
 
 
-def load_mixer(path, image_shape=None, patch_shape=None, resize_tokens="auto", **overrides):
+def load_mixer(
+    path, image_shape=None, patch_shape=None, resize_tokens="auto", num_classes=None, **options
+):
     """Loads a Mixer with pretrained weights, and adapts it to another image or patch shape.
 
     Args:
         path: A run directory, its best/, an official .npz of either layout, timm's .safetensors or
             .pth (which needs torch), a .keras or .weights.h5 of a `build_mixer` model, or
             `official:NAME`, a key of `registry.OFFICIAL`, which is downloaded once.
-        image_shape: (height, width) of the new images, in pixels. Required if the file does not
-            determine its own, that is, if its patch grid is not square. Defaults to the
-            checkpoint's.
+        image_shape: (height, width) of the new images, in pixels. Defaults to the checkpoint's.
+            A file that has only the number of patches is taken to be of this shape where it fits,
+            else of a square grid, and then adapted; required if there is no such grid.
         patch_shape: (height, width) of the new patches, in pixels. Defaults to the checkpoint's.
         resize_tokens: string, one of `resize.RESIZE_TOKENS`. How token mixing is adapted:
-            `"tile"` as in the paper's appendix C, for fine-tuning; `"interpolate"`, for use without
-            training; or `"auto"`, which tiles if the grid grows by integer factors.
-        **overrides: Further arguments for `build_mixer` that do not change the weights, such as
-            `dtype` or `dropout`.
+            `"interpolate"`, for use without training and as a better start, or `"tile"`, as in the
+            paper's appendix C, which must be trained. `"auto"` interpolates.
+        num_classes: int. Number of classes of a new head, which is zero; 0 for none, so that the
+            model returns pre-logits. Defaults to the checkpoint's head.
+        **options: Further arguments for `build_mixer` that do not change the weights: `dropout`,
+            `stochastic_depth`, `dtype`, `name`; `head_bias` for a new head; `activation`, which
+            only our own formats contain.
 
     Returns:
         A functional `keras.Model`; see `build_mixer`. Its attribute `spec` is its `ModelSpec`.
@@ -34,14 +41,25 @@ def load_mixer(path, image_shape=None, patch_shape=None, resize_tokens="auto", *
     """
     pretrained = announce(read_pretrained(path, image_shape), path)
     adapted = adapt_pretrained(pretrained, image_shape, patch_shape, resize_tokens)
-    return build_pretrained(adapted, path, **overrides)
+    return build_pretrained(adapted, path, num_classes, **options)
 
 
-def build_pretrained(pretrained, path, **overrides):
+def build_pretrained(pretrained, path, num_classes=None, **options):
     """Builds the model of a `Pretrained`, read from `path`. Other arguments: As `load_mixer`."""
-    model = build_mixer(**vars(pretrained.spec.architecture) | overrides)
-    assign_weights(model, pretrained.arrays, path)
-    model.spec = pretrained.spec
+    if unknown := sorted(options.keys() - set(_OPTIONS)):
+        raise InputError(
+            f"load_mixer: expected of build_mixer's arguments {', '.join(_OPTIONS)}, received "
+            f"{', '.join(unknown)}; the architecture is that of {path}"
+        )
+    spec, sizes = pretrained.spec, pretrained.spec.architecture
+    new_head = num_classes not in (None, sizes.num_classes)
+    sizes = sizes.replace(activation=options.pop("activation", sizes.activation))
+    if new_head:
+        sizes = sizes.replace(num_classes=num_classes)
+    model = build_mixer(**vars(sizes), **options)
+    assign_weights(model, pretrained.arrays, path, new_head)
+    names = None if new_head else spec.class_names
+    model.spec = spec.replace(architecture=sizes, class_names=names)
     return model
 
 

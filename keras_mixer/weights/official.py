@@ -57,8 +57,8 @@ def read(path, image_shape=None):
 
     Args:
         path: `Path` of the .npz file.
-        image_shape: (height, width) in pixels; required only if the patch grid is not square, since
-            then the file does not determine it.
+        image_shape: (height, width) in pixels, or None. The file has the number of patches, not
+            their grid: a shape that fits is taken, else a square grid is, where there can be one.
 
     Returns:
         (spec, arrays, source): `ModelSpec`, a dict from variable path to array, and a string that

@@ -65,7 +65,8 @@ def read_pretrained(path, image_shape=None):
 
     Args:
         path: As in `load_mixer`.
-        image_shape: (height, width) in pixels; required only if the file does not determine it.
+        image_shape: (height, width) in pixels, or None. Only for files that do not have it, but the
+            number of patches: it is taken where it fits, else a square grid is.
 
     Returns:
         A `Pretrained`.
@@ -78,6 +79,22 @@ def read_pretrained(path, image_shape=None):
     _refuse_remote(path)
     with path_errors(path):
         return _recognize(Path(path), image_shape)
+
+
+def read_unadapted(path, image_shape=None):
+    """Reads pretrained weights that are used as they are, so that an image shape must be theirs.
+
+    Args, Returns, Raises: As `read_pretrained`; also InputError if their images have another shape.
+    """
+    pretrained = read_pretrained(path, image_shape)
+    own = pretrained.spec.architecture.image_shape
+    if image_shape is not None and tuple(image_shape) != own:
+        given, own = (",".join(map(str, shape)) for shape in (image_shape, own))
+        raise InputError(
+            f"{path}: --image_shape={given} is not that of its images, {own}, and weights are not "
+            f"adapted here; leave it out, or train with --checkpoint"
+        )
+    return pretrained
 
 
 def _read_release(release, image_shape):
@@ -156,7 +173,7 @@ def summary(pretrained):
     spec, _, source = pretrained
     sizes, shape = spec.architecture, "×".join(map(str, spec.architecture.image_shape))
     return (
-        f"{source or 'a Mixer'}: {_describe_sizes(sizes)}, images of {shape} in [-1, 1] "
+        f"{source or 'a Mixer'}: {_describe_sizes(sizes)}, images of {shape} "
         f"({spec.preprocessing}), {sizes.num_classes} classes, {sizes.activation}, "
         f"LayerNorm epsilon 1e-06"
     )

@@ -4,21 +4,22 @@ The stem kernel is resampled as in FlexiViT (Beyer et al. 2022, arXiv 2212.08013
 B the matrix that resizes a patch, the new kernel is `pinv(B.T) @ kernel`. So a resized patch keeps
 its embedding: exactly if patches grow, in the least-squares sense if they shrink.
 
-Token mixing is tiled or interpolated. Tiled (paper, appendix C): a grid that grows by integer
-factors is divided into tiles of the old grid, each mixed by a copy of the old weights. Weights
-between tiles are zero, so that tiles do not interact before training. Interpolated, with D the
-matrix that resizes the new grid to the old one, and U the old one to the new one:
+Token mixing is interpolated or tiled. Interpolated, with D a matrix that resizes the new grid to
+the old one, and U the old one to the new one:
 
     new_mixing(x) = U @ mixing(D @ x)
 
 The new weights are `D.T @ kernel` for the first layer, `kernel @ U.T` and `U @ bias` for the
-second. In the middle of the grid, `D.T @ kernel` is the kernel resized as an image and multiplied
-by S/S', the old over the new number of patches, to keep the weighted sum; at the border it keeps
-the sum exactly, unlike resizing.
+second. Along each axis, in the direction that enlarges, a new cell is the mean of the old cells it
+lies on, weighted by the length they share; the other matrix is the pseudo-inverse. So there and
+back changes nothing: `D @ U = 1` if the grid grows, and a field of tokens that was enlarged is
+mixed exactly as before. For whole factors these are nearest neighbors and box means. Rows of both
+sum to 1, so constant fields stay constant. (With bilinear matrices in both directions, every mixing
+would blur: results/resize.md.)
 
-All matrices resize as `preprocessing.resize.resize_images`: bilinear and antialiased. Their weights
-are never negative, so constant inputs stay constant and nothing overshoots, as bicubic weights
-would at the border of small grids.
+Tiled (paper, appendix C): a grid that grows by integer factors is divided into tiles of the old
+grid, each mixed by a copy of the old weights. Weights between tiles are zero, so that tiles do not
+interact before training.
 """
 
 from typing import NamedTuple
@@ -28,7 +29,7 @@ import numpy as np
 from keras_mixer.errors import InputError
 from keras_mixer.weights.tensor_layouts import expected_shapes
 
-RESIZE_TOKENS = ("auto", "tile", "interpolate")
+RESIZE_TOKENS = ("auto", "interpolate", "tile")
 
 
 def resize_weights(architecture, arrays, image_shape=None, patch_shape=None, method="auto"):
@@ -39,8 +40,7 @@ def resize_weights(architecture, arrays, image_shape=None, patch_shape=None, met
         arrays: dict from variable path, such as `"stem/kernel"`, to array; not modified.
         image_shape: (height, width) of the new images, in pixels. Defaults to the old shape.
         patch_shape: (height, width) of the new patches, in pixels. Defaults to the old shape.
-        method: string, one of `RESIZE_TOKENS`. `"auto"` tiles if the grid grows by integer
-            factors, and interpolates otherwise.
+        method: string, one of `RESIZE_TOKENS`; `"auto"` interpolates.
 
     Returns:
         (architecture, arrays, changes): the adapted ones, and a list of sentences that describe
@@ -98,15 +98,13 @@ class _Change(NamedTuple):
 
 def _change(architecture, adapted, method):
     old, new = architecture.grid, adapted.grid
-    divisible = not (new[0] % old[0] or new[1] % old[1])
-    if method == "tile" and not divisible:
+    if method == "tile" and (new[0] % old[0] or new[1] % old[1]):
         raise InputError(
             f"--resize_tokens=tile: a grid of {_text(old)} patches does not tile one of "
             f"{_text(new)}; choose --image_shape and --patch_shape that make whole multiples of "
             f"it, or --resize_tokens=interpolate"
         )
-    chosen = ("tile" if divisible else "interpolate") if method == "auto" else method
-    return _Change(old, new, chosen)
+    return _Change(old, new, "interpolate" if method == "auto" else method)
 
 
 def _text(shape):
@@ -175,13 +173,21 @@ def _tiling(change):
 
 def _interpolation(change):
     """Interpolated weights, by array name; see the top of this file."""
-    to_old = _resize_matrix_2d(change.new, change.old)  # (old patches, new patches)
-    to_new = _resize_matrix_2d(change.old, change.new)  # (new patches, old patches)
+    axes = [_there_and_back(*sides) for sides in zip(change.old, change.new, strict=True)]
+    to_new, to_old = (np.kron(*matrices) for matrices in zip(*axes, strict=True))
     return {
         "token_mixing/dense_0/kernel": lambda kernel: to_old.T @ kernel,
         "token_mixing/dense_1/kernel": lambda kernel: kernel @ to_new.T,
         "token_mixing/dense_1/bias": lambda bias: to_new @ bias,
     }
+
+
+def _there_and_back(old, new):
+    """Returns matrices `(new, old)` and `(old, new)` between two lengths of an axis of the grid."""
+    if new < old:
+        return _there_and_back(new, old)[::-1]
+    enlarge = shared_lengths(old, new)
+    return enlarge, np.linalg.pinv(enlarge)
 
 
 _TOKENS = {"tile": _tiling, "interpolate": _interpolation}
@@ -231,6 +237,13 @@ def resize_matrix(old, new):
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-def _resize_matrix_2d(old, new):
-    """Returns the matrix that resizes a row-major grid of (rows, columns)."""
-    return np.kron(*(resize_matrix(*sides) for sides in zip(old, new, strict=True)))
+def shared_lengths(old, new):
+    """Returns the matrix that resizes a row of `old` cells to `new` ones by the lengths they share.
+
+    Returns:
+        float64 array `(new, old)`; every row sums to 1.
+    """
+    old_edges, new_edges = np.arange(old + 1) * new, (np.arange(new + 1) * old)[:, None]
+    ends = np.minimum(old_edges[1:], new_edges[1:])
+    starts = np.maximum(old_edges[:-1], new_edges[:-1])
+    return np.maximum(ends - starts, 0) / old

@@ -4,6 +4,7 @@ The architecture is inferred from names and shapes in a file's header, and the h
 with that architecture before any tensor is read.
 """
 
+import math
 import re
 from collections.abc import Callable
 from typing import NamedTuple
@@ -79,7 +80,8 @@ def infer_architecture(path, layout, tensors, image_shape, activation):
         path: The file, for messages.
         layout: `Layout`.
         tensors: dict from name in the file to `Tensor`.
-        image_shape: (height, width) in pixels, or None; ignored if the patch grid can be square.
+        image_shape: (height, width) in pixels, or None. It is taken where it fits the patches;
+            else the patch grid is square.
         activation: string, since no file contains it.
 
     Raises:
@@ -131,25 +133,39 @@ def _shape(path, layout, tensors, name, rank):
 
 
 def _image_shape(path, image_shape, patches, patch_shape):
-    rows, columns = patch_shape
-    if patches is not None:
-        side = round(patches**0.5)
-        if side * side == patches:
-            return side * rows, side * columns
+    """Returns the given shape if it fits the patches, else that of a square grid of them.
+
+    One that does not fit a square grid is what the weights are to be adapted to, later.
+    """
+    if _fits(image_shape, patches, patch_shape):
+        return image_shape
+    (rows, columns), side = patch_shape, math.isqrt(patches or 0)
+    if patches and side * side == patches:
+        return side * rows, side * columns
     if image_shape is None:
         what = "without token mixing" if patches is None else f"its {patches} patches are no square"
         raise InputError(
             f"{path}: {what} grid, so the file cannot tell the shape of its images; load_mixer and "
             f"train.py take it as image_shape"
         )
-    height, width = image_shape
-    count = (height // rows) * (width // columns)
-    if height % rows or width % columns or patches not in (None, count):
-        raise InputError(
-            f"{path}: image_shape={height},{width} does not fit: its patches are {rows}×{columns} "
-            f"pixels, and there are {patches} of them"
-        )
-    return height, width
+    count = f", and there are {patches} of them" if patches else ""
+    raise InputError(
+        f"{path}: image_shape={_text(image_shape)} does not fit: its patches are {rows}×{columns} "
+        f"pixels{count}"
+    )
+
+
+def _fits(image_shape, patches, patch_shape):
+    try:
+        counts = [divmod(side, patch) for side, patch in zip(image_shape, patch_shape, strict=True)]
+    except (TypeError, ValueError):  # no pair of numbers, which others report
+        return False
+    (rows, below), (columns, right) = counts
+    return not (below or right) and patches in (None, rows * columns)
+
+
+def _text(shape):
+    return re.sub(r"[\s()\[\]]", "", f"{shape!s:.60}")
 
 
 # === Reading and writing weights ===

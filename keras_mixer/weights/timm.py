@@ -1,9 +1,9 @@
 """Reads timm's Mixers from .safetensors and .pth (with torch), and writes .safetensors.
 
 Source of names and shapes: huggingface/pytorch-image-models, `timm/models/mlp_mixer.py`. Kernels
-have the output axis first, and GELU is exact. Images are in [-1, 1] (mean and std 0.5) unless
-the config.json of the Hugging Face hub beside the file has another mean or std, which is then
-folded into the stem, so that the model's inputs are in [-1, 1] nevertheless.
+have the output axis first, and GELU is exact. How images are prepared is in the config.json of the
+Hugging Face hub beside the file; what it does not say is assumed, and `source` tells so. A mean or
+std other than 0.5 is folded into the stem, so that the model's inputs are in [-1, 1] nevertheless.
 """
 
 import contextlib
@@ -26,12 +26,14 @@ from keras_mixer.weights.tensor_layouts import (
     store,
 )
 
-_CROP = 0.875  # crop_pct of timm's Mixers
+# What timm's Mixers have, all but those called miil, by key in config.json.
+_ASSUMED = {"mean": 0.5, "std": 0.5, "crop_pct": 0.875, "interpolation": "bicubic"}
 _METADATA = "keras_mixer"  # key of the spec, as JSON, in files by `write`
+_OURS = "a Mixer of this program in timm's format"
 _OLDEST_TORCH = (2, 10)  # weights_only is unsafe before: CVE-2025-32434, CVE-2026-24747
 _WRAPPERS = ("state_dict", "model")
 _LARGEST_JSON = 4 << 20  # bytes; the header of H/14 has 40 kB
-_LARGEST = 1000  # mean, std, or 1 / std; for pixels from 0 to 255 they are 127.5
+_BOUNDS = {"mean": (-1000, 1000), "std": (0.001, 1000)}  # for pixels from 0 to 255: 127.5
 _TYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 
 
@@ -81,7 +83,7 @@ def read_safetensors(path, image_shape=None):
         raise
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise InputError(f"{path}: not a readable .safetensors checkpoint ({error})") from error
-    return (spec, arrays, LAYOUT.source) if ours else _as_configured(path, spec, arrays)
+    return (spec, arrays, _OURS) if ours else _as_configured(path, spec, arrays)
 
 
 def _check_header(path):
@@ -104,7 +106,7 @@ def _spec(path, metadata, tensors, image_shape):
         with named(f"{path}: its metadata describe no Mixer"):
             return ModelSpec.from_json(json.loads(metadata[_METADATA]))
     architecture = infer_architecture(path, LAYOUT, tensors, image_shape, activation="gelu_erf")
-    return ModelSpec(architecture, preprocessing=Preprocessing(eval_crop=_CROP))
+    return ModelSpec(architecture)
 
 
 def write(path, spec, arrays):
@@ -129,25 +131,72 @@ def write(path, spec, arrays):
 def _as_configured(path, spec, arrays):
     """Returns (spec, arrays, source) after applying the config.json beside a file, if any."""
     config = path.with_name("config.json")
-    if not config.is_file():
-        return spec, arrays, LAYOUT.source
     try:
-        if config.stat().st_size > _LARGEST_JSON:
-            raise ValueError("it is too large")
-        values = json.loads(config.read_text()).get("pretrained_cfg", {})
-        preprocessing = Preprocessing(eval_crop=float(values.get("crop_pct", _CROP)))
-        channels = spec.architecture.channels
-        mean, std = (
-            np.array(values.get(name, [0.5] * channels), np.float64) for name in ("mean", "std")
-        )
-        sensible = mean.shape == std.shape == (channels,) and (abs(mean) <= _LARGEST).all()
-        if not (sensible and (std >= 1 / _LARGEST).all() and (std <= _LARGEST).all()):
-            raise ValueError(f"mean={mean}, std={std}")
+        values, source = _read_config(config) if config.is_file() else ({}, UNCONFIGURED)
+        values = _ASSUMED | values
+        crop, interpolation = float(values["crop_pct"]), values["interpolation"]
+        spec = spec.replace(preprocessing=Preprocessing(crop, interpolation))
+        return spec, fold_normalization(arrays, values["mean"], values["std"]), source
     except (OSError, ValueError, OverflowError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{config}: not a config of timm ({error}); move it away") from error
+        raise InputError(
+            f"{config}: not a config of timm that can be followed ({error}); mend it, or move it "
+            f"away"
+        ) from error
+
+
+def _read_config(config):
+    """Returns (values, source): those values of a config.json that we know, as a dict."""
+    if config.stat().st_size > _LARGEST_JSON:
+        raise ValueError("it is too large")
+    values = json.loads(config.read_text()).get("pretrained_cfg", {})
+    known = {name: values[name] for name in _ASSUMED if values.get(name) is not None}
     source = f"{LAYOUT.source} as its config.json has it"
-    spec = spec.replace(preprocessing=preprocessing)
-    return spec, _from_model_range(arrays, mean, std), source
+    return known, source if len(known) == len(_ASSUMED) else f"{source} ({_assumed(known)})"
+
+
+def _assumed(known):
+    """Returns, as text, what is assumed where only these values are known."""
+    values = [f"{name} {value}" for name, value in _ASSUMED.items() if name not in known]
+    return f"assumed: {', '.join(values)}"
+
+
+# The source of files whose mean and std nothing tells.
+UNCONFIGURED = (
+    f"{LAYOUT.source} without the config.json of the Hugging Face hub beside it ({_assumed({})}; "
+    f"else put it there, or use keras-mixer convert FILE FOLDER --mean=M --std=S)"
+)
+
+
+def fold_normalization(arrays, mean, std):
+    """Folds the mean and std of timm's images into the stem, whose images are then in [-1, 1].
+
+    Args:
+        arrays: dict from variable path to array, not modified.
+        mean, std: Subtracted from images in [0, 1], and what they are then divided by: a sequence
+            of one number for each channel, or a number for all.
+
+    Returns:
+        dict of arrays; the same if mean and std are 0.5.
+
+    Raises:
+        InputError: If they are not one number for each channel, or out of bounds.
+    """
+    channels = arrays["stem/kernel"].shape[2]
+    mean, std = _per_channel("mean", mean, channels), _per_channel("std", std, channels)
+    return _from_model_range(arrays, mean, std)
+
+
+def _per_channel(name, values, channels):
+    low, high = _BOUNDS[name]
+    array = np.array(values, np.float64)
+    array = np.repeat(array, channels) if array.ndim == 0 else array
+    if array.shape != (channels,) or not ((low <= array) & (array <= high)).all():
+        received = ",".join(map("{:g}".format, array.ravel()))
+        raise InputError(
+            f"{name}={received:.60}: expected one number for each of {channels} channels, from "
+            f"{low} to {high}"
+        )
+    return array
 
 
 def _from_model_range(arrays, mean, std):
@@ -187,8 +236,7 @@ def read_torch(path, image_shape=None):
         arrays = restore(
             path, LAYOUT, architecture, tensors, lambda name: state[name].detach().float().numpy()
         )
-    spec = ModelSpec(architecture, preprocessing=Preprocessing(eval_crop=_CROP))
-    return _as_configured(path, spec, arrays)
+    return _as_configured(path, ModelSpec(architecture), arrays)
 
 
 def _torch(path):

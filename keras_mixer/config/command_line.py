@@ -1,0 +1,203 @@
+"""The command line: absl flags from the fields of an options dataclass, and the text of `--help`.
+
+Every command has its own `FlagValues`, so it accepts only its own flags.
+"""
+
+import dataclasses
+import itertools
+import re
+import textwrap
+
+from absl import flags
+
+from keras_mixer import console
+from keras_mixer.config.options import check, complaint, kind_of, shown
+from keras_mixer.errors import InputError
+
+_VERBOSITY = "verbosity"
+_OF_ALL_COMMANDS = {
+    "flagfile": "Read flags from this file, one --name=value per line.",
+    _VERBOSITY: "What is printed besides the result: error, warning, info or debug, which has "
+    "TensorFlow's messages, too; or -2 to 1 (default: info).",
+}
+
+
+class _VerbosityParser(flags.ArgumentParser):
+    """Parses a level of verbosity: a name or, as in absl, its number."""
+
+    def parse(self, argument):
+        text = str(argument).lower()
+        levels = {str(level): level for level in console.VERBOSITIES.values()}
+        levels |= console.VERBOSITIES
+        if text not in levels:
+            raise ValueError("no such level")
+        return levels[text]
+
+
+def parse(options_class, arguments, positional=None):
+    """Parses a command's arguments.
+
+    Args:
+        options_class: A dataclass whose fields are made by `option`.
+        arguments: list of strings, without the command's name.
+        positional: string. Name of the positional arguments, such as `"RUN"`; None if the command
+            takes none.
+
+    Returns:
+        (options, given, rest): an instance of the class, checked; a dict from the names of the
+        fields given to their values; and the positional arguments.
+
+    Raises:
+        InputError: One line that names the flag, and the nearest name for an unknown one.
+    """
+    arguments = _with_flagfiles(options_class, _with_underscores(arguments))
+    values = _flag_values(options_class)
+    values.set_gnu_getopt(True)  # flags may follow positional arguments
+    try:
+        rest = values(["command", *arguments])[1:]
+    except UnicodeDecodeError as error:
+        raise InputError(f"--flagfile: not a text file ({error})") from error
+    except (flags.Error, ValueError) as error:  # the latter for --noflag=value
+        raise InputError(_one_line(error, options_class)) from error
+    if rest and positional is None:
+        preset = f"flagfile={rest[0]}" if rest[0].endswith(".flags") else "preset=NAME"
+        raise InputError(
+            f"unexpected argument {rest[0]!r}: options are written --name=value, "
+            f"and presets --{preset}"
+        )
+    if values[_VERBOSITY].present:
+        console.set_verbosity(values[_VERBOSITY].value)
+    given, spelled = _given(options_class, values)
+    options = options_class(**given)
+    check(options)
+    if hasattr(options, "check_spelling"):
+        options.check_spelling(spelled)
+    return options, given, rest
+
+
+def _with_underscores(arguments):
+    """Returns the arguments with flags as absl knows them: `--batch-size` is a habit, too."""
+
+    def spelled(argument):
+        name, equals, value = argument.partition("=")
+        return f"--{name[2:].replace('-', '_')}{equals}{value}"
+
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    flags = [spelled(a) if a.startswith("--") else a for a in arguments[:end]]
+    return [*flags, *arguments[end:]]
+
+
+def _with_flagfiles(options_class, arguments):
+    """Returns the arguments with `--preset=NAME` replaced by `--flagfile` of its file.
+
+    Other flags win wherever they stand, so presets are moved to the front.
+    """
+    find = getattr(options_class, "preset_path", None)
+    if find is None:
+        return arguments
+    presets, others, words = [], [], iter(arguments)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name == "--preset":
+            presets.append(f"--flagfile={find(value if equals else next(words, ''))}")
+        else:
+            others.append(word)
+    return [*presets, *others]
+
+
+def _given(options_class, values):
+    """Returns two dicts by field name: the values given, and the flag or alias used for each."""
+    spelled = {
+        field.name: name
+        for field in dataclasses.fields(options_class)
+        for name in (field.name, *field.metadata["aliases"])
+        if values[name].present
+    }
+    return {name: values[name].value for name in spelled}, spelled
+
+
+def _flag_values(options_class):
+    values = flags.FlagValues()
+    for field in dataclasses.fields(options_class):
+        kind = kind_of(field)
+        serializer = flags.ArgumentSerializer()
+        if kind.noun == "true or false":
+            flags.DEFINE_boolean(field.name, field.default, field.metadata["help"], values)
+        else:
+            flags.DEFINE(kind.parser, field.name, field.default, "", values, serializer)
+        for alias in field.metadata["aliases"]:
+            flags.DEFINE_alias(alias, field.name, values)
+    flags.DEFINE(_VerbosityParser(), _VERBOSITY, "info", "", values, flags.ArgumentSerializer())
+    return values
+
+
+def _one_line(error, options_class):
+    """Returns absl's message as one line, with our wording for a value of the wrong type."""
+    illegal = re.match(r"flag --(\w+)=(.*?): ", str(error), re.DOTALL)
+    if illegal:
+        name, value = illegal.groups()
+        if name == _VERBOSITY:
+            levels = ", ".join(console.VERBOSITIES)
+            return f"--{name}: expected one of {levels}, received {value or 'nothing'}"
+        fields = dataclasses.fields(options_class)
+        field = next(f for f in fields if name in (f.name, *f.metadata["aliases"]))
+        return str(complaint(field, kind_of(field).noun, value or "nothing"))
+    if "'resume'" in str(error):
+        return "unknown flag --resume: the same command continues its run, without a flag"
+    text = " ".join(str(error).split()).removeprefix("ERROR:: ")
+    return text[0].lower() + text[1:]
+
+
+# === Help ===
+
+
+def describe(options_class, title, examples=()):
+    """Returns the text of `--help`.
+
+    Args:
+        options_class: A dataclass whose fields are made by `option`.
+        title: string. Usage and a description of the command.
+        examples: Command lines.
+    """
+    fields = dataclasses.fields(options_class)
+    basic = [field for field in fields if field.metadata["basic"]]
+    lines = [title.strip()]
+    if examples:
+        lines += ["", "Examples:", *(f"  {example}" for example in examples)]
+    if basic:
+        lines += ["", "Flags to start with:", *_described_preset(options_class)]
+        lines += itertools.chain(*map(_described, basic))
+    if not fields[0].metadata["heading"]:
+        lines += ["", "Flags:"]
+    for field in fields:
+        if heading := field.metadata["heading"]:
+            lines += ["", f"{heading}:"]
+        if field not in basic:
+            lines += _described(field)
+    lines += ["", "Flags of all commands:"]
+    for name, help in _OF_ALL_COMMANDS.items():
+        lines += [f"  --{name}", *_wrapped(help)]
+    return "\n".join(lines)
+
+
+def _described_preset(options_class):
+    if not hasattr(options_class, "preset_names"):
+        return []
+    names = ", ".join(options_class.preset_names())
+    return ["  --preset", *_wrapped(f"Flags of a recipe; other flags change it. One of {names}.")]
+
+
+def _described(field):
+    names = ", ".join(f"--{name}" for name in (field.name, *field.metadata["aliases"]))
+    return [f"  {names}", *_wrapped(_help_sentence(field))]
+
+
+def _help_sentence(field):
+    help, choices = field.metadata["help"], field.metadata["choices"]
+    choices = f" One of {', '.join(choices)}." if choices else ""
+    default = "" if field.default is None else f" (default: {shown(field.default)})"
+    return f"{help}{choices}{default}"
+
+
+def _wrapped(text):
+    return textwrap.wrap(text, 96, initial_indent=" " * 6, subsequent_indent=" " * 6)

@@ -1,0 +1,57 @@
+"""Versions of an exported model: `export_dir/name/1/`, `2/` and so on, as servers expect them.
+
+A server that watches the folder takes a higher number for an upgrade of the same model. Every
+version keeps its model.json in assets.extra/, the place in a SavedModel for files of one's own.
+TensorFlow is not imported.
+"""
+
+import tempfile
+from pathlib import Path
+
+from keras_mixer.errors import InputError, some_of
+from keras_mixer.weights import model_folder
+
+EXTRA = "assets.extra"
+
+
+def check_target(export_dir, name, spec):
+    """Checks, before the work for it is done, that a model can be exported to a place.
+
+    Args:
+        export_dir: Folder for exports.
+        name: Name of the model.
+        spec: `ModelSpec`.
+
+    Raises:
+        InputError: If the folder cannot be written, or has versions of other classes.
+    """
+    home = Path(export_dir) / name
+    _check_writable(home, f"--export_dir={export_dir}")
+    numbers = version_numbers(home)
+    if not numbers or not model_folder.is_model_folder(newest := home / str(numbers[-1]) / EXTRA):
+        return
+    served = model_folder.read_spec(newest).names
+    if served != spec.names:
+        raise InputError(
+            f"--name={name}: {newest.parent} serves the classes {_first(served)}, this model "
+            f"{_first(spec.names)}; a server would take it for an upgrade, so give another --name"
+        )
+
+
+def _check_writable(folder, given):
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            return
+    except OSError as error:
+        raise InputError(f"{given}: cannot write to {existing}: {error.strerror}") from error
+
+
+def _first(names):
+    return f"{some_of(names[:3])}{', …' * (len(names) > 3)}"
+
+
+def version_numbers(home):
+    """Returns the sorted numbers of the versions in a folder, [] if it does not exist."""
+    entries = home.iterdir() if home.is_dir() else ()
+    return sorted(int(entry.name) for entry in entries if entry.name.isdecimal())
