@@ -330,7 +330,10 @@ def test_a_run_on_other_splits_is_pointed_out(capsys, trained):
         (["{run}", "--shots=0"], "--shots: expected one or more integer values, separated by"),
         (["{run}", "--l2=0"], "--l2: expected one or more number values"),
         (["{run}", "--shots=1,500"], "--shots=500: no class has more than"),
-        (["{run}", "--test_fraction=0"], "--dataset=digits: there are no test images to score"),
+        (
+            ["{run}", "--test_fraction=0", "--validation_fraction=0"],
+            "--dataset=digits: there are no test images to score",
+        ),
         (["{run}", "--validation_fraction=0"], "--shots=1: without validation images"),
         (["{run}", "--eval_crop=0.01"], "--eval_crop=0.01: expected 0, or a number from 0.1 to 1"),
         (["{run}", "--patch_shape=3"], "--patch_shape=3,3 does not divide --image_shape=8,8"),

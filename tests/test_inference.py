@@ -33,6 +33,7 @@ from keras_mixer.inference.predict import (
     predict_files,
     submission_ids,
 )
+from keras_mixer.inference.read_image import as_list
 from keras_mixer.model.architecture import ModelSpec
 from keras_mixer.preprocessing.resize import resize_images, to_model_range
 from keras_mixer.weights.convert import convert_weights
@@ -342,6 +343,14 @@ def test_lists_of_images_come_in_several_forms(trained, model, images):
     assert keras_mixer.preprocess([], model).shape == (0, 8, 8, 1)
 
 
+def test_a_single_image_is_a_list_of_one():
+    for one in ("a.png", b"a.png", Path("a.png"), io.BytesIO(), NOISE):
+        assert as_list(one) == [one]
+    assert len(as_list(np.zeros((8, 8, 3), np.uint8))) == 1
+    assert len(as_list(np.zeros((5, 8, 8, 3), np.uint8))) == 5
+    assert as_list(iter(["a.png", "b.png"])) == ["a.png", "b.png"]
+
+
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 11, 3), np.uint8))
 VEILED = NOISE.convert("RGBA")
 VEILED.putalpha(NOISE.convert("L"))
@@ -364,6 +373,7 @@ PICTURES = {
     "transparent gif": (PALETTE, "GIF", {"transparency": CORNER["index"]}),
     "webp": (VEILED, "WEBP", {"lossless": True, "exact": True}),
     "cmyk jpeg": (NOISE.convert("CMYK"), "JPEG", {}),
+    "png that says it is turned": (NOISE, "PNG", {"exif": TURNED}),
     "turned jpeg": (NOISE, "JPEG", {"exif": TURNED, "quality": 95}),
 }  # fmt: skip
 

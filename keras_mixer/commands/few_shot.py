@@ -1,10 +1,9 @@
 """The fewshot command."""
 
 import dataclasses
-import json
 from pathlib import Path
 
-from keras_mixer.commands.shared import check_writable, only, write
+from keras_mixer.commands.shared import check_writable, only, publish_scores
 from keras_mixer.config.data import DatasetOptions
 from keras_mixer.config.options import FRACTION, PIXELS, RATE, SEED, named_as_flags, option, shown
 from keras_mixer.console import quiet_tensorflow, warn
@@ -86,10 +85,7 @@ def few_shot(options, arguments):
     scores = {"checkpoint": str(path), "dataset": options.dataset}
     chosen = (options.shots, options.seeds, options.l2)
     scores |= score_few_shot(model, dataset, *chosen, options.batch_size)
-    text = json.dumps(scores, indent=2)
-    if options.output:
-        write(options.output, text + "\n")
-    print(text if options.format == "json" else as_table(scores))
+    publish_scores(scores, options, as_table)
 
 
 def _pretrained(options, path):

@@ -1,10 +1,15 @@
 """Commands that use a trained model: evaluate, predict, export."""
 
 import dataclasses
-import json
 from pathlib import Path
 
-from keras_mixer.commands.shared import check_writable, only, with_standard_input, write
+from keras_mixer.commands.shared import (
+    check_writable,
+    only,
+    publish_scores,
+    with_standard_input,
+    write,
+)
 from keras_mixer.config.data import DatasetOptions
 from keras_mixer.config.options import RATE, option, shown
 from keras_mixer.console import quiet_tensorflow
@@ -55,12 +60,9 @@ def evaluate(options, arguments):
     scores = (
         _scores_on_own_data(path, options) if options.dataset is None else _scores(path, options)
     )
-    text = json.dumps(scores, indent=2)
-    if options.output:
-        write(options.output, text + "\n")
     from keras_mixer.inference.evaluate import as_table
 
-    print(text if options.format == "json" else as_table(scores))
+    publish_scores(scores, options, as_table)
 
 
 def _scores_on_own_data(path, options):

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import itertools
+import json
 import os
 import re
 import sys
@@ -156,3 +157,18 @@ def _write_to_stream(stream, content):
         with open(os.devnull, "wb") as nothing:
             os.dup2(nothing.fileno(), stream.fileno())
         raise
+
+
+def publish_scores(scores, options, as_table):
+    """Prints scores in the --format asked for, and writes them as JSON to --output, if any.
+
+    Args:
+        scores: dict of JSON values.
+        options: Options with `format` and `output`.
+        as_table: Function from scores to text.
+    """
+    text = json.dumps(scores, indent=2)
+    if options.output:
+        write(options.output, text + "\n")
+    if options.output != "-":
+        print(text if options.format == "json" else as_table(scores))

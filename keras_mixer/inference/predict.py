@@ -8,18 +8,13 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Iterable
 
 import numpy as np
-import tensorflow as tf
-from PIL import Image, ImageOps
 
 from keras_mixer.console import printable, track, warn
-from keras_mixer.data.image_checks import check_image, check_image_file
 from keras_mixer.data.image_listing import list_images
 from keras_mixer.errors import InputError, some_of
-from keras_mixer.preprocessing import resize
-from keras_mixer.preprocessing.decode import decode_image, decoding_problem
+from keras_mixer.inference.read_image import as_list, read_image, refuse_unreadable
 from keras_mixer.preprocessing.input_pipeline import EVALUATION_BATCH_SIZE
 from keras_mixer.training.losses import PROBABILITIES
 from keras_mixer.weights.load import load_mixer
@@ -47,9 +42,9 @@ def predict(model_or_path, images, top_k=5):
     """
     if top_k < 1:
         raise InputError(f"top_k: expected an integer at least 1, received {top_k}")
-    model, images = _model(model_or_path), _as_list(images)
+    model, images = _model(model_or_path), as_list(images)
     results = [result for _, result in classify(model, images)]
-    _refuse_unreadable(images, results)
+    refuse_unreadable(images, results)
     return [_top(probabilities, model.spec.names, top_k) for probabilities in results]
 
 
@@ -72,9 +67,9 @@ def preprocess(images, model):
     Raises:
         InputError: If the model cannot be loaded, or an image cannot be read; names it.
     """
-    spec, images = _model(model).spec, _as_list(images)
-    arrays = [_read(image, spec) for image in images]
-    _refuse_unreadable(images, arrays)
+    spec, images = _model(model).spec, as_list(images)
+    arrays = [read_image(image, spec) for image in images]
+    refuse_unreadable(images, arrays)
     shape = (*spec.architecture.image_shape, spec.architecture.channels)
     return np.array(arrays, np.float32).reshape(-1, *shape)  # also of no images
 
@@ -89,27 +84,6 @@ def _model(model_or_path):
             f"classes), received {type(model_or_path).__name__} without; load it with load_mixer"
         )
     return model_or_path
-
-
-_PATH = (str, bytes, os.PathLike)
-
-
-def _as_list(images):
-    """Returns a list of images from a list, one image, or an array of several."""
-    if isinstance(images, (*_PATH, io.BytesIO, Image.Image)):
-        return [images]
-    if isinstance(images, Iterable) and not hasattr(images, "__array__"):
-        return list(images)
-    array = _as_array(images)
-    return list(array) if array.ndim in (1, 4) else [array]  # 1: of paths
-
-
-def _refuse_unreadable(images, results):
-    """Raises an `InputError` for the first image whose result is an error message."""
-    for index, (image, result) in enumerate(zip(images, results, strict=True)):
-        if isinstance(result, str):
-            name = os.fsdecode(image) if isinstance(image, _PATH) else f"images[{index}]"
-            raise InputError(f"{name:.1000}: {result}")  # bytes of a file are not all shown
 
 
 # === Files ===
@@ -170,7 +144,7 @@ def classify(model, images):
 
     Args:
         model: `keras.Model` from `load_mixer`.
-        images: list of images of any kind in `_READERS`, such as paths.
+        images: list of images of any kind in `READERS`, such as paths.
 
     Yields:
         For each image, in order, (image, float64 array `(num_classes,)`), or (image, error message)
@@ -181,7 +155,7 @@ def classify(model, images):
     size = max(1, min(EVALUATION_BATCH_SIZE, _MOST_VALUES // values))
     for start in range(0, len(images), size):
         batch = images[start : start + size]
-        arrays = [_read(image, model.spec) for image in batch]
+        arrays = [read_image(image, model.spec) for image in batch]
         readable = [array for array in arrays if not isinstance(array, str)]
         logits = model.predict_on_batch(np.stack(readable)) if readable else np.empty((0, 2))
         rows = iter(np.asarray(probabilities(logits.astype(np.float64))))
@@ -192,110 +166,6 @@ def classify(model, images):
 def _top(probabilities, class_names, top_k):
     order = np.argsort(-probabilities, kind="stable")[:top_k]
     return [{"class": class_names[i], "probability": float(probabilities[i])} for i in order]
-
-
-# === Reading images: as uint8 `(height, width, channels)`; errors do not name the image ===
-
-
-def _read(image, spec):
-    """Returns the preprocessed image, or an error message."""
-    read = next(read for kind, read in _READERS if isinstance(image, kind))
-    try:
-        return resize.preprocess(read(image, spec.architecture.channels), spec).numpy()
-    except InputError as error:
-        return str(error)
-
-
-def _read_file(path, channels):
-    if not os.path.exists(path):
-        raise InputError("no such file")
-    if os.path.isdir(path):
-        raise InputError("the folder has no images")
-    if problem := check_image_file(path):
-        raise InputError(problem)
-    return _decode(tf.io.read_file(os.fsencode(path)), channels)
-
-
-def _read_content(file, channels):
-    if problem := check_image(file):
-        raise InputError(problem)
-    return _decode(file.getvalue(), channels)
-
-
-def _decode(content, channels):
-    try:
-        return decode_image(content, channels)
-    except (tf.errors.OpError, ValueError) as error:
-        raise InputError(decoding_problem(error)) from error
-
-
-def _read_picture(image, channels):
-    """Converts a PIL image by the rules of `decode_image`."""
-    if image.mode in ("I", "F"):  # integers and floats of 32 bits, of unknown range
-        return _read_array(image, channels)
-    try:
-        color = _as_color(image)
-    except Exception as error:  # Pillow reads files late, and raises many types on damaged ones
-        raise InputError(f"Pillow cannot read it ({error})") from error
-    return np.atleast_3d(np.asarray(color.convert("L") if channels == 1 else color))
-
-
-def _as_color(image):
-    """Returns a PIL image upright and in RGB."""
-    upright = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):  # of which Pillow would clip all above 255
-        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-    upright = upright.convert("RGBA")
-    if image.format == "GIF":
-        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "black"), upright)
-    return upright.convert("RGB")
-
-
-def _read_array(image, channels):
-    array = _as_array(image)
-    if array.dtype != np.uint8:
-        raise InputError(f"expected uint8 from 0 to 255, received {_range_of(array)}")
-    if array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (3,), (4,)) or not array.size:
-        wanted = "(height, width) or (height, width, channels), of 1, 3 or 4 channels"
-        raise InputError(f"expected an array {wanted}, received {array.shape}")
-    single = array.shape[2:] == (1,)
-    return _read_picture(Image.fromarray(array[..., 0] if single else array), channels)
-
-
-def _as_array(image):
-    try:
-        return np.asarray(image)
-    except Exception as error:  # each library has its own, as of arrays on a GPU
-        raise InputError(f"expected an image, received no array ({error})") from error
-
-
-# By NumPy's kinds, least and greatest value: how an array that is not of uint8 becomes one.
-_ADVICE = (
-    ("bf", 0, 1, "convert it with (255 * image).round().astype('uint8')"),
-    ("iuf", 0, 255, "convert it with image.round().astype('uint8')"),
-    ("f", -1, 1, "what preprocess returned goes to model.predict"),
-    ("iuf", -np.inf, np.inf, "scale it to 0 to 255 first"),
-)
-
-
-def _range_of(array):
-    """Describes the values of an array that is not of uint8, and what to do."""
-    if array.dtype.kind not in "biuf" or not array.size:
-        kind = array.dtype if array.ndim else type(array[()]).__name__
-        return f"{kind}; give a path, a PIL image or such an array"
-    low, high = array.min(), array.max()
-    for kinds, least, greatest, advice in _ADVICE:
-        if array.dtype.kind in kinds and least <= low and high <= greatest:
-            return f"{array.dtype} from {low} to {high}; {advice}"
-    return f"{array.dtype} with NaN"
-
-
-_READERS = (  # by kind of image; the last takes all others
-    (_PATH, _read_file),
-    (io.BytesIO, _read_content),
-    (Image.Image, _read_picture),
-    (object, _read_array),
-)
 
 
 # === As text ===
