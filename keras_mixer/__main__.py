@@ -110,7 +110,8 @@ def _exit_statuses(name, arguments):
 
 def _same_command(name, arguments):
     """Returns the command line that continues an interrupted run."""
-    entry = ["python", "train.py"] if sys.argv[0].endswith("train.py") else ["keras-mixer", name]
+    script = sys.argv[0].endswith("train.py")
+    entry = ["python", sys.argv[0]] if script else ["keras-mixer", name]
     return shlex.join([*entry, *(a for a in arguments if not a.startswith("--overwrite"))])
 
 

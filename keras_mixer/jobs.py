@@ -8,7 +8,7 @@ import time
 from keras_mixer import console
 from keras_mixer.errors import InputError, RunError
 from keras_mixer.inference.versions import check_target
-from keras_mixer.training.open_run import open_run
+from keras_mixer.training.open_run import note_split_to_score, open_run
 from keras_mixer.training.run import describe_scores
 
 
@@ -48,6 +48,7 @@ def _train_evaluate_export(run, callbacks=()):
         from keras_mixer.inference.export import export_model
         from keras_mixer.training.fit import fit_run
 
+    note_split_to_score(run)
     fit_run(run, callbacks)
     score_run(run)
     if run.config.export and "saved_model" not in run.facts:
@@ -94,7 +95,7 @@ class JobSequence:
             if not run.finished:
                 console.say(f"[{self._begun}/{self.total}] {name}{self._time_left()}")
                 start = time.monotonic()
-                with _without_retracing_warnings():
+                with without_retracing_warnings():
                     _train_evaluate_export(run)
                 self._durations.append(time.monotonic() - start)
                 _clear_session()
@@ -115,7 +116,7 @@ def _clear_session():
 
 
 @contextlib.contextmanager
-def _without_retracing_warnings():
+def without_retracing_warnings():
     """Hides TensorFlow's warnings about retracing: every model of a sequence is traced anew."""
 
     def is_other(record):

@@ -36,6 +36,15 @@ def test_listing_is_what_a_walk_finds(folder):
         assert (os.stat(path).st_size, os.stat(path).st_mtime_ns) == (size, mtime)
 
 
+def test_images_of_other_formats_are_left_out_with_a_warning(folder, capsys):
+    for name in ("ant/scan.TIFF", "bee/phone.heic", "bee/notes.txt"):
+        (folder / name).touch()
+    listing, _ = list_images(folder)
+    assert len(listing) == 36
+    said = capsys.readouterr().err
+    assert said.startswith(f"{folder}: 2 images left out (.heic, .tiff); expected .jpg, .jpeg, .pn")
+
+
 def test_listing_numbers_the_folder_of_each_file(folder):
     listing, found_in = list_images(folder, ["cat", "ant"])
     tops = [name.split(b"/")[0] for name in listing.names.tolist()]
@@ -109,7 +118,7 @@ def test_identity_follows_the_files_and_not_their_folder(folder, tmp_path, write
     "arrange, message",
     [
         (lambda f: [shutil.rmtree(f / n) for n in ("ant", "bee", "cat")], "holds 0 class folders"),
-        (lambda f: [shutil.rmtree(f / n) for n in ("ant", "bee")], "holds 1 class folders"),
+        (lambda f: [shutil.rmtree(f / n) for n in ("ant", "bee")], "holds 1 class folder;"),
         (lambda f: (f / "dog").mkdir(), "class folder .*dog has no images"),
         (lambda f: (f / "ant" / "0.png").write_bytes(b""), r"0\.png \(empty file\)"),
         (lambda f: (f / "ant" / "x.jpg").write_text("hello"), r"x\.jpg \(not a JPEG, PNG, BMP"),

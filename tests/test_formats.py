@@ -630,6 +630,22 @@ def test_conversions_leave_the_target_only(tmp_path, suffix):
     assert (tmp_path / "new" / f"x{suffix}").stat().st_mode & 0o044, "others may read it"
 
 
+def test_an_older_config_of_timm_has_its_values_at_the_top(tmp_path):
+    shutil.copy(GOLDEN / "timm_mixer.safetensors", tmp_path / "x.safetensors")
+    values = {"mean": [0.1] * 3, "std": [0.2] * 3, "crop_pct": 0.9, "interpolation": "bilinear"}
+    found = []
+    for content in (values, {"pretrained_cfg": values}):
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        spec, arrays, source = read_pretrained(tmp_path / "x.safetensors")
+        assert spec.preprocessing == Preprocessing(0.9, "bilinear")
+        assert source.endswith("as its config.json has it")
+        found.append(arrays["stem/kernel"])
+    np.testing.assert_array_equal(*found)
+    (tmp_path / "config.json").write_text('{"pretrained_cfg": null}')
+    with pytest.raises(InputError, match="its pretrained_cfg is no object"):
+        read_pretrained(tmp_path / "x.safetensors")
+
+
 def test_class_names_that_a_format_cannot_hold_are_pointed_out(tmp_path, capsys):
     spec = ModelSpec(WIDE, tuple(map(str, range(WIDE.num_classes))))
     write_folder(tmp_path / "run", spec, model_weights(random_model(WIDE)))

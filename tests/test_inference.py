@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -190,7 +191,9 @@ def test_what_cannot_be_scored_is_one_line(run, trained, few_digits, folder, tmp
     for words, message in [
         ((trained.directory, *on_folder, folder), "does not know 3 of the data's 3 classes: ant,"),
         (("mixer.npz", *on_folder, few_digits[0]), "has 10 classes without names, the data have 3"),
-        (("mixer.npz",), "not a run directory.*; --dataset names other data to evaluate on"),
+        (("mixer.npz",), "mixer.npz: no run, so it has no data; say on which to score it: --data"),
+        (("nowhere",), "nowhere: no such run$"),
+        ((trained.directory, "--data_dir", few_digits[0]), "--dataset=digits is embedded"),
         ((trained.directory, "--test_fraction=0.5"), "--test_fraction=0.5 is for other data than"),
         (
             (trained.directory, *on_folder, few_digits[0], "--eval_split=test"),
@@ -200,6 +203,22 @@ def test_what_cannot_be_scored_is_one_line(run, trained, few_digits, folder, tmp
         status, out, err = run("evaluate", *words)
         assert (status, out) == (2, "")
         assert re.search(f"^error: .*{message}", err.splitlines()[-1])
+
+
+def test_a_single_class_is_enough_to_score_a_model(run, trained, few_digits, tmp_path):
+    shutil.copytree(few_digits[0] / "7", tmp_path / "one" / "7")
+    words = ["--dataset=folder", "--data_dir=one", "--format=json"]
+    status, out, err = run("evaluate", trained.directory, *words)
+    assert status == 0, err
+    assert [row["n"] for row in json.loads(out)["classes"]][7] == json.loads(out)["n"] == 5
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_outputs_that_are_not_finite_are_no_scores(value):
+    with pytest.raises(InputError, match="the model's outputs are not finite"):
+        score(np.full((3, 4), value), np.zeros(3, int), spec_of(4))
+    with pytest.raises(InputError, match="there are no images to score"):
+        score(np.zeros((0, 4)), np.zeros(0, int), spec_of(4))
 
 
 def test_a_missing_split_is_named(trained):

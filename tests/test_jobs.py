@@ -73,7 +73,7 @@ def test_a_run_shows_what_it_is_in_one_line(finished):
     _, run = finished
     test, validation = (f"{run.scores[name]['top1']:.2%}" for name in ("test", "validation"))
     assert repr(run) == (
-        f"Run('{run.directory}': 10 classes, 1 epochs, validation: {validation} of 144 images, "
+        f"Run('{run.directory}': 10 classes, 1 epoch, validation: {validation} of 144 images, "
         f"test: {test} of 360 images)"
     )
 

@@ -102,6 +102,10 @@ def test_the_number_of_classes_may_be_another(model, saved, num_classes):
     assert same.spec.class_names is not None
 
 
+def test_one_number_is_a_square(saved):
+    assert load_mixer(saved, 24, 4).input_shape == (None, 24, 24, 2)
+
+
 def test_what_is_no_option_of_a_loaded_model_is_named(saved):
     with pytest.raises(InputError, match="load_mixer: expected of.*dropout.*received depth, wid"):
         load_mixer(saved, depth=3, width=4)

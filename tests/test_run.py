@@ -230,6 +230,13 @@ def test_a_folder_of_other_files_is_no_place_for_a_run(config, folder, monkeypat
     opened(config(output_dir=str(tmp_path)))
 
 
+def test_a_run_inside_its_own_data_is_refused(config, folder):
+    fields = {"dataset": "folder", "data_dir": str(folder), "image_shape": 8, "patch_shape": 4}
+    with pytest.raises(InputError, match=f"lies inside --data_dir={folder}, where it would be tak"):
+        opened(config(**fields, output_dir=str(folder / "run")))
+    assert not (folder / "run").exists()
+
+
 def test_data_are_found_from_any_working_directory(folder, config, monkeypatch, tmp_path):
     fields = {"dataset": "folder", "image_shape": (8, 8), "patch_shape": (4, 4)}
     monkeypatch.chdir(tmp_path)

@@ -18,6 +18,7 @@ from keras_mixer.data.sources import open_dataset
 from keras_mixer.errors import InputError, path_errors
 from keras_mixer.inference.versions import check_target
 from keras_mixer.training.open_run import read_run
+from keras_mixer.training.run import CONFIG
 from keras_mixer.weights.model_folder import is_model_folder, read_spec
 from keras_mixer.weights.pretrained import announce, read_pretrained
 
@@ -37,7 +38,7 @@ class EvaluateOptions(DatasetOptions):
         0.0, "Fraction of the training images that is the validation split.", **RATE
     )
     test_fraction: float = option(
-        0.0, "Fraction of all images that is the test split (default: 0, all are scored).", **RATE
+        0.0, "Fraction of all images that is the test split. 0: all are scored.", **RATE
     )
     eval_split: str | None = option(
         None,
@@ -74,10 +75,7 @@ def _scores_on_own_data(path, options):
                 f"--{field.name}={shown(value)} is for other data than the run's, which need "
                 f"--dataset"
             )
-    try:
-        run = read_run(path, options.data_dir, options.labels)
-    except InputError as error:
-        raise InputError(f"{error}; --dataset names other data to evaluate on") from error
+    run = _run_of(path, options)
     split = run.dataset.split_to_score(options.eval_split)
     run.dataset.split(split)
     with quiet_tensorflow():
@@ -86,10 +84,29 @@ def _scores_on_own_data(path, options):
     return evaluate_run(run, split, options.batch_size)
 
 
+def _run_of(path, options):
+    """Opens a run; explains what else the arguments may have been meant for."""
+    other = "--dataset=folder --data_dir=..."
+    with path_errors(path):
+        if Path(path).exists() and not (Path(path) / CONFIG).exists():
+            raise InputError(
+                f"{path}: no run, so it has no data; say on which to score it: {other}"
+            )
+    try:
+        return read_run(path, options.data_dir, options.labels)
+    except InputError as error:
+        if options.data_dir is None or "other data" not in str(error):
+            raise
+        raise InputError(
+            f"--data_dir={options.data_dir} does not hold the data of {path}; to score it on other "
+            f"images: {other}"
+        ) from error
+
+
 def _scores(path, options):
     """Returns the scores of a run or other weights on the data of the options."""
     pretrained = announce(read_pretrained(path), path)
-    dataset = open_dataset(**options.dataset_options())
+    dataset = open_dataset(**options.dataset_options(), least_classes=1)
     with quiet_tensorflow():
         from keras_mixer.inference.evaluate import evaluate_weights
 

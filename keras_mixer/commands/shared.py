@@ -28,6 +28,7 @@ def only(arguments, what):
 # === Standard input ===
 
 MOST_INPUT = 256 * 10**6  # bytes; all are kept in memory
+MOST_NAME = 4096  # characters of a path
 
 
 def with_standard_input(arguments):
@@ -55,7 +56,9 @@ def _standard_input():
         return [io.BytesIO(content)]
     separator = rb"\0" if b"\0" in content else rb"\r?\n"
     names = [os.fsdecode(name) for name in re.split(separator, content) if name.strip()]
-    if not names or b"\0\0" in content:  # two of them are in most files, but in no list
+    if (
+        not names or b"\0\0" in content or max(map(len, names)) > MOST_NAME
+    ):  # two of them are in most files, but in no list
         raise InputError(
             f"-: expected on standard input a JPEG, PNG, BMP, WebP or GIF image, or names of "
             f"images, one per line; received {'something else' if names else 'nothing'}"

@@ -11,7 +11,7 @@ import textwrap
 from absl import flags
 
 from keras_mixer import console
-from keras_mixer.config.options import check, complaint, kind_of, shown
+from keras_mixer.config.options import check, complaint, kind_of, nearest, shown
 from keras_mixer.errors import InputError
 
 _VERBOSITY = "verbosity"
@@ -138,13 +138,16 @@ def _one_line(error, options_class):
         name, value = illegal.groups()
         if name == _VERBOSITY:
             levels = ", ".join(console.VERBOSITIES)
-            return f"--{name}: expected one of {levels}, received {value or 'nothing'}"
+            hint = nearest(value, console.VERBOSITIES)
+            return f"--{name}: expected one of {levels}, received {value or 'nothing'}{hint}"
         fields = dataclasses.fields(options_class)
         field = next(f for f in fields if name in (f.name, *f.metadata["aliases"]))
         return str(complaint(field, kind_of(field).noun, value or "nothing"))
     if "'resume'" in str(error):
         return "unknown flag --resume: the same command continues its run, without a flag"
     text = " ".join(str(error).split()).removeprefix("ERROR:: ")
+    if "flags/" in text and "flagfile" in text.lower():
+        text += "; --preset=NAME finds the presets from any folder"
     return text[0].lower() + text[1:]
 
 

@@ -140,7 +140,7 @@ def check(options):
 def _check_value(field, value):
     kind = kind_of(field)
     if not kind.holds(value):
-        raise complaint(field, kind.noun, value)
+        raise complaint(field, kind.noun, repr(value) if isinstance(value, str) else value)
     choices, bounds = field.metadata["choices"], field.metadata["bounds"]
     for item in value if isinstance(value, tuple) else (value,):
         if choices and item not in choices:

@@ -118,7 +118,8 @@ def _consistent(config):
         )
     if config.warmup_step >= config.num_steps:
         raise InputError(
-            f"--warmup_step={config.warmup_step} must be below --num_steps={config.num_steps}"
+            f"--warmup_step={config.warmup_step} must be below --num_steps={config.num_steps}; "
+            f"give one of them another value"
         )
     if config.randaugment and config.randaugment[0] == 0:
         raise InputError(

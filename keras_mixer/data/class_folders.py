@@ -24,9 +24,11 @@ def read_folder(request):
     """
     directory = request.directory
     folders = _find_split_folders(directory)
-    class_names = _list_class_names(folders["train"])
+    class_names = _list_class_names(folders["train"], request.least_classes)
     for folder in folders.values():
-        if differing := sorted(set(_list_class_names(folder)) ^ set(class_names)):
+        if differing := sorted(
+            set(_list_class_names(folder, request.least_classes)) ^ set(class_names)
+        ):
             raise InputError(
                 f"--data_dir: {folder} and {folders['train']} differ in their class folders: "
                 f"{', '.join(differing)}"
@@ -61,11 +63,12 @@ def _list_folders(directory):
         return sorted(entry.name for entry in entries if entry.is_dir())
 
 
-def _list_class_names(folder):
+def _list_class_names(folder, least):
     names = tuple(name for name in _list_folders(folder) if not name.startswith("."))
-    if len(names) < 2:
+    if len(names) < least:
         raise InputError(
-            f"--data_dir: {folder} holds {len(names)} class folders; expected at least 2, "
+            f"--data_dir: {folder} holds {len(names)} class folder{'s' * (len(names) != 1)}; "
+            f"expected at least {least}, "
             f"one per class, with the images inside"
         )
     if odd := [name for name in names if not _is_utf8(name)]:

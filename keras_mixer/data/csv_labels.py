@@ -53,7 +53,7 @@ def read_csv(request):
     directory = request.directory
     table = _read_table(_find_label_file(directory, request.labels))
     _refuse_faulty(table)
-    class_names, labels = _encode_labels(table)
+    class_names, labels = _encode_labels(table, request.least_classes)
     listing, _ = list_images(directory)
     indices = _match_images(table, listing.names, directory)
     order = np.argsort(indices)  # by name: the order of the rows does not matter
@@ -141,10 +141,10 @@ def _is_outside(name):
     return bool(re.match("/|[A-Za-z]:/", name)) or ".." in name.split("/")
 
 
-def _encode_labels(table):
+def _encode_labels(table, least):
     """Returns the sorted class names, and the labels as indices into them."""
     names = tuple(sorted(set(table.labels)))
-    if len(names) < 2:
+    if len(names) < least:
         raise InputError(
             f"--labels={table.file}: every label is {names[0]}; expected at least 2 classes"
         )

@@ -3,6 +3,7 @@
 A million images take seconds, and about a hundred bytes each as NumPy arrays; no file is opened.
 """
 
+import collections
 import os
 from array import array
 from typing import NamedTuple
@@ -13,6 +14,19 @@ from keras_mixer import console
 from keras_mixer.errors import path_errors
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif")  # may differ from the format
+# Of images that are not decoded; they are left out with a warning.
+OTHER_SUFFIXES = (
+    ".tif",
+    ".tiff",
+    ".heic",
+    ".heif",
+    ".avif",
+    ".jp2",
+    ".jxl",
+    ".svg",
+    ".psd",
+    ".dng",
+)
 MISSING, SEVERAL = -1, -2  # in place of indices, see `find_images`
 
 
@@ -60,12 +74,21 @@ def list_images(directory, folders=("",)):
     directory = os.fsencode(directory)
     start = len(os.path.join(directory, b""))
     names, sizes, mtimes, folder_of = [], array("q"), array("q"), array("q")
+    left_out = collections.Counter()
     for index, entry in console.track(_entries_in(directory, folders), "listing images"):
+        if not has_image_suffix(entry.name):
+            left_out[_suffix(entry.name)] += 1
+            continue
         size, mtime = _size_and_time(entry)
         names.append(entry.path[start:])
         sizes.append(size)
         mtimes.append(mtime)
         folder_of.append(index)
+    if left_out:
+        console.warn(
+            f"{os.fsdecode(directory)}: {left_out.total()} images left out "
+            f"({', '.join(sorted(left_out))}); expected {', '.join(IMAGE_SUFFIXES)}"
+        )
     listing = Listing(directory, np.array(names, np.bytes_), np.array(sizes), np.array(mtimes))
     order = np.lexsort((listing.names, folder_of))
     return listing.take(order), np.array(folder_of)[order]
@@ -78,7 +101,7 @@ def _entries_in(directory, folders):
 
 
 def _image_entries(folder):
-    """Yields the directory entries of the image files in a folder and its subfolders.
+    """Yields the directory entries of images in a folder and its subfolders, decodable or not.
 
     Links to files count as files; links to folders are not followed, since they may be circular.
     """
@@ -88,13 +111,20 @@ def _image_entries(folder):
                 continue
             if entry.is_dir(follow_symlinks=False):
                 yield from _image_entries(entry.path)
-            elif has_image_suffix(entry.name) and not entry.is_dir():
+            elif _suffix(entry.name) in _LISTED and not entry.is_dir():
                 yield entry
 
 
 def has_image_suffix(name):
     """Returns whether a file name, as bytes, has the suffix of an image."""
-    return os.fsdecode(os.path.splitext(name)[1]).lower() in IMAGE_SUFFIXES
+    return _suffix(name) in IMAGE_SUFFIXES
+
+
+_LISTED = {*IMAGE_SUFFIXES, *OTHER_SUFFIXES}
+
+
+def _suffix(name):
+    return os.fsdecode(os.path.splitext(name)[1]).lower()
 
 
 def _size_and_time(entry):

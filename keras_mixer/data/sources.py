@@ -27,6 +27,7 @@ class Request(NamedTuple):
         labels: Path of the label file; None for the default.
         expressions: dict from `train`, `validation` and `test` to the given split expression of
             tensorflow-datasets, or None.
+        least_classes: Smallest number of classes that is enough.
     """
 
     dataset: str
@@ -34,6 +35,7 @@ class Request(NamedTuple):
     directory: Path | None
     labels: str | None
     expressions: dict[str, str | None]
+    least_classes: int = 2
 
 
 # Each takes a `Request` and returns the class names and a dict of `Images`: the splits that the
@@ -58,6 +60,7 @@ def open_dataset(
     train_split=None,
     validation_split=None,
     test_split=None,
+    least_classes=2,
 ):
     """Opens a dataset: reads small ones into memory, lists and checks the files of large ones.
 
@@ -74,6 +77,7 @@ def open_dataset(
         labels: Path of the CSV file of `--dataset=csv`; None for `labels.csv` in `data_dir`.
         train_split, validation_split, test_split: Split expressions of tensorflow-datasets, such
             as `train[:90%]`; None for those of the table, or for the splits the dataset has.
+        least_classes: int. Smallest number of classes that is enough; 1 to score a trained model.
 
     Returns:
         A `Dataset`.
@@ -90,7 +94,7 @@ def open_dataset(
         _refuse_expressions(dataset, expressions)
     if labels is not None and row.origin != "csv":
         raise InputError(f"--labels={labels} is for --dataset=csv, not --dataset={dataset}")
-    request = Request(dataset, row, directory, labels, expressions)
+    request = Request(dataset, row, directory, labels, expressions, least_classes)
     class_names, splits = READERS[row.origin](request)
     splits = _complete(splits, class_names, validation_fraction, test_fraction, split_seed)
     return Dataset(class_names, *splits, identity_of(class_names, splits))

@@ -12,6 +12,7 @@ those would take hours for large datasets.
 
 import dataclasses
 import hashlib
+import math
 import os
 import struct
 
@@ -200,9 +201,11 @@ def split_stratified(images, fraction, seed, flag, class_names):
             np.arange(len(images)), test_size=fraction, stratify=images.labels, random_state=seed
         )
     except ValueError as error:
+        least = math.ceil(1000 * len(class_names) / len(images)) / 1000
         raise InputError(
-            f"{flag}={fraction}: {len(images)} images cannot be split so that every class "
-            f"is on both sides ({error})"
+            f"{flag}={fraction}: {len(images)} images cannot be split so that each of the "
+            f"{len(class_names)} classes is on both sides; expected {least:g} to {1 - least:g}, or "
+            f"0 to set none aside"
         ) from error
     aside, kept = _with_every_class(images.labels, aside, kept)
     kept, aside = _with_every_class(images.labels, kept, aside)

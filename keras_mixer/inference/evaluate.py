@@ -100,7 +100,8 @@ def _model_classes(spec, class_names, path):
     if own is None:
         raise InputError(
             f"{path}: has {spec.architecture.num_classes:,} classes without names, the data have "
-            f"{len(class_names):,}; expected as many, in the same order"
+            f"{len(class_names):,}; expected as many, in the same order; a run or its .safetensors "
+            f"knows them by name"
         )
     if unknown := [name for name in class_names if name not in own]:
         raise InputError(
@@ -137,7 +138,14 @@ def score(logits, labels, spec):
     """Computes the scores of `evaluate_run` from `compute_logits`'s results and a `ModelSpec`.
 
     Of classes with equal logits, the first one counts as more likely, as in `predict`.
+
+    Raises:
+        InputError: If there are no images, or a logit is not finite.
     """
+    if not len(labels):
+        raise InputError("there are no images to score")
+    if not np.isfinite(logits).all():
+        raise InputError("the model's outputs are not finite, so its weights are damaged")
     classes = np.arange(len(spec.names))
     ranked = np.argsort(-logits, axis=1, kind="stable")
     predicted = ranked[:, 0]
@@ -190,7 +198,7 @@ MOST_CLASSES_IN_CONFUSION = 20
 
 def as_table(scores):
     """Returns the scores of `evaluate_run` as a text table."""
-    names = [console.printable(row["name"]) for row in scores["classes"]]
+    names = [console.printable(row["name"]).replace("\n", "\\n") for row in scores["classes"]]
     width = max(map(len, [*names, "class"]))
     lines = [
         f"{scores['split']}: {scores['n']:,} images, top-1 {scores['top1']:.2%}, "

@@ -17,6 +17,7 @@ from keras_mixer.errors import InputError, some_of
 from keras_mixer.inference.read_image import as_list, read_image, refuse_unreadable
 from keras_mixer.preprocessing.input_pipeline import EVALUATION_BATCH_SIZE
 from keras_mixer.training.losses import PROBABILITIES
+from keras_mixer.training.run import Run
 from keras_mixer.weights.load import load_mixer
 
 _MOST_VALUES = 1 << 28  # in a batch: 1 GiB, which a model of very large images could exceed
@@ -29,7 +30,7 @@ def predict(model_or_path, images, top_k=5):
     """Predicts the most likely classes of images, as the command `predict` does.
 
     Args:
-        model_or_path: `keras.Model` from `load_mixer`, or a path, to be loaded at each call.
+        model_or_path: `keras.Model` from `load_mixer`, or a `Run` or path, loaded at each call.
         images: One image or a list of images, as `preprocess` takes them.
         top_k: int. Maximum number of classes per image.
 
@@ -59,7 +60,7 @@ def preprocess(images, model):
             - a PIL image, which is set upright by its EXIF orientation;
             - a uint8 array or tensor `(height, width)` or `(height, width, channels)`: gray, RGB or
               RGBA. An array `(batch, height, width, channels)` is a list of images.
-        model: `keras.Model` from `load_mixer`, or a path as `load_mixer` takes it.
+        model: `keras.Model` from `load_mixer`, a `Run`, or a path as `load_mixer` takes it.
 
     Returns:
         float32 array `(batch, height, width, channels)` in [-1, 1]; a single image is a batch of 1.
@@ -78,6 +79,8 @@ def _model(model_or_path):
     """Returns a model that has its `ModelSpec`."""
     if isinstance(model_or_path, str | os.PathLike):
         return load_mixer(model_or_path)
+    if isinstance(model_or_path, Run):
+        return load_mixer(model_or_path.best)
     if not hasattr(model_or_path, "spec"):
         raise InputError(
             f"model: expected a path, or a model with the attribute spec (its preprocessing and "
@@ -158,6 +161,8 @@ def classify(model, images):
         arrays = [read_image(image, model.spec) for image in batch]
         readable = [array for array in arrays if not isinstance(array, str)]
         logits = model.predict_on_batch(np.stack(readable)) if readable else np.empty((0, 2))
+        if not np.isfinite(logits).all():
+            raise InputError("the model's outputs are not finite, so its weights are damaged")
         rows = iter(np.asarray(probabilities(logits.astype(np.float64))))
         for image, array in zip(batch, arrays, strict=True):
             yield image, array if isinstance(array, str) else next(rows)

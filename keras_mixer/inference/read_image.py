@@ -12,6 +12,7 @@ import tensorflow as tf
 from PIL import Image, ImageOps
 
 from keras_mixer.data.image_checks import check_image, check_image_file
+from keras_mixer.data.image_listing import list_images
 from keras_mixer.errors import InputError
 from keras_mixer.preprocessing.decode import decode_image, decoding_problem
 from keras_mixer.preprocessing.resize import preprocess
@@ -67,7 +68,13 @@ def _read_file(path, channels):
     if not os.path.exists(path):
         raise InputError("no such file")
     if os.path.isdir(path):
-        raise InputError("the folder has no images")
+        held = len(list_images(path)[0])
+        wrong = (
+            "the folder has no images"
+            if not held
+            else (f"expected an image, received a folder of {held}; give their paths")
+        )
+        raise InputError(wrong)
     if problem := check_image_file(path):
         raise InputError(problem)
     return _decode(tf.io.read_file(os.fsencode(path)), channels)

@@ -135,8 +135,9 @@ def shuffled_index(position, *, seed, count, batch_size):
 def _order_key(seed, epoch):
     """Returns a random key `(3,)` for the order of an epoch.
 
-    The op cuts a key to a few bits, about half of the bits of the index for each number. Seeds and
-    epochs are therefore hashed: as they are, orders would repeat after a few hundred of them.
+    The op cuts each of the three numbers to about half of the bits of the index, but at least 8, so
+    there are 16 million orders or more. Seeds and epochs are therefore hashed: as they are, orders
+    would repeat after a few hundred of them.
     """
     pair = tf.stack([tf.constant(seed ^ ORDER_SALT, tf.int64), epoch])
     return tf.random.stateless_uniform([3], pair, None, None, tf.int32, alg="philox")

@@ -16,7 +16,7 @@ from keras_mixer.config.options import as_flags
 from keras_mixer.config.training import Config
 from keras_mixer.errors import InputError
 from keras_mixer.inference.evaluate import compute_logits, score
-from keras_mixer.jobs import JobSequence
+from keras_mixer.jobs import JobSequence, without_retracing_warnings
 from keras_mixer.studies.report import made_on, spread
 from keras_mixer.training.open_run import read_run
 from keras_mixer.weights.load import load_mixer
@@ -119,7 +119,9 @@ def _untrained(run, shape, method):
     """Returns the top-1 of a run's model, resized and not trained further."""
     model = load_mixer(run.best, *shape, method)
     name = f"{run.directory.name}, {shape}, {method}, untrained"
-    outputs = compute_logits(model, model.spec, run.dataset.split(run.config.eval_split), name)
+    with without_retracing_warnings():
+        split = run.dataset.split(run.config.eval_split)
+        outputs = compute_logits(model, model.spec, split, name)
     top1 = score(*outputs, model.spec)["top1"]
     console.say(f"{name}: {top1:.2%}")
     keras.backend.clear_session()

@@ -68,7 +68,6 @@ def open_run(config, check=None):
         resolved, spec = resolve(config, dataset, start and start["architecture"])
         run = Run(directory, resolved, spec, dataset, pretrained)
         _check_sizes(run)
-        note_split_to_score(run)
         if record and not config.overwrite:
             _check_same_run(run, record)
             _check_same_data(directory, record, dataset)
@@ -111,6 +110,8 @@ def read_run(directory, data_dir=None, labels=None):
     """
     directory = Path(directory)
     with path_errors(directory):
+        if not directory.exists():
+            raise InputError(f"{directory}: no such run")
         record = read_record(directory)
     if record is None:
         raise InputError(f"{directory}: not a run directory (it holds no {CONFIG})")
@@ -173,6 +174,13 @@ def _acquire(lock, directory):
 def _check_path(directory, config):
     if directory.exists() and not directory.is_dir():
         raise InputError(f"--output_dir={directory}: a file is in the way; give another directory")
+    if config.dataset == "folder" and config.data_dir:
+        data = Path(config.data_dir).resolve()
+        if data in directory.resolve().parents:
+            raise InputError(
+                f"--output_dir={directory} lies inside --data_dir={config.data_dir}, where it "
+                f"would be taken for a class; give another --output_dir"
+            )
     own = {directory.resolve(), (directory / BEST).resolve()}
     if config.checkpoint and Path(config.checkpoint).resolve() in own:
         raise InputError(

@@ -47,7 +47,8 @@ class Run:
     def __repr__(self):
         classes, epochs = len(self.dataset.class_names), self.total_steps / self.steps_per_epoch
         scores = describe_scores(self.scores) or "not scored yet"
-        return f"Run({str(self.directory)!r}: {classes} classes, {epochs:g} epochs, {scores})"
+        length = f"{epochs:g} epoch{'s' * (epochs != 1)}"
+        return f"Run({str(self.directory)!r}: {classes} classes, {length}, {scores})"
 
     @property
     def best(self):

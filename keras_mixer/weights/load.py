@@ -20,10 +20,11 @@ def load_mixer(
         path: A run directory, its best/, an official .npz of either layout, timm's .safetensors or
             .pth (which needs torch), a .keras or .weights.h5 of a `build_mixer` model, or
             `official:NAME`, a key of `registry.OFFICIAL`, which is downloaded once.
-        image_shape: (height, width) of the new images, in pixels. Defaults to the checkpoint's.
+        image_shape: (height, width) of the new images, in pixels, or an int for both. Defaults to
+            the checkpoint's.
             A file that has only the number of patches is taken to be of this shape where it fits,
             else of a square grid, and then adapted; required if there is no such grid.
-        patch_shape: (height, width) of the new patches, in pixels. Defaults to the checkpoint's.
+        patch_shape: The same of the new patches. Defaults to the checkpoint's.
         resize_tokens: string, one of `resize.RESIZE_TOKENS`. How token mixing is adapted:
             `"interpolate"`, for use without training and as a better start, or `"tile"`, as in the
             paper's appendix C, which must be trained. `"auto"` interpolates.
@@ -39,6 +40,9 @@ def load_mixer(
     Raises:
         InputError: If the weights cannot be read, do not fit the model, or cannot be adapted.
     """
+    image_shape, patch_shape = (
+        (shape, shape) if isinstance(shape, int) else shape for shape in (image_shape, patch_shape)
+    )
     pretrained = announce(read_pretrained(path, image_shape), path)
     adapted = adapt_pretrained(pretrained, image_shape, patch_shape, resize_tokens)
     return build_pretrained(adapted, path, num_classes, **options)

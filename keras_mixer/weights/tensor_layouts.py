@@ -146,7 +146,8 @@ def _image_shape(path, image_shape, patches, patch_shape):
         what = "without token mixing" if patches is None else f"its {patches} patches are no square"
         raise InputError(
             f"{path}: {what} grid, so the file cannot tell the shape of its images; load_mixer and "
-            f"train.py take it as image_shape"
+            f"train.py take it as image_shape; convert with --image_shape writes a folder that has "
+            f"it"
         )
     count = f", and there are {patches} of them" if patches else ""
     raise InputError(

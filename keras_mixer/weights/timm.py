@@ -148,7 +148,10 @@ def _read_config(config):
     """Returns (values, source): those values of a config.json that we know, as a dict."""
     if config.stat().st_size > _LARGEST_JSON:
         raise ValueError("it is too large")
-    values = json.loads(config.read_text()).get("pretrained_cfg", {})
+    content = json.loads(config.read_text())
+    values = content.get("pretrained_cfg", content)  # older files have the values themselves
+    if not isinstance(values, dict):
+        raise ValueError("its pretrained_cfg is no object")
     known = {name: values[name] for name in _ASSUMED if values.get(name) is not None}
     source = f"{LAYOUT.source} as its config.json has it"
     return known, source if len(known) == len(_ASSUMED) else f"{source} ({_assumed(known)})"
