@@ -491,7 +491,7 @@ def test_the_image_shape_given_is_taken_where_it_fits(tmp_path, name):
     np.testing.assert_allclose(loaded(images), model(images), atol=1e-5)
     assert load_mixer(path, (24, 24)).input_shape == (None, 24, 24, 2), "adapted from 16×16"
     for wrong, message in (
-        (64, "image_shape: expected two positive"),
+        ((64,), "image_shape: expected two positive"),
         ((8, 30), "does not divide"),
     ):
         with pytest.raises(InputError, match=message):

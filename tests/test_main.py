@@ -216,7 +216,7 @@ def test_predict_with_a_run(command, run, trained, tmp_path, write_image):
     ("line", "message"),
     [
         ("evaluate", "expected exactly one RUN or checkpoint, received 0"),
-        ("evaluate nowhere", "nowhere: not a run directory"),
+        ("evaluate nowhere", "nowhere: no such run"),
         ("evaluate {run} --output=no/where.json", "--output=no/where.json"),
         ("predict {run}", "expected a run and at least one image"),
         ("predict nowhere x.png", "nowhere: no such checkpoint"),
