@@ -1,5 +1,6 @@
 """Tests `keras_mixer/training/fit.py`: exact runs, which go on as if never interrupted."""
 
+import itertools
 import os
 import shutil
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -18,9 +20,11 @@ import keras_mixer.training.fit as fit_module
 import keras_mixer.training.open_run as open_module
 from keras_mixer import Config, InputError, RunError, fit
 from keras_mixer.data.sources import open_dataset
+from keras_mixer.training import callbacks
 from keras_mixer.training.callbacks import use_ema_weights
 from keras_mixer.training.checkpoints import newest_checkpoint
 from keras_mixer.training.optimizers import ema_variables
+from keras_mixer.training.progress import Progress
 from keras_mixer.training.signals import Interrupted
 from keras_mixer.weights import model_folder
 
@@ -312,15 +316,32 @@ def test_a_pretrained_file_is_read_once_and_its_arrays_are_released(config, trai
     assert paths == [str(start)]
 
 
+@pytest.mark.parametrize("steps_per_epoch, said", [(100, "2 min an epoch, 17 min"), (4, None)])
+def test_the_time_of_a_long_run_is_said_before_its_first_epoch_ends(
+    monkeypatch, capsys, steps_per_epoch, said
+):
+    clock = itertools.count()  # a second per step
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    run = SimpleNamespace(total_steps=1000, steps_per_epoch=steps_per_epoch)
+    bar = SimpleNamespace(disable=True, add_task=lambda *_, **__: 0)
+    progress = Progress()
+    watcher = callbacks.ProgressBar(run, progress, bar)
+    for progress.step in range(1, 20):
+        watcher.on_train_batch_end(progress.step)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "first step done after 1.0 s, compilation included"
+    assert lines[1:] == ([f"about {said} in all"] if said else [])
+
+
 # === In processes of their own ===
 
 
 def test_killed_runs_end_as_if_nothing_had_happened():
-    """Two kills after the first step; `python tools/kill_runs.py --kills=20` does more."""
-    command = [sys.executable, ROOT / "tools" / "kill_runs.py", "--kills=2"]
+    """A kill after the first step; `python tools/kill_runs.py --kills=20` does more."""
+    command = [sys.executable, ROOT / "tools" / "kill_runs.py", "--kills=1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "kills 2, " in done.stdout
+    assert "kills 1, " in done.stdout
 
 
 @pytest.mark.usefixtures("default_signals")
