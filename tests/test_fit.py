@@ -355,5 +355,5 @@ def test_a_signalled_process_saves_and_tells_how_to_go_on(tmp_path, number, stat
     process.send_signal(number)
     said = process.communicate(timeout=120)[1]
     assert process.returncode == status
-    assert "to continue: python train.py" in said
+    assert f"to continue: python {ROOT / 'train.py'} --depth=2" in said
     assert newest_checkpoint(tmp_path / "run" / "checkpoints").step > 0
