@@ -52,6 +52,7 @@ def test_blocks_parse_and_every_flag_in_them_exists(mark, block):
             resolve(config, data_of(CLASSES, 3))
 
 
+@pytest.mark.slow
 def test_marked_blocks_run(tmp_path):
     """They run in order and in one folder, as a reader would type them."""
     for name in ("train.py", "flags"):

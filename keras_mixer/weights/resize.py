@@ -15,7 +15,7 @@ lies on, weighted by the length they share; the other matrix is the pseudo-inver
 back changes nothing: `D @ U = 1` if the grid grows, and a field of tokens that was enlarged is
 mixed exactly as before. For whole factors these are nearest neighbors and box means. Rows of both
 sum to 1, so constant fields stay constant. (With bilinear matrices in both directions, every mixing
-would blur: results/resize.md.)
+would blur: up to 17 points less accuracy before training on Fashion-MNIST.)
 
 Tiled (paper, appendix C): a grid that grows by integer factors is divided into tiles of the old
 grid, each mixed by a copy of the old weights. Weights between tiles are zero, so that tiles do not
