@@ -466,7 +466,9 @@ def test_what_is_no_image_is_refused_in_one_line(model, name):
 def test_damaged_images_are_named(model, images):
     with pytest.raises(InputError, match=r"images/truncated.png: truncated$"):
         keras_mixer.predict(model, [images / "0.png", images / "truncated.png"])
-    with pytest.raises(InputError, match=r"images/deep: expected an image, received a folder of 1; give their paths$"):
+    with pytest.raises(
+        InputError, match="images/deep: expected an image, received a folder of 1; give"
+    ):
         keras_mixer.predict(model, images / "deep")
     (images / "half.jpg").write_bytes((images / "deep" / "big.jpg").read_bytes()[:-300])
     with (
