@@ -5,7 +5,6 @@ Exit status: 0 done, 1 a run failed, 2 wrong input, 130 and 143 stopped by a sig
 
 import contextlib
 import dataclasses
-import difflib
 import importlib.metadata
 import inspect
 import os
@@ -16,6 +15,7 @@ import sys
 
 from keras_mixer.commands.table import COMMANDS
 from keras_mixer.config.command_line import describe, parse
+from keras_mixer.config.options import nearest
 from keras_mixer.console import VERBOSITIES, printable, say, set_verbosity
 from keras_mixer.errors import InputError, RunError
 from keras_mixer.training.signals import Interrupted
@@ -38,10 +38,9 @@ def main(arguments=None):
     set_verbosity(VERBOSITIES["info"])
     with _exit_statuses(name, rest) as ending:
         if name not in COMMANDS:
-            near = difflib.get_close_matches(name, COMMANDS, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
             raise InputError(
-                f"no such command: {name}, expected one of {', '.join(COMMANDS)}{hint}"
+                f"no such command: {name}, expected one of {', '.join(COMMANDS)}"
+                f"{nearest(name, COMMANDS)}"
             )
         ending.status = _run(name, rest)
     return ending.status

@@ -54,6 +54,11 @@ def write_through(path, content):
         write_atomically(Path(os.path.realpath(path)), content)
 
 
+def nearest_existing(folder):
+    """Returns the folder, a `Path`, or the nearest one above it that exists."""
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
+
+
 def is_special(path):
     """Returns whether a path leads to something that is no regular file, such as a device."""
     return os.path.exists(path) and not os.path.isfile(path)

@@ -15,6 +15,7 @@ from keras_mixer.studies.transfer import (
     FINE_TUNED,
     SCRATCH,
     Result,
+    _has_validation,
     _validation_accuracy,
     as_table,
     study_transfer,
@@ -174,10 +175,11 @@ def test_learning_rates_are_compared_by_the_weights_that_final_runs_keep(
         for split in ("train", "val", "test"):
             shutil.copytree(folder, tmp_path / "split" / split)
     data = tmp_path / "split" if own_split else folder
-    config = Config(dataset="folder", data_dir=str(data))
+    config = Config(dataset="folder", data_dir=str(data), validation_fraction=0.0)
     (tmp_path / "history.csv").write_text("epoch,val_accuracy\n1,0.75\n2,0.5\n")
     run = SimpleNamespace(config=config, directory=tmp_path, scores={"validation": {"top1": 0.75}})
-    assert _validation_accuracy(run) == (0.75 if own_split else 0.5)
+    assert _has_validation(config) == own_split
+    assert _validation_accuracy(run, own_split) == (0.75 if own_split else 0.5)
 
 
 def test_one_learning_rate_leaves_nothing_to_choose(preset, tmp_path, counted):

@@ -56,9 +56,8 @@ def _standard_input():
         return [io.BytesIO(content)]
     separator = rb"\0" if b"\0" in content else rb"\r?\n"
     names = [os.fsdecode(name) for name in re.split(separator, content) if name.strip()]
-    if (
-        not names or b"\0\0" in content or max(map(len, names)) > MOST_NAME
-    ):  # two of them are in most files, but in no list
+    # Two NULs in a row are in most files, but in no list.
+    if not names or b"\0\0" in content or max(map(len, names)) > MOST_NAME:
         raise InputError(
             f"-: expected on standard input a JPEG, PNG, BMP, WebP or GIF image, or names of "
             f"images, one per line; received {'something else' if names else 'nothing'}"

@@ -1,8 +1,8 @@
 """Presets: the flagfiles in flags/, by name. They are part of an installed package, too."""
 
-import difflib
 from pathlib import Path
 
+from keras_mixer.config.options import nearest
 from keras_mixer.errors import InputError
 
 _PACKAGE = Path(__file__).parents[1]
@@ -27,7 +27,6 @@ def preset_path(name):
     """
     names = preset_names()
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = nearest(name, names)
         raise InputError(f"--preset={name}: expected one of {', '.join(names)}{hint}")
     return preset_folder() / f"{name}.flags"

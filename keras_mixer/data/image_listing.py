@@ -16,16 +16,7 @@ from keras_mixer.errors import path_errors
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif")  # may differ from the format
 # Of images that are not decoded; they are left out with a warning.
 OTHER_SUFFIXES = (
-    ".tif",
-    ".tiff",
-    ".heic",
-    ".heif",
-    ".avif",
-    ".jp2",
-    ".jxl",
-    ".svg",
-    ".psd",
-    ".dng",
+    *(".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".svg", ".psd", ".dng"),
 )
 MISSING, SEVERAL = -1, -2  # in place of indices, see `find_images`
 
@@ -75,10 +66,8 @@ def list_images(directory, folders=("",)):
     start = len(os.path.join(directory, b""))
     names, sizes, mtimes, folder_of = [], array("q"), array("q"), array("q")
     left_out = collections.Counter()
-    for index, entry in console.track(_entries_in(directory, folders), "listing images"):
-        if not has_image_suffix(entry.name):
-            left_out[_suffix(entry.name)] += 1
-            continue
+    entries = _entries_in(directory, folders, left_out)
+    for index, entry in console.track(entries, "listing images"):
         size, mtime = _size_and_time(entry)
         names.append(entry.path[start:])
         sizes.append(size)
@@ -94,14 +83,16 @@ def list_images(directory, folders=("",)):
     return listing.take(order), np.array(folder_of)[order]
 
 
-def _entries_in(directory, folders):
+def _entries_in(directory, folders, left_out):
     for index, folder in enumerate(folders):
-        for entry in _image_entries(os.path.join(directory, os.fsencode(folder))):
+        for entry in _image_entries(os.path.join(directory, os.fsencode(folder)), left_out):
             yield index, entry
 
 
-def _image_entries(folder):
-    """Yields the directory entries of images in a folder and its subfolders, decodable or not.
+def _image_entries(folder, left_out):
+    """Yields the directory entries of the image files in a folder and its subfolders.
+
+    Images of other formats are counted in `left_out`, by suffix.
 
     Links to files count as files; links to folders are not followed, since they may be circular.
     """
@@ -110,17 +101,18 @@ def _image_entries(folder):
             if entry.name.startswith(b"."):
                 continue
             if entry.is_dir(follow_symlinks=False):
-                yield from _image_entries(entry.path)
-            elif _suffix(entry.name) in _LISTED and not entry.is_dir():
+                yield from _image_entries(entry.path, left_out)
+                continue
+            suffix = _suffix(entry.name)
+            if suffix in IMAGE_SUFFIXES and not entry.is_dir():
                 yield entry
+            elif suffix in OTHER_SUFFIXES and not entry.is_dir():
+                left_out[suffix] += 1
 
 
 def has_image_suffix(name):
     """Returns whether a file name, as bytes, has the suffix of an image."""
     return _suffix(name) in IMAGE_SUFFIXES
-
-
-_LISTED = {*IMAGE_SUFFIXES, *OTHER_SUFFIXES}
 
 
 def _suffix(name):

@@ -148,7 +148,8 @@ class Dataset:
 
     def split_to_score(self, name=None):
         """Returns the name of the split to score: as given, or test, or validation without it."""
-        return name or ("validation" if self.test is None and self.validation else "test")
+        without_test = self.test is None and self.validation is not None
+        return name or ("validation" if without_test else "test")
 
     def split(self, name):
         """Returns the split called `train`, `validation` or `test`.

@@ -14,6 +14,7 @@ from keras_mixer.preprocessing.input_pipeline import (
     broken_images_named,
     evaluation_batches,
 )
+from keras_mixer.training.losses import check_finite
 from keras_mixer.weights import model_folder
 from keras_mixer.weights.load import build_pretrained, load_mixer
 
@@ -60,10 +61,8 @@ def evaluate_weights(pretrained, path, dataset, split_name=None, batch_size=EVAL
         InputError: If the data have other classes or channels, or no such split.
     """
     name, split = _split_to_score(dataset, split_name)
-    split, spec = (
-        _with_channels(split, pretrained.spec.architecture.channels, path),
-        pretrained.spec,
-    )
+    spec = pretrained.spec
+    split = _with_channels(split, spec.architecture.channels, path)
     index_of = _model_classes(spec, dataset.class_names, path)
     if spec.class_names is None:
         spec = spec.replace(class_names=dataset.class_names)
@@ -144,8 +143,7 @@ def score(logits, labels, spec):
     """
     if not len(labels):
         raise InputError("there are no images to score")
-    if not np.isfinite(logits).all():
-        raise InputError("the model's outputs are not finite, so its weights are damaged")
+    check_finite(logits)
     classes = np.arange(len(spec.names))
     ranked = np.argsort(-logits, axis=1, kind="stable")
     predicted = ranked[:, 0]

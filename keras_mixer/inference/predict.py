@@ -16,7 +16,7 @@ from keras_mixer.data.image_listing import list_images
 from keras_mixer.errors import InputError, some_of
 from keras_mixer.inference.read_image import as_list, read_image, refuse_unreadable
 from keras_mixer.preprocessing.input_pipeline import EVALUATION_BATCH_SIZE
-from keras_mixer.training.losses import PROBABILITIES
+from keras_mixer.training.losses import PROBABILITIES, check_finite
 from keras_mixer.training.run import Run
 from keras_mixer.weights.load import load_mixer
 
@@ -161,8 +161,7 @@ def classify(model, images):
         arrays = [read_image(image, model.spec) for image in batch]
         readable = [array for array in arrays if not isinstance(array, str)]
         logits = model.predict_on_batch(np.stack(readable)) if readable else np.empty((0, 2))
-        if not np.isfinite(logits).all():
-            raise InputError("the model's outputs are not finite, so its weights are damaged")
+        check_finite(logits)
         rows = iter(np.asarray(probabilities(logits.astype(np.float64))))
         for image, array in zip(batch, arrays, strict=True):
             yield image, array if isinstance(array, str) else next(rows)

@@ -69,12 +69,9 @@ def _read_file(path, channels):
         raise InputError("no such file")
     if os.path.isdir(path):
         held = len(list_images(path)[0])
-        wrong = (
-            "the folder has no images"
-            if not held
-            else (f"expected an image, received a folder of {held}; give their paths")
-        )
-        raise InputError(wrong)
+        if not held:
+            raise InputError("the folder has no images")
+        raise InputError(f"expected an image, received a folder of {held}; give their paths")
     if problem := check_image_file(path):
         raise InputError(problem)
     return _decode(tf.io.read_file(os.fsencode(path)), channels)

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from keras_mixer.errors import InputError, some_of
+from keras_mixer.files import nearest_existing
 from keras_mixer.weights import model_folder
 
 EXTRA = "assets.extra"
@@ -39,7 +40,7 @@ def check_target(export_dir, name, spec):
 
 
 def _check_writable(folder, given):
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    existing = nearest_existing(folder)
     try:
         with tempfile.TemporaryFile(dir=existing):
             return

@@ -255,7 +255,6 @@ class Preprocessing:
                 f"eval_crop={crop!r:.60}: expected 0, or a number from {SMALLEST_CROP} to 1; every "
                 f"image is enlarged by its inverse"
             )
-
         if self.interpolation not in INTERPOLATIONS:
             raise InputError(
                 f"interpolation={self.interpolation!r:.60}: expected one of "

@@ -89,7 +89,7 @@ def study_resizing(directories, shapes, num_steps, output_dir):
             method: [_trained(jobs, run, shape, method, num_steps, output_dir) for run in runs]
             for method in ((*methods, SCRATCH) if num_steps else ())
         }
-        lines.append(_row(runs[0], shape, untrained, trained, num_steps))
+        lines.append(_row(runs[0], shape, untrained, trained))
     machines = made_on(run.directory for run in runs)
     table = [*_intro(runs), *_header(num_steps), *lines, "", _SAME_GRID, "", *machines]
     return "\n".join(table) + "\n"
@@ -171,12 +171,12 @@ def _header(num_steps):
     return [f"| {' | '.join(cells)} |", "|---" * len(cells) + "|"]
 
 
-def _row(run, shape, untrained, trained, num_steps):
+def _row(run, shape, untrained, trained):
     def cells_of(scores, methods):
         return [spread([100 * score for score in scores.get(method, [])]) for method in methods]
 
     grid = resized_architecture(run.spec.architecture, *shape, "interpolate").grid
     cells = [str(shape), "×".join(map(str, grid)), *cells_of(untrained, METHODS)]
-    if num_steps:
+    if trained:
         cells += cells_of(trained, (*METHODS, SCRATCH))
     return f"| {' | '.join(cells)} |"

@@ -98,6 +98,8 @@ def _train_arm(jobs, arm, config, lrs, seeds, output_dir):
     name, start = arm
     folder = output_dir / name / start.replace(" ", "-")
     config = dataclasses.replace(config, eval_split=None, export=False, overwrite=False)
+    whole = dataclasses.replace(config, validation_fraction=0.0)
+    own_split = len(lrs) > 1 and _has_validation(whole)
     choice = {}
     for lr in lrs if len(lrs) > 1 else ():
         tried = dataclasses.replace(
@@ -108,10 +110,10 @@ def _train_arm(jobs, arm, config, lrs, seeds, output_dir):
             output_dir=str(folder / f"lr-{lr:g}"),
         )
         run = jobs.run(f"{name}, {start}, lr {lr:g}", tried)
-        choice[lr] = _validation_accuracy(run)
+        choice[lr] = _validation_accuracy(run, own_split)
     best = max(choice, key=choice.get) if choice else lrs[0]
     # As in the paper, the final runs are trained on the held-out images, too.
-    config = dataclasses.replace(config, lr=best, validation_fraction=0.0)
+    config = dataclasses.replace(whole, lr=best)
     runs = []
     for seed in seeds:  # the rate is in the path, so that a later call may try other rates
         directory = folder / f"lr-{best:g}-seed-{seed}"
@@ -120,10 +122,17 @@ def _train_arm(jobs, arm, config, lrs, seeds, output_dir):
     return Result(name, start, choice, best, runs)
 
 
-def _validation_accuracy(run):
-    """Returns that of the weights that the final runs will keep, on the images held out."""
-    whole = open_dataset(**run.config.dataset_options() | {"validation_fraction": 0.0})
-    if whole.validation is not None:  # the data's own split, by which the final runs choose, too
+def _has_validation(config):
+    return open_dataset(**config.dataset_options()).validation is not None
+
+
+def _validation_accuracy(run, own_split):
+    """Returns that of the weights that the final runs will keep, on the images held out.
+
+    Those of the best epoch if the data have a validation split of their own, by which the final
+    runs choose, too; else the last ones.
+    """
+    if own_split:
         return run.scores["validation"]["top1"]
     return float(read_history(run.directory)[-1]["val_accuracy"])
 

@@ -17,7 +17,7 @@ from safetensors.numpy import load
 
 from keras_mixer import console
 from keras_mixer.errors import RunError
-from keras_mixer.files import flush_folder, pack, write_durably
+from keras_mixer.files import flush_folder, nearest_existing, pack, write_durably
 
 KEPT = 2
 ARRAYS, PROGRESS, MANIFEST = "arrays.safetensors", "progress.json", "manifest.json"
@@ -103,8 +103,7 @@ def check_space(directory, size):
     """
     needed = (KEPT + 1 + 2) * size  # with the next one beside those kept
     held = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
-    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(nearest_existing(directory)).free
     if free + held < needed:
         raise RunError(
             f"--output_dir={directory}: {needed:,} bytes are needed for checkpoints and weights, "

@@ -1,7 +1,10 @@
 """Losses: softmax cross-entropy, and sigmoid cross-entropy summed over the classes."""
 
 import keras
+import numpy as np
 from keras import ops
+
+from keras_mixer.errors import InputError
 
 
 @keras.saving.register_keras_serializable(package="keras_mixer")
@@ -28,3 +31,9 @@ KERAS_LOSSES = {
 }
 
 PROBABILITIES = {"softmax": ops.softmax, "sigmoid": ops.sigmoid}
+
+
+def check_finite(logits):
+    """Raises an `InputError` if a logit of an array is NaN or infinite."""
+    if not np.isfinite(logits).all():
+        raise InputError("the model's outputs are not finite, so its weights are damaged")

@@ -14,6 +14,11 @@ from keras_mixer.errors import InputError
 
 MEMBERS = 16384  # H/14, the largest Mixer of the paper, has 390 tensors
 _DIRECTORY = 4 << 20  # bytes
+# What zipfile and zlib raise; RuntimeErrors include that of an unknown compression.
+_DAMAGE = (
+    *(OSError, ValueError, EOFError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+)
 _EXPANSION, _SLACK = 20, 64 << 20  # weights hardly compress
 _END, _END64 = struct.Struct("<4s4H2LH"), struct.Struct("<4sQ2H2L4Q4sLQL")
 
@@ -41,11 +46,7 @@ def open_archive(path, noun):
                 yield archive, _check_members(archive.infolist(), count, size)
     except InputError:
         raise
-    # All that zipfile and zlib raise; NotImplementedError: an unknown compression.
-    except (
-        *(OSError, ValueError, EOFError, RuntimeError, NotImplementedError),
-        *(zipfile.BadZipFile, zlib.error, struct.error),
-    ) as error:
+    except _DAMAGE as error:
         raise InputError(f"{path}: not {noun}, or a damaged one ({error!s:.300})") from error
 
 
