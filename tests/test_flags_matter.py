@@ -98,17 +98,23 @@ def test_flag_changes_no_bit_of_the_result(base, tmp_path_factory, name, value):
     assert same(weights(tmp_path_factory, **{name: value}), base)
 
 
+GPU = bool(tf.config.list_physical_devices("GPU"))
+
+
 @pytest.mark.parametrize(
-    ("jit", "precision", "compiled"),
+    ("jit", "precision", "compiled", "fast"),
     [
-        ("true", "float32", True),
-        ("false", "float32", False),
-        ("auto", "float32", True),
-        ("auto", "bfloat16", bool(tf.config.list_physical_devices("GPU"))),
-        ("true", "bfloat16", True),
+        ("true", "float32", True, False),
+        ("false", "float32", False, False),
+        ("auto", "float32", GPU, not GPU),
+        ("auto", "bfloat16", GPU, not GPU),
+        ("auto", "float16", GPU, False),
+        ("true", "bfloat16", True, False),
     ],
 )
-def test_jit_decides_on_compilation(base, tmp_path_factory, monkeypatch, jit, precision, compiled):
+def test_jit_decides_on_compilation(
+    base, tmp_path_factory, monkeypatch, jit, precision, compiled, fast
+):
     """It is compared on resume because its last bits may differ, not because more may."""
     models, fit_model = [], keras.Model.fit
     monkeypatch.setattr(
@@ -116,6 +122,7 @@ def test_jit_decides_on_compilation(base, tmp_path_factory, monkeypatch, jit, pr
     )
     found = weights(tmp_path_factory, jit=jit, precision=precision)
     assert models[0].jit_compile is compiled
+    assert bool(models[0].get_layer("mixer_block_0").train_call) is fast
     for name in [n for n in base if n.startswith("model/") and precision == "float32"]:
         np.testing.assert_allclose(found[name], base[name], atol=1e-3)
 

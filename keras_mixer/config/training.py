@@ -231,7 +231,10 @@ class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fiel
         choices=PRECISIONS,
     )
     jit: str = option(
-        "auto", "Compile with XLA. auto: yes, but on a CPU only float32.", choices=JIT_MODES
+        "auto",
+        "Compile the whole step with XLA. auto: on a GPU; on a CPU, only the mixer layers' "
+        "element-wise operations, around oneDNN's matrix products.",
+        choices=JIT_MODES,
     )
     seed: int = option(0, "Random seed: initial weights, order, augmentation, dropout.", **SEED)
 

@@ -22,6 +22,7 @@ from keras_mixer.preprocessing.input_pipeline import (
 from keras_mixer.training.accumulation import accumulate_gradients
 from keras_mixer.training.callbacks import Clock, EpochEnd, ProgressBar, Restoration, Saver
 from keras_mixer.training.checkpoints import check_space, newest_checkpoint
+from keras_mixer.training.fast_mixing import use_fast_mixing
 from keras_mixer.training.finetuning import describe_trained, freeze_backbone, layer_rates
 from keras_mixer.training.losses import KERAS_LOSSES
 from keras_mixer.training.open_run import open_run
@@ -131,6 +132,8 @@ def _initial_model(run, resumed):
         _assign_pretrained(run, model)
     if config.freeze == "backbone":
         freeze_backbone(model)
+    if _way(config) == "fast mixing":
+        use_fast_mixing(model)
     return accumulate_gradients(model, config.accumulation) if config.accumulation > 1 else model
 
 
@@ -180,17 +183,23 @@ def _compile(model, config, schedule):
         ),
         KERAS_LOSSES[config.loss](),
         metrics=[accuracy],
-        jit_compile=_jit(config),
+        jit_compile=_way(config) == "XLA",
         auto_scale_loss=False,  # build_optimizer does it
     )
     return [*model.metrics[0].variables, *accuracy.variables]
 
 
-def _jit(config):
-    """Returns whether to compile with XLA; auto: where it was measured to be faster."""
+def _way(config):
+    """Returns how a step is computed: "XLA", "fast mixing" or "no XLA".
+
+    With --jit=auto, what was measured to be fastest: on a CPU, `fast_mixing`, but for float16,
+    which it does not support.
+    """
     if config.jit != "auto":
-        return config.jit == "true"
-    return config.precision == "float32" or bool(tf.config.list_physical_devices("GPU"))
+        return "XLA" if config.jit == "true" else "no XLA"
+    if tf.config.list_physical_devices("GPU"):
+        return "XLA"
+    return "no XLA" if config.precision == "float16" else "fast mixing"
 
 
 def _last_state(run):
@@ -213,7 +222,7 @@ def _last_state(run):
 
 def _computed_by(config):
     accelerators = [device.name for device in tf.config.list_physical_devices("GPU")]
-    return f"{', '.join(accelerators) or 'CPU'}, {'XLA' if _jit(config) else 'no XLA'}"
+    return f"{', '.join(accelerators) or 'CPU'}, {_way(config)}"
 
 
 def _note_changes(run, progress):

@@ -1,0 +1,210 @@
+"""Mixer layers for training on a CPU: the same output and gradients as `MixerBlock`, but faster.
+
+Matrix products are TensorFlow's own (oneDNN, twice or more as fast as XLA's in bfloat16). All
+between them is a few functions compiled by XLA, which compute in float32 and write each result
+once. The gradients are written by hand, so that nothing is kept that they do not need.
+"""
+
+import functools
+
+import tensorflow as tf
+
+from keras_mixer.model.layers import LAYER_NORM_EPSILON, MixerBlock, activation_function
+
+_compiled = tf.function(jit_compile=True, autograph=False)
+
+
+def use_fast_mixing(model):
+    """Makes the mixer layers of a model compute by this module while they are trained.
+
+    Its weights, its configuration and its output in inference remain as they are.
+
+    Args:
+        model: `keras.Model` in float32 or mixed_bfloat16, on Keras's TensorFlow backend.
+    """
+    for layer in model.layers:
+        if isinstance(layer, MixerBlock):
+            layer.train_call = functools.partial(mix, layer)
+
+
+def mix(layer, inputs):
+    """Computes a mixer layer in training.
+
+    Dropout and stochastic depth draw the same numbers as the layer itself.
+
+    Args:
+        layer: `MixerBlock`, built.
+        inputs: tensor `(batch, patches, channels)` of the layer's compute type.
+
+    Returns:
+        A tensor of the same shape and type.
+    """
+    x = inputs
+    if layer.token_mixing:
+        x = _residual(x, layer.layer_norm_0, layer.tokens_mlp, layer.drop_path_0, tokens=True)
+    if layer.channel_mixing:
+        x = _residual(x, layer.layer_norm_1, layer.channels_mlp, layer.drop_path_1, tokens=False)
+    return x
+
+
+def _residual(inputs, norm, mlp, drop_path, tokens):
+    """Returns `inputs + drop_path(mlp(norm(inputs)))`, across patches if `tokens`."""
+    weights = [norm.gamma, norm.beta]
+    weights += [v for dense in (mlp.dense_0, mlp.dense_1) for v in (dense.kernel, dense.bias)]
+    masks = _draw_masks(inputs, mlp, drop_path, tokens)
+
+    @tf.custom_gradient
+    def compute(x, gamma, beta, kernel_0, bias_0, kernel_1, bias_1):
+        rows = _normalize(x, gamma, beta, tokens)  # (rows, features)
+        hidden = tf.matmul(rows, kernel_0)
+        active = _activate(hidden, bias_0, masks["hidden"], mlp.activation)
+        output = _add(x, tf.matmul(active, kernel_1), bias_1, masks["output"], tokens)
+
+        def backward(d):
+            d_rows = _to_rows(d, masks["output"], tokens)
+            d_active = tf.matmul(d_rows, kernel_1, transpose_b=True)
+            d_hidden = _activate_back(hidden, bias_0, masks["hidden"], d_active, mlp.activation)
+            d_normalized = tf.matmul(d_hidden, kernel_0, transpose_b=True)
+            dx, d_gamma, d_beta = _normalize_back(x, gamma, d_normalized, d, tokens)
+            return (
+                dx,
+                *(_sum_rows(d_gamma), _sum_rows(d_beta)),
+                *(tf.matmul(rows, d_hidden, transpose_a=True), _sum_rows(d_hidden)),
+                *(tf.matmul(active, d_rows, transpose_a=True), _sum_rows(d_rows)),
+            )
+
+        return output, backward
+
+    return compute(inputs, *map(tf.convert_to_tensor, weights))
+
+
+def _draw_masks(inputs, mlp, drop_path, tokens):
+    """Returns the factors of dropout and stochastic depth by place, None where there are none.
+
+    The layers draw them, by being applied to ones, in the order of `MixerBlock`.
+    """
+    batch, patches, channels = tf.unstack(tf.shape(inputs))
+    rows, features = (channels, inputs.shape[1]) if tokens else (patches, inputs.shape[2])
+    masks = {"hidden": None, "output": None}
+    if mlp.dropout:
+        shapes = {"hidden": (batch, rows, mlp.hidden_dim), "output": (batch, rows, features)}
+        layers = (mlp.dropout_0, mlp.dropout_1)
+        for (place, shape), layer in zip(shapes.items(), layers, strict=True):
+            masks[place] = layer(tf.ones(shape, inputs.dtype), training=True)
+    if drop_path.rate:
+        kept = drop_path(tf.ones((batch, 1, 1), inputs.dtype), training=True)
+        masks["output"] = kept if masks["output"] is None else kept * masks["output"]
+    return masks
+
+
+def _sum_rows(rows):
+    """Returns the sum of all rows, as a product: faster than a reduction."""
+    return tf.matmul(tf.ones((1, tf.shape(rows)[0]), rows.dtype), rows)[0]
+
+
+# === Compiled by XLA ===
+
+
+def _up(x):
+    return tf.cast(x, tf.float32)
+
+
+def _down(x, dtype):
+    """Rounds float32 to nearest even by integers: XLA's cast to bfloat16 is slower on a CPU.
+
+    Infinity and NaN remain, but for a NaN whose highest 17 mantissa bits are all set; no arithmetic
+    makes one.
+    """
+    if dtype != tf.bfloat16:
+        return tf.cast(x, dtype)
+    bits, half = tf.bitcast(x, tf.uint32), tf.constant(16, tf.uint32)
+    odd = tf.bitwise.bitwise_and(tf.bitwise.right_shift(bits, half), tf.constant(1, tf.uint32))
+    bits = tf.bitwise.right_shift(bits + odd + tf.constant(0x7FFF, tf.uint32), half)
+    return tf.bitcast(tf.cast(bits, tf.uint16), tf.bfloat16)
+
+
+def _mean(x):
+    """Returns the mean over the last axis, in two steps: XLA does not vectorize it in one."""
+    size = x.shape[-1]
+    if size % 16 == 0:
+        parts = tf.reshape(x, (*_shape(x)[:-1], size // 16, 16))
+        x = tf.reduce_mean(parts, axis=-2)
+    return tf.reduce_mean(x, axis=-1, keepdims=True)
+
+
+def _shape(x):
+    dynamic = tf.shape(x)
+    return [dynamic[i] if size is None else size for i, size in enumerate(x.shape)]
+
+
+def _standardize(x):
+    """Returns a tensor with mean 0 and variance 1 over the last axis, and the factor it took."""
+    centered = x - _mean(x)
+    factor = tf.math.rsqrt(_mean(centered * centered) + LAYER_NORM_EPSILON)
+    return centered * factor, factor
+
+
+def _swap(x, tokens):
+    return tf.transpose(x, (0, 2, 1)) if tokens else x
+
+
+def _flat(x):
+    return tf.reshape(x, (-1, x.shape[-1]))
+
+
+def _like(rows, x, tokens):
+    """Returns rows `(rows, features)` in the shape of `x`, `(batch, patches, channels)`."""
+    batch, patches, channels = _shape(x)
+    shape = (batch, channels, patches) if tokens else (batch, patches, channels)
+    return tf.reshape(rows, shape)
+
+
+@_compiled
+def _normalize(x, gamma, beta, tokens):
+    normalized, _ = _standardize(_up(x))
+    y = _down(normalized * _up(gamma) + _up(beta), x.dtype)
+    return _flat(_swap(y, tokens))
+
+
+@_compiled
+def _normalize_back(x, gamma, d_rows, d_skip, tokens):
+    """Returns the gradient of the input, and the terms whose row sums are those of gamma, beta."""
+    d = _swap(_like(d_rows, x, tokens), tokens)
+    normalized, factor = _standardize(_up(x))
+    inner = _up(d) * _up(gamma)
+    dx = (inner - _mean(inner) - normalized * _mean(inner * normalized)) * factor
+    terms = _down(_up(d) * normalized, x.dtype)
+    return _down(_up(d_skip) + dx, x.dtype), _flat(terms), _flat(d)
+
+
+@_compiled
+def _activate(hidden, bias, mask, activation):
+    y = activation_function(activation)(_up(hidden) + _up(bias))
+    return _down(_masked(y, mask), hidden.dtype)
+
+
+@_compiled
+def _activate_back(hidden, bias, mask, d, activation):
+    x = _up(hidden) + _up(bias)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = activation_function(activation)(x)
+    return _down(tape.gradient(y, x, output_gradients=_masked(_up(d), mask)), hidden.dtype)
+
+
+def _masked(rows, mask):
+    return rows if mask is None else rows * _flat(_up(mask))
+
+
+@_compiled
+def _add(x, rows, bias, mask, tokens):
+    y = _like(_up(rows) + _up(bias), x, tokens)
+    if mask is not None:
+        y = y * _up(mask)
+    return _down(_up(x) + _swap(y, tokens), x.dtype)
+
+
+@_compiled
+def _to_rows(d, mask, tokens):
+    rows = _swap(d, tokens)
+    return _flat(rows if mask is None else _down(_up(rows) * _up(mask), d.dtype))

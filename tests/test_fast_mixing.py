@@ -1,0 +1,147 @@
+"""Fast mixer layers against `MixerBlock`, the definition: output, gradients and random draws."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_mixer import build_mixer
+from keras_mixer.model.layers import MixerBlock
+from keras_mixer.training.fast_mixing import mix, use_fast_mixing
+
+SHAPE = (6, 9, 32)  # 9 patches: the mean over them cannot be taken in two steps
+RANDOM = {"dropout": 0.3, "stochastic_depth": 0.4}
+
+
+def build_layer(dtype="float32", **options):
+    """Returns a layer with random weights, also where its initial ones are zero."""
+    keras.utils.set_random_seed(3)
+    layer = MixerBlock(12, 40, dtype=dtype, **options)
+    layer.build(SHAPE)
+    random = np.random.default_rng(5)
+    for weight in layer.trainable_variables:
+        weight.assign(weight + 0.1 * random.normal(size=weight.shape))
+    return layer
+
+
+def outputs_and_gradients(layer, call, dtype="float32", signature=None):
+    """Returns a layer's output and its gradients for a random gradient from above, as arrays."""
+    random = np.random.default_rng(7)
+    x, above = (tf.constant(random.normal(2, 3, SHAPE), dtype) for _ in range(2))
+
+    @tf.function(input_signature=signature)
+    def compute(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = call(x)
+        return [y, *tape.gradient(y, [x, *layer.trainable_variables], output_gradients=above)]
+
+    return [np.asarray(tf.cast(value, tf.float32)) for value in compute(x)]
+
+
+def in_training(layer):
+    return lambda x: layer(x, training=True)
+
+
+def errors(expected, received):
+    """Returns the largest difference of every array, relative to the largest value."""
+    pairs = zip(expected, received, strict=True)
+    return [np.abs(a - b).max() / np.abs(a).max() for a, b in pairs]
+
+
+def both(dtype="float32", **options):
+    """Returns what the definition and the fast form give, from the same seeds."""
+    results = []
+    for fast in (False, True):
+        layer = build_layer(dtype, **options)
+        if fast:
+            layer.train_call = lambda x, layer=layer: mix(layer, x)
+        kind = "float32" if dtype == "float32" else "bfloat16"
+        results.append(outputs_and_gradients(layer, in_training(layer), kind))
+    return results
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"activation": "gelu_erf"},
+        {"activation": "relu"},
+        {"activation": "silu"},
+        {"activation": "tanh"},
+        {"dropout": 0.3},
+        {"stochastic_depth": 0.4},
+        RANDOM,
+        {"token_mixing": False},
+        {"channel_mixing": False, **RANDOM},
+    ],
+    ids=str,
+)
+def test_output_and_gradients_are_the_layers(options):
+    definition, fast = both(**options)
+    assert max(errors(definition, fast)) < 1e-5
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_erf", "relu"])
+def test_in_bfloat16_it_is_as_near_to_float32_as_the_layer(activation):
+    exact, _ = both(activation=activation)
+    values = both("mixed_bfloat16", activation=activation)
+    definition, fast = (errors(exact, v) for v in values)
+    assert np.mean(fast) <= np.mean(definition)
+    assert activation == "relu" or max(fast) < 0.03  # its derivative jumps
+
+
+def test_random_draws_are_the_layers_in_bfloat16():
+    """They differ from those in float32, since Keras draws in the type of the values."""
+    definition, fast = both("mixed_bfloat16", **RANDOM)
+    assert max(errors(definition, fast)) < 0.1
+
+
+def test_random_masks_matter():
+    """Guards the tests above: without dropout or stochastic depth, results are far away."""
+    for options in ({"dropout": 0.3}, {"stochastic_depth": 0.4}):
+        assert max(errors(both()[1], both(**options)[1])) > 0.1
+
+
+def test_batch_size_may_be_unknown():
+    layer = build_layer(**RANDOM)
+    known = outputs_and_gradients(layer, lambda x: mix(layer, x))
+    layer = build_layer(**RANDOM)
+    signature = [tf.TensorSpec((None, *SHAPE[1:]), tf.float32)]
+    unknown = outputs_and_gradients(layer, lambda x: mix(layer, x), signature=signature)
+    assert max(errors(known, unknown)) < 1e-6
+
+
+def test_nan_and_infinity_survive_rounding():
+    layer = build_layer("mixed_bfloat16")
+    for value in (np.nan, np.inf, -np.inf):
+        x = np.zeros(SHAPE, np.float32)
+        x[2, 3, 4] = value
+        y = np.asarray(tf.cast(mix(layer, tf.constant(x, tf.bfloat16)), tf.float32))
+        assert not np.isfinite(y[2]).all() and np.isfinite(y[:2]).all()
+
+
+def test_a_model_in_use_is_saved_and_infers_as_before(tmp_path):
+    model = build_mixer((8, 8), (2, 2), channels=1, depth=2, dim=16, num_classes=3, dropout=0.1)
+    images = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype("float32")
+    before = model.predict(images, verbose=0)
+    use_fast_mixing(model)
+    assert all(layer.train_call for layer in model.layers if isinstance(layer, MixerBlock))
+    np.testing.assert_array_equal(model.predict(images, verbose=0), before)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(loaded.predict(images, verbose=0), before, rtol=1e-6)
+
+
+def test_a_whole_model_learns_the_same():
+    losses = []
+    for fast in (False, True):
+        keras.utils.set_random_seed(1)
+        model = build_mixer((8, 8), (2, 2), channels=1, depth=2, dim=16, num_classes=3, **RANDOM)
+        if fast:
+            use_fast_mixing(model)
+        model.compile(keras.optimizers.AdamW(0.01), "mse", jit_compile=False)
+        random = np.random.default_rng(0)
+        x, y = random.normal(size=(32, 8, 8, 1)), random.normal(size=(32, 3))
+        losses.append(model.fit(x, y, 8, epochs=3, shuffle=False, verbose=0).history["loss"])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
