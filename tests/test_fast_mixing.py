@@ -34,7 +34,9 @@ def outputs_and_gradients(layer, call, dtype="float32", signature=None):
         with tf.GradientTape() as tape:
             tape.watch(x)
             y = call(x)
-        return [y, *tape.gradient(y, [x, *layer.trainable_variables], output_gradients=above)]
+        gradients = tape.gradient(y, [x, *layer.trainable_variables], output_gradients=above)
+        assert {gradient.dtype for gradient in gradients[1:]} == {tf.float32}, "as the weights"
+        return [y, *gradients]
 
     return [np.asarray(tf.cast(value, tf.float32)) for value in compute(x)]
 

@@ -68,7 +68,7 @@ def _residual(inputs, norm, mlp, drop_path, tokens):
             dx, d_gamma, d_beta = _normalize_back(x, gamma, d_normalized, d, tokens)
             return (
                 dx,
-                *(_sum_rows(d_gamma), _sum_rows(d_beta)),
+                *(tf.cast(_sum_rows(d), gamma.dtype) for d in (d_gamma, d_beta)),
                 *(tf.matmul(rows, d_hidden, transpose_a=True), _sum_rows(d_hidden)),
                 *(tf.matmul(active, d_rows, transpose_a=True), _sum_rows(d_rows)),
             )
