@@ -1,4 +1,4 @@
-"""Mixer layers for training on a CPU: the same output and gradients as `MixerBlock`, but faster.
+"""Mixer layers on a CPU: the same output and gradients as `MixerBlock`, but faster.
 
 Matrix products are TensorFlow's own (oneDNN, twice or more as fast as XLA's in bfloat16). All
 between them is a few functions compiled by XLA, which compute in float32 and write each result
@@ -15,43 +15,49 @@ _compiled = tf.function(jit_compile=True, autograph=False)
 
 
 def use_fast_mixing(model):
-    """Makes the mixer layers of a model compute by this module while they are trained.
+    """Makes the mixer layers of a model compute by this module.
 
-    Its weights, its configuration and its output in inference remain as they are.
+    Its weights and its configuration remain as they are; what is saved and loaded again computes
+    by `MixerBlock`.
 
     Args:
         model: `keras.Model` in float32 or mixed_bfloat16, on Keras's TensorFlow backend.
     """
     for layer in model.layers:
         if isinstance(layer, MixerBlock):
-            layer.train_call = functools.partial(mix, layer)
+            layer.fast_call = functools.partial(mix, layer)
 
 
-def mix(layer, inputs):
-    """Computes a mixer layer in training.
+def mix(layer, inputs, training):
+    """Computes a mixer layer.
 
     Dropout and stochastic depth draw the same numbers as the layer itself.
 
     Args:
         layer: `MixerBlock`, built.
         inputs: tensor `(batch, patches, channels)` of the layer's compute type.
+        training: bool. Whether to apply dropout and stochastic depth.
 
     Returns:
         A tensor of the same shape and type.
     """
     x = inputs
     if layer.token_mixing:
-        x = _residual(x, layer.layer_norm_0, layer.tokens_mlp, layer.drop_path_0, tokens=True)
+        branch = (layer.layer_norm_0, layer.tokens_mlp, layer.drop_path_0)
+        x = _residual(x, *branch, tokens=True, training=training)
     if layer.channel_mixing:
-        x = _residual(x, layer.layer_norm_1, layer.channels_mlp, layer.drop_path_1, tokens=False)
+        branch = (layer.layer_norm_1, layer.channels_mlp, layer.drop_path_1)
+        x = _residual(x, *branch, tokens=False, training=training)
     return x
 
 
-def _residual(inputs, norm, mlp, drop_path, tokens):
+def _residual(inputs, norm, mlp, drop_path, tokens, training):
     """Returns `inputs + drop_path(mlp(norm(inputs)))`, across patches if `tokens`."""
     weights = [norm.gamma, norm.beta]
     weights += [v for dense in (mlp.dense_0, mlp.dense_1) for v in (dense.kernel, dense.bias)]
-    masks = _draw_masks(inputs, mlp, drop_path, tokens)
+    masks = {"hidden": None, "output": None}
+    if training:
+        masks |= _draw_masks(inputs, mlp, drop_path, tokens)
 
     @tf.custom_gradient
     def compute(x, gamma, beta, kernel_0, bias_0, kernel_1, bias_1):
@@ -79,13 +85,13 @@ def _residual(inputs, norm, mlp, drop_path, tokens):
 
 
 def _draw_masks(inputs, mlp, drop_path, tokens):
-    """Returns the factors of dropout and stochastic depth by place, None where there are none.
+    """Returns the factors of dropout and stochastic depth, by place.
 
     The layers draw them, by being applied to ones, in the order of `MixerBlock`.
     """
     batch, patches, channels = tf.unstack(tf.shape(inputs))
     rows, features = (channels, inputs.shape[1]) if tokens else (patches, inputs.shape[2])
-    masks = {"hidden": None, "output": None}
+    masks = {}
     if mlp.dropout:
         shapes = {"hidden": (batch, rows, mlp.hidden_dim), "output": (batch, rows, features)}
         layers = (mlp.dropout_0, mlp.dropout_1)
@@ -93,7 +99,7 @@ def _draw_masks(inputs, mlp, drop_path, tokens):
             masks[place] = layer(tf.ones(shape, inputs.dtype), training=True)
     if drop_path.rate:
         kept = drop_path(tf.ones((batch, 1, 1), inputs.dtype), training=True)
-        masks["output"] = kept if masks["output"] is None else kept * masks["output"]
+        masks["output"] = kept * masks["output"] if masks else kept
     return masks
 
 
