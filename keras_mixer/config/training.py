@@ -232,8 +232,8 @@ class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fiel
     )
     jit: str = option(
         "auto",
-        "Compile the whole step with XLA. auto: on a GPU; on a CPU, only the mixer layers' "
-        "element-wise operations, around oneDNN's matrix products.",
+        "Compile the whole step with XLA. auto: on a GPU; on a CPU, each batch is computed in "
+        "parts side by side, with XLA between oneDNN's matrix products.",
         choices=JIT_MODES,
     )
     seed: int = option(0, "Random seed: initial weights, order, augmentation, dropout.", **SEED)

@@ -159,8 +159,6 @@ class MixerBlock(keras.layers.Layer):
         Paper section 2, figure 1; `MixerBlock` of the official Flax code.
     """
 
-    fast_call = None  # function (inputs, training) that computes the same, if any
-
     def __init__(
         self,
         tokens_mlp_dim,
@@ -210,8 +208,6 @@ class MixerBlock(keras.layers.Layer):
         return StochasticDepth(self.stochastic_depth, dtype=self.dtype_policy, name=name)
 
     def call(self, inputs, training=None):
-        if self.fast_call:
-            return self.fast_call(inputs, training)
         x = inputs  # (batch, patches, channels)
         if self.token_mixing:
             y = ops.transpose(self.layer_norm_0(x), (0, 2, 1))  # (batch, channels, patches)

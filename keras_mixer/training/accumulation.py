@@ -4,26 +4,25 @@ Keras's `gradient_accumulation_steps` counts every part as a step of the learnin
 of the EMA (3.15.1), so both run too fast. Here `model.fit` and the optimizer see whole batches.
 """
 
-import keras
 import tensorflow as tf
 
 
-class AccumulatingModel(keras.Model):
-    """A functional model that sums the gradients of `parts` equal parts of every batch.
+class _Accumulation:
+    """Mixin: a functional model that sums the gradients of equal parts of every batch.
 
     The result equals that of the whole batch up to rounding. Random draws, as of dropout, differ.
     """
 
-    parts = 1
+    accumulated = 1
 
     def train_step(self, data):
         """Takes one optimizer step on a batch `(images, labels[, weights])`."""
         batch = [tensor for tensor in data if tensor is not None]
-        size = batch[0].shape[0] // self.parts
-        batch = [tf.reshape(t, (self.parts, size, *t.shape[1:])) for t in batch]
+        size = batch[0].shape[0] // self.accumulated
+        batch = [tf.reshape(t, (self.accumulated, size, *t.shape[1:])) for t in batch]
         loss, gradients, logits = self._add_up(batch, size)
         self.optimizer.apply_gradients(zip(gradients, self.trainable_weights, strict=True))
-        self._loss_tracker.update_state(loss, sample_weight=self.parts * size)
+        self._loss_tracker.update_state(loss, sample_weight=self.accumulated * size)
         x, y, *weights = (tf.reshape(t, (-1, *t.shape[2:])) for t in batch)
         return self.compute_metrics(x, y, logits, sample_weight=weights[0] if weights else None)
 
@@ -35,7 +34,10 @@ class AccumulatingModel(keras.Model):
             with tf.GradientTape() as tape:
                 y_pred = self(x, training=True)
                 sample_weight = weights[0] if weights else None
-                part = self._compute_loss(x, y, y_pred, sample_weight, training=True) / self.parts
+                part = (
+                    self._compute_loss(x, y, y_pred, sample_weight, training=True)
+                    / self.accumulated
+                )
                 scaled = self.optimizer.scale_loss(part)
             part_gradients = tape.gradient(scaled, self.trainable_weights)
             gradients = [a + b for a, b in zip(gradients, part_gradients, strict=True)]
@@ -46,22 +48,21 @@ class AccumulatingModel(keras.Model):
             tf.constant(0),
             tf.constant(0.0),
             [tf.zeros(w.shape, w.dtype) for w in self.trainable_weights],
-            tf.TensorArray(tf.float32, self.parts, element_shape=shape),
+            tf.TensorArray(tf.float32, self.accumulated, element_shape=shape),
         )
         state = tf.while_loop(
-            lambda index, *_: index < self.parts, add, state, parallel_iterations=1
+            lambda index, *_: index < self.accumulated, add, state, parallel_iterations=1
         )
         _, loss, gradients, logits = state
         return loss, gradients, tf.reshape(logits.stack(), (-1, shape[-1]))
 
 
 def accumulate_gradients(model, parts):
-    """Returns an `AccumulatingModel` that shares the layers and weights of a model.
+    """Returns a model that computes each batch in parts, and shares layers and weights of another.
 
     Args:
         model: functional `keras.Model`.
         parts: int. Number of parts; must divide the batch size.
     """
-    model_in_parts = AccumulatingModel(model.inputs, model.outputs, name=model.name)
-    model_in_parts.parts = parts
-    return model_in_parts
+    kind = type("AccumulatingModel", (_Accumulation, type(model)), {"accumulated": parts})
+    return kind(model.inputs, model.outputs, name=model.name)

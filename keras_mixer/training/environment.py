@@ -17,11 +17,12 @@ def environment():
         **{name: os.environ.get(name, "not set") for name in switches},
         "python": platform.python_version(),
         "cpu": _cpu_name(),
-        "cores": str(_cores()),
+        "cores": str(cores()),
     }
 
 
-def _cores():
+def cores():
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 

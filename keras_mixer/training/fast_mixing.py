@@ -1,75 +1,127 @@
-"""Mixer layers on a CPU: the same output and gradients as `MixerBlock`, but faster.
+"""A Mixer on a CPU: the same output and gradients as the model's own, but faster.
 
-Matrix products are TensorFlow's own (oneDNN, twice or more as fast as XLA's in bfloat16). All
-between them is a few functions compiled by XLA, which compute in float32 and write each result
-once. The gradients are written by hand, so that nothing is kept that they do not need.
+Every batch is computed in parts, side by side, one thread each: threads that share an operation
+wait for each other. Within a part, matrix products are TensorFlow's own (oneDNN, twice or more as
+fast as XLA's in bfloat16). All between them is a few functions compiled by XLA, which compute in
+float32 and write each result once. The gradients are written by hand, so that nothing is kept that
+they do not need.
 """
 
-import functools
+import contextlib
+import os
 
 import tensorflow as tf
 
 from keras_mixer.model.layers import LAYER_NORM_EPSILON, MixerBlock, activation_function
+from keras_mixer.training.environment import cores
 
+IMAGES_PER_PART = 8
+_THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")  # TensorFlow's own variables
 _compiled = tf.function(jit_compile=True, autograph=False)
 
 
-def use_fast_mixing(model):
-    """Makes the mixer layers of a model compute by this module.
+class _FastMixing:
+    """Mixin: a functional model with the layers of a Mixer, which computes by this module."""
 
-    Its weights and its configuration remain as they are; what is saved and loaded again computes
-    by `MixerBlock`.
+    parts = 1
+
+    def call(self, inputs, training=None, mask=None):
+        parts = _split(inputs, self.parts)
+        for layer in self.layers[1:]:  # a chain; the first is the input
+            if isinstance(layer, MixerBlock):
+                parts = mix(layer, parts, training)
+            else:
+                parts = [layer(part, training=training) for part in parts]
+        return tf.concat(parts, 0)
+
+
+def use_fast_mixing(model, batch_size):
+    """Returns a model that computes by this module, and shares layers and weights of another.
+
+    Its losses and what it draws at random are those of the other model, too.
 
     Args:
-        model: `keras.Model` in float32 or mixed_bfloat16, on Keras's TensorFlow backend.
+        model: `keras.Model` from `build_mixer`, in float32 or mixed_bfloat16, on Keras's TensorFlow
+            backend.
+        batch_size: int. Number of images in a batch, for `number_of_parts`.
     """
-    for layer in model.layers:
-        if isinstance(layer, MixerBlock):
-            layer.fast_call = functools.partial(mix, layer)
+    kind = type("FastMixer", (_FastMixing, type(model)), {"parts": number_of_parts(batch_size)})
+    return kind(model.inputs, model.outputs, name=model.name)
 
 
-def mix(layer, inputs, training):
+def number_of_parts(batch_size):
+    """Returns in how many parts a batch is computed: one a core, of at least IMAGES_PER_PART."""
+    return max(1, min(cores(), batch_size // IMAGES_PER_PART))
+
+
+def use_threads_for_parts(parts):
+    """Has TensorFlow compute every operation by one thread of those that a part has.
+
+    Does nothing if its threads have been set by the caller, or started: then results are the same,
+    but later.
+    """
+    threading = tf.config.threading
+    if any(name in os.environ for name in _THREADS) or threading.get_intra_op_parallelism_threads():
+        return
+    with contextlib.suppress(RuntimeError):  # TensorFlow has been used before
+        threading.set_inter_op_parallelism_threads(cores())
+        threading.set_intra_op_parallelism_threads(max(1, cores() // parts))
+
+
+def _split(x, parts):
+    size = tf.shape(x)[0] if x.shape[0] is None else x.shape[0]
+    bounds = [size * index // parts for index in range(parts + 1)]
+    return [x[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+
+
+def mix(layer, parts, training):
     """Computes a mixer layer.
 
-    Dropout and stochastic depth draw the same numbers as the layer itself.
+    Dropout and stochastic depth draw the same numbers as the layer itself, for the whole batch.
 
     Args:
         layer: `MixerBlock`, built.
-        inputs: tensor `(batch, patches, channels)` of the layer's compute type.
+        parts: list of tensors `(images, patches, channels)` of the layer's compute type, which
+            together are a batch.
         training: bool. Whether to apply dropout and stochastic depth.
 
     Returns:
-        A tensor of the same shape and type.
+        A list of tensors of the same shapes and type.
     """
-    x = inputs
     if layer.token_mixing:
         branch = (layer.layer_norm_0, layer.tokens_mlp, layer.drop_path_0)
-        x = _residual(x, *branch, tokens=True, training=training)
+        parts = _residual(parts, *branch, tokens=True, training=training)
     if layer.channel_mixing:
         branch = (layer.layer_norm_1, layer.channels_mlp, layer.drop_path_1)
-        x = _residual(x, *branch, tokens=False, training=training)
-    return x
+        parts = _residual(parts, *branch, tokens=False, training=training)
+    return parts
 
 
-def _residual(inputs, norm, mlp, drop_path, tokens, training):
-    """Returns `inputs + drop_path(mlp(norm(inputs)))`, across patches if `tokens`."""
-    weights = [norm.gamma, norm.beta]
-    weights += [v for dense in (mlp.dense_0, mlp.dense_1) for v in (dense.kernel, dense.bias)]
-    masks = {"hidden": None, "output": None}
-    if training:
-        masks |= _draw_masks(inputs, mlp, drop_path, tokens)
+def _residual(parts, norm, mlp, drop_path, tokens, training):
+    """Returns `x + drop_path(mlp(norm(x)))` of all parts, across patches if `tokens`."""
+    weights = [tf.convert_to_tensor(w) for w in (norm.gamma, norm.beta)]
+    for dense in (mlp.dense_0, mlp.dense_1):
+        weights += [tf.cast(w, mlp.compute_dtype) for w in (dense.kernel, dense.bias)]
+    masks = _draw_masks(parts, mlp, drop_path, tokens) if training else [{} for _ in parts]
+    compute = [_branch(mlp.activation, part_masks, tokens) for part_masks in masks]
+    return [f(part, *weights) for f, part in zip(compute, parts, strict=True)]
+
+
+def _branch(activation, masks, tokens):
+    """Returns a residual branch of one part, as a function of the part and the weights."""
+    hidden_mask, output_mask = masks.get("hidden"), masks.get("output")
 
     @tf.custom_gradient
     def compute(x, gamma, beta, kernel_0, bias_0, kernel_1, bias_1):
         rows = _normalize(x, gamma, beta, tokens)  # (rows, features)
         hidden = tf.matmul(rows, kernel_0)
-        active = _activate(hidden, bias_0, masks["hidden"], mlp.activation)
-        output = _add(x, tf.matmul(active, kernel_1), bias_1, masks["output"], tokens)
+        active = _activate(hidden, bias_0, hidden_mask, activation)
+        output = _add(x, tf.matmul(active, kernel_1), bias_1, output_mask, tokens)
 
         def backward(d):
-            d_rows = _to_rows(d, masks["output"], tokens)
+            d_rows = _to_rows(d, output_mask, tokens)
             d_active = tf.matmul(d_rows, kernel_1, transpose_b=True)
-            d_hidden = _activate_back(hidden, bias_0, masks["hidden"], d_active, mlp.activation)
+            d_hidden = _activate_back(hidden, bias_0, hidden_mask, d_active, activation)
             d_normalized = tf.matmul(d_hidden, kernel_0, transpose_b=True)
             dx, d_gamma, d_beta = _normalize_back(x, gamma, d_normalized, d, tokens)
             return (
@@ -81,26 +133,29 @@ def _residual(inputs, norm, mlp, drop_path, tokens, training):
 
         return output, backward
 
-    return compute(inputs, *map(tf.convert_to_tensor, weights))
+    return compute
 
 
-def _draw_masks(inputs, mlp, drop_path, tokens):
-    """Returns the factors of dropout and stochastic depth, by place.
+def _draw_masks(parts, mlp, drop_path, tokens):
+    """Returns the factors of dropout and stochastic depth by place, a dict for every part.
 
     The layers draw them, by being applied to ones, in the order of `MixerBlock`.
     """
-    batch, patches, channels = tf.unstack(tf.shape(inputs))
-    rows, features = (channels, inputs.shape[1]) if tokens else (patches, inputs.shape[2])
+    sizes = [tf.shape(part)[0] if part.shape[0] is None else part.shape[0] for part in parts]
+    batch, dtype = sum(sizes), parts[0].dtype
+    _, patches, channels = parts[0].shape
+    rows, features = (channels, patches) if tokens else (patches, channels)
     masks = {}
     if mlp.dropout:
         shapes = {"hidden": (batch, rows, mlp.hidden_dim), "output": (batch, rows, features)}
         layers = (mlp.dropout_0, mlp.dropout_1)
         for (place, shape), layer in zip(shapes.items(), layers, strict=True):
-            masks[place] = layer(tf.ones(shape, inputs.dtype), training=True)
+            masks[place] = layer(tf.ones(shape, dtype), training=True)
     if drop_path.rate:
-        kept = drop_path(tf.ones((batch, 1, 1), inputs.dtype), training=True)
+        kept = drop_path(tf.ones((batch, 1, 1), dtype), training=True)
         masks["output"] = kept * masks["output"] if masks else kept
-    return masks
+    split = {place: tf.split(mask, sizes, num=len(sizes)) for place, mask in masks.items()}
+    return [{place: masks[i] for place, masks in split.items()} for i in range(len(parts))]
 
 
 def _sum_rows(rows):

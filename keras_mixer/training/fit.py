@@ -22,7 +22,7 @@ from keras_mixer.preprocessing.input_pipeline import (
 from keras_mixer.training.accumulation import accumulate_gradients
 from keras_mixer.training.callbacks import Clock, EpochEnd, ProgressBar, Restoration, Saver
 from keras_mixer.training.checkpoints import check_space, newest_checkpoint
-from keras_mixer.training.fast_mixing import use_fast_mixing
+from keras_mixer.training.fast_mixing import number_of_parts, use_fast_mixing, use_threads_for_parts
 from keras_mixer.training.finetuning import describe_trained, freeze_backbone, layer_rates
 from keras_mixer.training.losses import KERAS_LOSSES
 from keras_mixer.training.open_run import open_run
@@ -67,6 +67,8 @@ def fit_run(run, callbacks=()):
             f"training runs on Keras's TensorFlow backend, not on {keras.backend.backend()}; "
             f"unset KERAS_BACKEND"
         )
+    if _way(run.config) == "fast mixing":
+        use_threads_for_parts(number_of_parts(_images_at_once(run.config)))
     progress, arrays = _last_state(run)
     if is_over(run, progress):
         return
@@ -133,8 +135,12 @@ def _initial_model(run, resumed):
     if config.freeze == "backbone":
         freeze_backbone(model)
     if _way(config) == "fast mixing":
-        use_fast_mixing(model)
+        model = use_fast_mixing(model, _images_at_once(config))
     return accumulate_gradients(model, config.accumulation) if config.accumulation > 1 else model
+
+
+def _images_at_once(config):
+    return config.batch_size // config.accumulation
 
 
 def _assign_pretrained(run, model):
@@ -222,7 +228,10 @@ def _last_state(run):
 
 def _computed_by(config):
     accelerators = [device.name for device in tf.config.list_physical_devices("GPU")]
-    return f"{', '.join(accelerators) or 'CPU'}, {_way(config)}"
+    way, parts = _way(config), number_of_parts(_images_at_once(config))
+    if way == "fast mixing" and parts > 1:
+        way += f" in {parts} parts"
+    return f"{', '.join(accelerators) or 'CPU'}, {way}"
 
 
 def _note_changes(run, progress):
