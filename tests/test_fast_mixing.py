@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from keras_mixer import build_mixer
 from keras_mixer.model.layers import MixerBlock
-from keras_mixer.training.fast_mixing import mix, use_fast_mixing
+from keras_mixer.training.fast_mixing import faster, infer, mix, use_fast_mixing
 
 SHAPE = (6, 9, 32)  # 9 patches: the mean over them cannot be taken in two steps
 RANDOM = {"dropout": 0.3, "stochastic_depth": 0.4}
@@ -43,9 +43,9 @@ def outputs_and_gradients(layer, call, dtype="float32", signature=None):
     return [np.asarray(tf.cast(value, tf.float32)) for value in compute(x)]
 
 
-def in_parts(layer, training=True):
+def in_parts(layer):
     """Returns a function that computes a layer in two parts of 4 and 2 images."""
-    return lambda x: tf.concat(mix(layer, [x[:4], x[4:]], training), 0)
+    return lambda x: tf.concat(mix(layer, [x[:4], x[4:]]), 0)
 
 
 def errors(expected, received):
@@ -86,6 +86,24 @@ def test_output_and_gradients_are_the_layers(options):
     assert max(errors(definition, fast)) < 1e-5
 
 
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_erf", "relu", "silu", "tanh"])
+def test_inference_is_the_layers(activation, dtype):
+    layer = build_layer(dtype, activation=activation, **RANDOM)
+    x = tf.constant(np.random.default_rng(7).normal(size=SHAPE), layer.compute_dtype)
+    definition, fused = (tf.function(f)(x) for f in (layer, functools.partial(infer, layer)))
+    assert fused.dtype == definition.dtype
+    values = [[np.asarray(tf.cast(y, "float32"))] for y in (definition, fused)]
+    assert max(errors(*values)) < (1e-5 if dtype == "float32" else 0.02)
+
+
+def test_inference_may_omit_a_branch():
+    for option in ("token_mixing", "channel_mixing"):
+        layer = build_layer(**{option: False})
+        x = tf.constant(np.random.default_rng(7).normal(size=SHAPE), tf.float32)
+        np.testing.assert_allclose(infer(layer, x), layer(x), atol=1e-5)
+
+
 @pytest.mark.parametrize("activation", ["gelu", "gelu_erf", "relu"])
 def test_in_bfloat16_it_is_as_near_to_float32_as_the_layer(activation):
     exact, _ = both(activation=activation)
@@ -121,7 +139,7 @@ def test_nan_and_infinity_survive_rounding():
     for value in (np.nan, np.inf, -np.inf):
         x = np.zeros(SHAPE, np.float32)
         x[2, 3, 4] = value
-        y = np.asarray(tf.cast(in_parts(layer, False)(tf.constant(x, tf.bfloat16)), tf.float32))
+        y = np.asarray(tf.cast(in_parts(layer)(tf.constant(x, tf.bfloat16)), tf.float32))
         assert not np.isfinite(y[2]).all() and np.isfinite(y[:2]).all()
 
 
@@ -138,6 +156,19 @@ def test_a_model_infers_as_before_and_can_be_saved(tmp_path, monkeypatch):
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_allclose(loaded.predict(images, verbose=0), before, rtol=1e-6)
+
+
+def test_any_number_of_images_may_be_predicted(monkeypatch):
+    """Fewer than parts, too; and a model is wrapped once."""
+    model = build_mixer((8, 8), (2, 2), channels=1, depth=1, dim=16, num_classes=0)
+    images = np.random.default_rng(0).normal(size=(5, 8, 8, 1)).astype("float32")
+    expected = model.predict_on_batch(images)
+    monkeypatch.setattr("keras_mixer.training.fast_mixing.cores", lambda: 3)
+    fast = faster(model, 64)
+    assert (fast.parts, faster(model, 64) is fast, faster(model, 1).parts) == (3, True, 1)
+    for count in (5, 3, 2, 1):
+        found = fast.predict_on_batch(images[:count])
+        np.testing.assert_allclose(found, expected[:count], atol=1e-5)
 
 
 def test_a_whole_model_learns_the_same():

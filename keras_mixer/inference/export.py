@@ -25,6 +25,7 @@ from keras_mixer.files import flush_folder, flush_tree
 from keras_mixer.inference.versions import EXTRA, check_target, version_numbers
 from keras_mixer.preprocessing.decode import decode_image
 from keras_mixer.preprocessing.resize import preprocess
+from keras_mixer.training.fast_mixing import use_fast_mixing
 from keras_mixer.training.losses import PROBABILITIES
 from keras_mixer.weights import model_folder
 from keras_mixer.weights.load import load_mixer
@@ -81,8 +82,10 @@ def _build_archive(model):
     spec = model.spec
     channels = spec.architecture.channels
 
+    fused = use_fast_mixing(model, batch_size=1)  # as a whole, since servers set their own threads
+
     def respond(images):
-        logits = model(images, training=False)
+        logits = fused(images, training=False)
         names = tf.broadcast_to(tf.constant(spec.names), tf.shape(logits))
         probabilities = PROBABILITIES[spec.loss](logits)
         return {"logits": logits, "probabilities": probabilities, "class_names": names}

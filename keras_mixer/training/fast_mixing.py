@@ -1,15 +1,18 @@
 """A Mixer on a CPU: the same output and gradients as the model's own, but faster.
 
 Every batch is computed in parts, side by side, one thread each: threads that share an operation
-wait for each other. Within a part, matrix products are TensorFlow's own (oneDNN, twice or more as
+wait for each other. In training, matrix products are TensorFlow's own (oneDNN, twice or more as
 fast as XLA's in bfloat16). All between them is a few functions compiled by XLA, which compute in
 float32 and write each result once. The gradients are written by hand, so that nothing is kept that
 they do not need.
 """
 
 import contextlib
+import itertools
 import os
+import weakref
 
+import keras
 import tensorflow as tf
 
 from keras_mixer.model.layers import LAYER_NORM_EPSILON, MixerBlock, activation_function
@@ -17,6 +20,7 @@ from keras_mixer.training.environment import cores
 
 IMAGES_PER_PART = 8
 _THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")  # TensorFlow's own variables
+_KNOWN = weakref.WeakKeyDictionary()  # results of `faster`, by model and parts
 _compiled = tf.function(jit_compile=True, autograph=False)
 
 
@@ -29,7 +33,7 @@ class _FastMixing:
         parts = _split(inputs, self.parts)
         for layer in self.layers[1:]:  # a chain; the first is the input
             if isinstance(layer, MixerBlock):
-                parts = mix(layer, parts, training)
+                parts = mix(layer, parts) if training else [infer(layer, part) for part in parts]
             else:
                 parts = [layer(part, training=training) for part in parts]
         return tf.concat(parts, 0)
@@ -47,6 +51,23 @@ def use_fast_mixing(model, batch_size):
     """
     kind = type("FastMixer", (_FastMixing, type(model)), {"parts": number_of_parts(batch_size)})
     return kind(model.inputs, model.outputs, name=model.name)
+
+
+def faster(model, batch_size):
+    """Returns what computes the same in inference, but faster: on a CPU, a model of this module.
+
+    Args:
+        model: `keras.Model` from `build_mixer`; another one is returned as it is.
+        batch_size: int. Number of images in a batch, for `number_of_parts`.
+    """
+    is_mixer = any(isinstance(layer, MixerBlock) for layer in getattr(model, "layers", ()))
+    on_gpu = bool(tf.config.list_physical_devices("GPU"))
+    if on_gpu or not is_mixer or keras.backend.backend() != "tensorflow":
+        return model
+    known, parts = _KNOWN.setdefault(model, {}), number_of_parts(batch_size)
+    if parts not in known:
+        known[parts] = use_fast_mixing(model, batch_size)
+    return known[parts]
 
 
 def number_of_parts(batch_size):
@@ -71,11 +92,42 @@ def use_threads_for_parts(parts):
 def _split(x, parts):
     size = tf.shape(x)[0] if x.shape[0] is None else x.shape[0]
     bounds = [size * index // parts for index in range(parts + 1)]
-    return [x[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+    return [x[start:end] for start, end in itertools.pairwise(bounds)]
 
 
-def mix(layer, parts, training):
-    """Computes a mixer layer.
+def infer(layer, inputs):
+    """Computes a mixer layer in inference, by operations that TensorFlow fuses; without XLA.
+
+    Args:
+        layer: `MixerBlock`, built.
+        inputs: tensor `(batch, patches, channels)` of the layer's compute type.
+
+    Returns:
+        A tensor of the same shape and type.
+    """
+    x = inputs
+    for norm, mlp, _, tokens in _branches(layer):
+        rows = _flat(_swap(norm(x), tokens))
+        for dense, function in ((mlp.dense_0, mlp.activation), (mlp.dense_1, None)):
+            kernel, bias = (tf.cast(w, rows.dtype) for w in (dense.kernel, dense.bias))
+            rows = tf.nn.bias_add(tf.matmul(rows, kernel), bias)
+            rows = activation_function(function)(rows) if function else rows
+        x = x + _swap(_like(rows, x, tokens), tokens)
+    return x
+
+
+def _branches(layer):
+    """Returns (norm, mlp, drop_path, whether across patches) of a layer's residual branches."""
+    branches = []
+    if layer.token_mixing:
+        branches.append((layer.layer_norm_0, layer.tokens_mlp, layer.drop_path_0, True))
+    if layer.channel_mixing:
+        branches.append((layer.layer_norm_1, layer.channels_mlp, layer.drop_path_1, False))
+    return branches
+
+
+def mix(layer, parts):
+    """Computes a mixer layer in training.
 
     Dropout and stochastic depth draw the same numbers as the layer itself, for the whole batch.
 
@@ -83,32 +135,22 @@ def mix(layer, parts, training):
         layer: `MixerBlock`, built.
         parts: list of tensors `(images, patches, channels)` of the layer's compute type, which
             together are a batch.
-        training: bool. Whether to apply dropout and stochastic depth.
 
     Returns:
         A list of tensors of the same shapes and type.
     """
-    if layer.token_mixing:
-        branch = (layer.layer_norm_0, layer.tokens_mlp, layer.drop_path_0)
-        parts = _residual(parts, *branch, tokens=True, training=training)
-    if layer.channel_mixing:
-        branch = (layer.layer_norm_1, layer.channels_mlp, layer.drop_path_1)
-        parts = _residual(parts, *branch, tokens=False, training=training)
+    for norm, mlp, drop_path, tokens in _branches(layer):
+        weights = [tf.convert_to_tensor(w) for w in (norm.gamma, norm.beta)]
+        for dense in (mlp.dense_0, mlp.dense_1):
+            weights += [tf.cast(w, mlp.compute_dtype) for w in (dense.kernel, dense.bias)]
+        masks = _draw_masks(parts, mlp, drop_path, tokens)
+        compute = [_branch(mlp.activation, part_masks, tokens) for part_masks in masks]
+        parts = [f(part, *weights) for f, part in zip(compute, parts, strict=True)]
     return parts
 
 
-def _residual(parts, norm, mlp, drop_path, tokens, training):
-    """Returns `x + drop_path(mlp(norm(x)))` of all parts, across patches if `tokens`."""
-    weights = [tf.convert_to_tensor(w) for w in (norm.gamma, norm.beta)]
-    for dense in (mlp.dense_0, mlp.dense_1):
-        weights += [tf.cast(w, mlp.compute_dtype) for w in (dense.kernel, dense.bias)]
-    masks = _draw_masks(parts, mlp, drop_path, tokens) if training else [{} for _ in parts]
-    compute = [_branch(mlp.activation, part_masks, tokens) for part_masks in masks]
-    return [f(part, *weights) for f, part in zip(compute, parts, strict=True)]
-
-
 def _branch(activation, masks, tokens):
-    """Returns a residual branch of one part, as a function of the part and the weights."""
+    """Returns `x + drop_path(mlp(norm(x)))` of a part, as a function of x and the weights."""
     hidden_mask, output_mask = masks.get("hidden"), masks.get("output")
 
     @tf.custom_gradient
