@@ -14,6 +14,7 @@ from keras_mixer.data.tfrecords import RecordImages, TFRecordStore
 from keras_mixer.model.architecture import ModelSpec
 from keras_mixer.preprocessing.input_pipeline import (
     evaluation_batches,
+    keep_in_memory,
     shuffled_index,
     training_batches,
 )
@@ -59,12 +60,52 @@ def images(request, stored):
     return stored[request.param]
 
 
+@pytest.fixture(params=["files", "records"])
+def of_many_sizes(request, tmp_path):
+    """Images of different sizes, as files and as records."""
+    labels = np.arange(N) % 5
+    with tf.io.TFRecordWriter(str(tmp_path / "images.tfrecord")) as writer:
+        for index in range(N):
+            path = tmp_path / f"{index:02}.png"
+            pixels = RANDOM.integers(0, 256, (4 + index % 7, 5 + index % 3, 3), np.uint8)
+            Image.fromarray(pixels).save(path)
+            writer.write(example(path, labels[index]))
+    if request.param == "files":
+        return FileImages(list_images(tmp_path)[0], labels, 3)
+    store = TFRecordStore("images", [(str(tmp_path / "images.tfrecord"), 0, N, N)])
+    return RecordImages(store, np.arange(N), "image", "label", 3)
+
+
 def take(dataset, count):
     return [tuple(map(np.asarray, batch)) for batch in itertools.islice(dataset, count)]
 
 
 def pixels_of(images):
     return np.concatenate([x for x, _ in evaluation_batches(images, SPEC)])
+
+
+@pytest.mark.parametrize("crop", [0.0, 0.3])
+def test_images_kept_in_memory_give_the_same_batches(of_many_sizes, images, crop, capsys):
+    for split in (of_many_sizes, images):
+        kept = keep_in_memory(split)
+        assert (kept is split) is isinstance(split, ArrayImages)
+        assert len(kept) == N and kept.channels == 3
+        batches = (
+            training_batches(s, SPEC, **EVERYTHING, inception_crop=crop) for s in (split, kept)
+        )
+        for (x, y), (kept_x, kept_y) in zip(
+            *(take(b, PER_EPOCH + 2) for b in batches), strict=True
+        ):
+            np.testing.assert_array_equal(kept_x, x)
+            np.testing.assert_array_equal(kept_y, y)
+    assert f"{N} images are decoded and kept in memory" in capsys.readouterr().err
+
+
+def test_images_that_do_not_fit_are_not_kept(of_many_sizes, monkeypatch):
+    monkeypatch.setattr("keras_mixer.preprocessing.input_pipeline.KEPT_BYTES", 1000)
+    assert keep_in_memory(of_many_sizes) is of_many_sizes
+    monkeypatch.setattr("keras_mixer.preprocessing.input_pipeline._decoded_size", lambda split: 1)
+    assert keep_in_memory(of_many_sizes) is of_many_sizes, "found out while decoding"
 
 
 @pytest.mark.parametrize("crop", [0.0, 0.3])

@@ -5,8 +5,10 @@ any step and yield what an uninterrupted one would.
 """
 
 import contextlib
+import dataclasses
 import functools
 
+import numpy as np
 import tensorflow as tf
 
 from keras_mixer import console
@@ -20,6 +22,7 @@ from keras_mixer.preprocessing.resize import fit_images, preprocess, to_model_ra
 
 ORDER_SALT = 0x4D49  # so that order and augmentation have different seeds
 EVALUATION_BATCH_SIZE = 256
+KEPT_BYTES = 2 * 10**9  # of memory, for decoded training images
 # tf.random.experimental.index_shuffle has 4, with which epochs correlate (TensorFlow 2.21).
 _SHUFFLE_ROUNDS = 8
 
@@ -160,6 +163,35 @@ def _random_crop(spec, seed, smallest_area):
 
 # === Reading: makes batches of (positions, images, labels) ===
 
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _DecodedImages:
+    """Decoded images of different sizes.
+
+    Attributes:
+        pixels: uint8 array, all images one after another.
+        shapes: int64 array `(n, 3)`: height, width and channels of each.
+        labels: int64 array `(n,)` of class indices.
+    """
+
+    pixels: np.ndarray
+    shapes: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self):
+        return len(self.labels)
+
+    @property
+    def channels(self):
+        return int(self.shapes[0, 2])
+
+    @property
+    def starts(self):
+        """Index of each image's first value in `pixels`."""
+        sizes = self.shapes.prod(axis=1)
+        return np.cumsum(sizes) - sizes
+
+
 _IN_ORDER = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
 
 
@@ -224,12 +256,80 @@ def _load_records(split, indices):
     return parsed[split.image_key], parsed[split.label_key]
 
 
-_READERS = {ArrayImages: _gather_arrays, FileImages: _read_files, RecordImages: _read_records}
+def _read_decoded(positions, index_of, prepare, split, batch_size, drop_remainder):
+    """Reads decoded images of different sizes in memory one by one."""
+    pixels, labels = tf.constant(split.pixels), tf.constant(split.labels)
+    shapes, starts = tf.constant(split.shapes), tf.constant(split.starts)
+
+    def read(position):
+        index = index_of(position)
+        shape, start = shapes[index], starts[index]
+        image = tf.reshape(pixels[start : start + tf.reduce_prod(shape)], shape)
+        image = tf.ensure_shape(image, (None, None, split.channels))
+        return position, prepare(image, position), labels[index]
+
+    return positions.map(read, **_IN_ORDER).batch(batch_size, drop_remainder=drop_remainder)
+
+
+_READERS = {
+    ArrayImages: _gather_arrays,
+    FileImages: _read_files,
+    RecordImages: _read_records,
+    _DecodedImages: _read_decoded,
+}
 
 
 def _reader_of(split, at_once):
     """Returns the reader of a split; `at_once` if a batch can be prepared as a whole."""
     return _READERS[type(split)] if at_once or type(split) is not ArrayImages else _read_arrays
+
+
+# === Keeping decoded images in memory ===
+
+
+def keep_in_memory(split):
+    """Returns the images of a split, decoded once and kept, if they take at most KEPT_BYTES.
+
+    The batches of the result are the same, bit for bit.
+
+    Args:
+        split: `splits.Images`.
+
+    Returns:
+        `Images` for `training_batches`: `split` itself if it does not fit, or has arrays.
+    """
+    if isinstance(split, ArrayImages) or _decoded_size(split) > KEPT_BYTES:
+        return split
+    images, labels, size = [], [], 0
+    elements = _decoded(split, tf.data.Dataset.range(len(split)))
+    for _, image, label in console.track(elements, "decoding images", len(split)):
+        images.append(image[0])
+        labels.append(label[0])
+        if (size := size + image.nbytes) > KEPT_BYTES:  # the sample had smaller ones
+            return split
+    console.say(f"{len(images):,} images are decoded and kept in memory: {size / 1e6:,.0f} MB")
+    return _as_arrays(images, np.array(labels))
+
+
+def _decoded_size(split):
+    """Returns the size of all images when decoded, in bytes, estimated from a few."""
+    sample = np.linspace(0, len(split) - 1, min(len(split), 32)).astype(np.int64)
+    elements = _decoded(split, tf.data.Dataset.from_tensor_slices(sample))
+    return len(split) * np.mean([image.nbytes for _, image, _ in elements])
+
+
+def _decoded(split, positions):
+    """Yields (position, decoded image, label) of some images, as arrays with a batch axis of 1."""
+    read = _READERS[type(split)]
+    batches = read(positions, tf.identity, lambda image, _: image, split, 1, False)
+    return batches.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+
+
+def _as_arrays(images, labels):
+    if len({image.shape for image in images}) == 1:
+        return ArrayImages(np.stack(images), labels)
+    pixels = np.concatenate([image.ravel() for image in images])
+    return _DecodedImages(pixels, np.array([image.shape for image in images], np.int64), labels)
 
 
 # === Naming broken images ===

@@ -6,6 +6,7 @@ command continues an interrupted run exactly.
 
 import contextlib
 import dataclasses
+import math
 
 import keras
 import numpy as np
@@ -15,8 +16,10 @@ from keras_mixer import console
 from keras_mixer.errors import InputError, RunError
 from keras_mixer.model.mixer import build_mixer
 from keras_mixer.preprocessing.input_pipeline import (
+    KEPT_BYTES,
     broken_images_named,
     evaluation_batches,
+    keep_in_memory,
     training_batches,
 )
 from keras_mixer.training.accumulation import accumulate_gradients
@@ -78,6 +81,7 @@ def fit_run(run, callbacks=()):
     meters = _compile(model, run.config, schedule)
     check_space(run.directory, state_size(model, meters))
     model_folder.write_spec(run.best, run.spec)
+    images = _images(run, progress)
     with StopRequest() as stop, console.progress_bar() as bar:
         saver = Saver(run, progress, meters, stop)
         callbacks = [
@@ -90,7 +94,7 @@ def fit_run(run, callbacks=()):
             *callbacks,
         ]
         with broken_images_named(run.dataset.train, run.dataset.validation), _memory_errors(run):
-            _call_fit(model, run, progress, callbacks, stop)
+            _call_fit(model, run, images, progress, callbacks, stop)
     saver.save(model)
     if stop:
         raise Interrupted(stop.signal_number)
@@ -263,12 +267,15 @@ def _confirmed_best(run, row):
 def _validation_batches(run):
     if run.dataset.validation is None:
         return None
-    batches = evaluation_batches(run.dataset.validation, run.spec)
-    classes = run.config.num_classes
-    return batches.map(lambda images, labels: (images, tf.one_hot(labels, classes)))
+    split, sizes = run.dataset.validation, run.spec.architecture
+    batches = evaluation_batches(split, run.spec)
+    values = len(split) * math.prod(sizes.image_shape) * sizes.channels
+    if 4 * values <= KEPT_BYTES:  # float32
+        batches = batches.cache()
+    return batches.map(lambda images, labels: (images, tf.one_hot(labels, sizes.num_classes)))
 
 
-def _call_fit(model, run, progress, callbacks, stop):
+def _call_fit(model, run, images, progress, callbacks, stop):
     """Calls `model.fit` until the last step: once, or up to three times around partial epochs.
 
     A run that was stopped within an epoch finishes it first; one whose steps are no multiple of the
@@ -280,7 +287,7 @@ def _call_fit(model, run, progress, callbacks, stop):
         whole_epochs = 0 if done else (run.total_steps - progress.step) // run.steps_per_epoch
         left = min(run.steps_per_epoch - done, run.total_steps - progress.step)
         model.fit(
-            _batches(run, class_weights, progress.step),
+            _batches(run, images, class_weights, progress.step),
             initial_epoch=epoch,
             epochs=epoch + max(1, whole_epochs),
             steps_per_epoch=run.steps_per_epoch if whole_epochs else left,
@@ -311,9 +318,17 @@ def _check_steps(run, progress, taken):
         )
 
 
-def _batches(run, class_weights, first_step=0):
+def _images(run, progress):
+    """Returns the training images, in memory if they will be read more than once."""
+    images_left = (run.total_steps - progress.step) * run.config.batch_size
+    train = run.dataset.train
+    with broken_images_named(train):
+        return keep_in_memory(train) if images_left > len(train) else train
+
+
+def _batches(run, images, class_weights, first_step=0):
     return training_batches(
-        run.dataset.train,
+        images,
         run.spec,
         batch_size=run.config.batch_size,
         seed=run.config.seed,
