@@ -35,7 +35,10 @@ LAZY = {
     "requests": "0.1 s; only to download",
     "urllib3": "0.1 s; only to download",
     "keras_cv": "1.2 s; only for RandAugment",
+    "matplotlib": "0.4 s; only to draw",
     "torch": "an optional dependency",
+    "torchvision": "an optional dependency of timm",
+    "timm": "an optional dependency, which measures beside ours",
 }
 
 

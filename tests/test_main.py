@@ -148,7 +148,7 @@ def test_each_command_has_its_own_flags_and_help(run, name):
     assert (status, err) == (0, "")
     assert out.startswith(f"usage: keras-mixer {name}")
     assert "Examples:\n  " in out
-    foreign = "--top_k=3" if name in ("train", "preview") else "--depth=3"
+    foreign = "--top_k=3" if name in ("train", "preview", "benchmark") else "--depth=3"
     status, out, err = run(name, "x", foreign)
     assert (status, out) == (2, "")
     assert "unknown command line flag" in err

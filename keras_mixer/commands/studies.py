@@ -1,18 +1,24 @@
-"""Commands for many runs: report, transfer, resizing."""
+"""Commands for many runs, and for none: report, transfer, resizing, benchmark."""
 
 import dataclasses
+import io
+import json
 import shlex
+import shutil
+import sys
 from pathlib import Path
 
 from keras_mixer.commands.shared import check_writable, write
 from keras_mixer.config.command_line import parse
-from keras_mixer.config.options import SEED, as_flags, option
+from keras_mixer.config.options import COUNT, SEED, as_flags, option, options_of
 from keras_mixer.config.presets import preset_folder, preset_path
 from keras_mixer.config.training import Config
 from keras_mixer.console import quiet_tensorflow
 from keras_mixer.data.datasets import AVG5
 from keras_mixer.errors import InputError, named
+from keras_mixer.studies import benchmark as benchmark_study
 from keras_mixer.studies.report import tabulate
+from keras_mixer.training.open_run import plan_run
 from keras_mixer.weights.registry import release_of
 
 
@@ -134,6 +140,70 @@ def resizing(options, arguments):
     shapes = list(dict.fromkeys(map(parse_shape, options.shapes)))
     table = study_resizing(arguments, shapes, options.num_steps, options.output_dir)
     _publish("resizing", options, arguments, table)
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchmarkOptions(Config):
+    """Flags of `benchmark`: those of `train`, and these."""
+
+    measure: tuple[str, ...] = option(
+        ("training", "inference", "input"),
+        "What to measure: training (a step on random images), inference (a batch), latency (one "
+        "image), exported (the SavedModel), input (the pipeline alone), fit (both together).",
+        choices=benchmark_study.MEASURES,
+        heading="Benchmark",
+        basic=True,
+    )
+    compare: str = option(
+        "none",
+        "timm: measure timm's Mixer of the same sizes beside it, eager and compiled.",
+        choices=("none", "timm"),
+        basic=True,
+    )
+    timm_python: str = option(
+        sys.executable, "Python of an environment with torch and timm.", result=False
+    )
+    vary: tuple[str, ...] | None = option(
+        None,
+        "Sizes to measure training at half, one, two and four times of.",
+        choices=tuple(benchmark_study.VARIED),
+    )
+    channels: int | None = option(
+        None, "Color channels of random images (default: those of the data).", low=1, high=4
+    )
+    repeats: int = option(5, "Number of times that everything is measured, by turns.", **COUNT)
+    seconds: float = option(1.0, "Duration of each measurement.", above=0.0, high=3600.0)
+    output: str | None = option(None, "Write the table to this file, too (.md).")
+    json: str | None = option(None, "Write all that was measured to this file.")
+    plot: str | None = option(None, "Draw time and memory by size, for --vary (.png).")
+
+
+def benchmark(options, arguments):
+    """Measures the speed and memory of training, inference and input, beside timm's if asked."""
+    for path in filter(None, (options.output, options.json, options.plot)):
+        check_writable(path)
+    if options.plot and not options.vary:
+        raise InputError("--plot: there is nothing to draw without --vary")
+    if options.compare == "timm" and not shutil.which(options.timm_python):
+        raise InputError(f"--timm_python={options.timm_python}: expected a program, found none")
+    config = Config(**options_of(options, Config))
+    sizes = plan_run(config).spec.architecture
+    sizes = sizes.replace(channels=options.channels or sizes.channels)
+    how = options.repeats, options.seconds, options.channels
+    compare = options.compare == "timm"
+    rows = benchmark_study.measure(config, options.measure, compare, options.timm_python, *how)
+    results = benchmark_study.vary(config, options.vary or (), *how)
+    table = benchmark_study.as_table(rows, sizes, config.precision)
+    table += "\n" + benchmark_study.varied_table(results) if results else ""
+    print(table, end="")
+    if options.output:
+        _publish("benchmark", options, [], table)
+    if options.json:
+        write(options.json, json.dumps(benchmark_study.as_json(rows, results, sizes), indent=2))
+    if options.plot:
+        picture = io.BytesIO()
+        benchmark_study.draw(results).savefig(picture, format="png", dpi=150)
+        write(options.plot, picture.getvalue())
 
 
 def _publish(command, options, arguments, table, last=()):

@@ -97,4 +97,14 @@ COMMANDS = {
         "RUN...",
         ("keras-mixer resizing runs/photos --shapes=56/4,56x28/4",),
     ),
+    "benchmark": Command(
+        studies.benchmark,
+        studies.BenchmarkOptions,
+        None,
+        (
+            "keras-mixer benchmark --preset=digits",
+            "keras-mixer benchmark --variant=S/16 --channels=3 --batch_size=16 --compare=timm",
+            "keras-mixer benchmark --vary=image_size,depth,dim,batch_size --plot=cost.png",
+        ),
+    ),
 }

@@ -58,7 +58,7 @@ def export_model(folder, export_dir, name):
         home.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.mkdtemp(prefix=".export-", dir=home)
         try:
-            _build_archive(model).write_out(temporary, verbose=False)
+            build_archive(model).write_out(temporary, verbose=False)
             _compare(temporary, model)
             model_folder.write_spec(Path(temporary) / EXTRA, model.spec)
             os.chmod(temporary, 0o755)
@@ -78,7 +78,8 @@ def _disk_errors(home):
         raise RunError(f"cannot export to {home}: {reason}") from error
 
 
-def _build_archive(model):
+def build_archive(model):
+    """Returns a `keras.export.ExportArchive` of a model with its `ModelSpec`, to be written out."""
     spec = model.spec
     channels = spec.architecture.channels
 

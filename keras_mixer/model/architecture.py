@@ -88,6 +88,16 @@ class Architecture:
         stem = (math.prod(self.patch_shape) * self.channels + 1) * dim
         return stem + self.depth * mixings + 2 * dim + (dim + 1) * self.num_classes
 
+    @property
+    def multiply_adds(self):
+        """Multiply-adds of the matrix products for one image, forward; those of training are 3×."""
+        mixings = (
+            self.token_mixing * self.tokens_mlp_dim + self.channel_mixing * self.channels_mlp_dim
+        )
+        stem = math.prod(self.patch_shape) * self.channels
+        tokens = self.patches * self.dim
+        return tokens * (stem + 2 * self.depth * mixings) + self.dim * self.num_classes
+
     def replace(self, **changes):
         """Returns a copy with some fields changed, validated again."""
         return dataclasses.replace(self, **changes)

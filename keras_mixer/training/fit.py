@@ -70,18 +70,16 @@ def fit_run(run, callbacks=()):
             f"training runs on Keras's TensorFlow backend, not on {keras.backend.backend()}; "
             f"unset KERAS_BACKEND"
         )
-    if _way(run.config) == "fast mixing":
-        use_threads_for_parts(number_of_parts(_images_at_once(run.config)))
+    prepare_threads(run.config)
     progress, arrays = _last_state(run)
     if is_over(run, progress):
         return
     keras.utils.set_random_seed(run.config.seed)
-    model = _initial_model(run, resumed=arrays is not None)
     schedule = _schedule(run)
-    meters = _compile(model, run.config, schedule)
+    model, meters = compiled_model(run, schedule, resumed=arrays is not None)
     check_space(run.directory, state_size(model, meters))
     model_folder.write_spec(run.best, run.spec)
-    images = _images(run, progress)
+    images = training_images(run, progress.step)
     with StopRequest() as stop, console.progress_bar() as bar:
         saver = Saver(run, progress, meters, stop)
         callbacks = [
@@ -98,6 +96,24 @@ def fit_run(run, callbacks=()):
     saver.save(model)
     if stop:
         raise Interrupted(stop.signal_number)
+
+
+def prepare_threads(config):
+    """Sets TensorFlow's threads to what is fastest for a run, unless it has been used before."""
+    if _way(config) == "fast mixing":
+        use_threads_for_parts(number_of_parts(_images_at_once(config)))
+
+
+def compiled_model(run, schedule, resumed=False):
+    """Returns the model of a run, compiled, and the variables of its metrics, the loss first.
+
+    Args:
+        run: `Run`.
+        schedule: Learning rate, a float or a Keras schedule.
+        resumed: bool. Whether its weights will come from a checkpoint of the run.
+    """
+    model = _initial_model(run, resumed)
+    return model, _compile(model, run.config, schedule)
 
 
 def _schedule(run):
@@ -287,7 +303,7 @@ def _call_fit(model, run, images, progress, callbacks, stop):
         whole_epochs = 0 if done else (run.total_steps - progress.step) // run.steps_per_epoch
         left = min(run.steps_per_epoch - done, run.total_steps - progress.step)
         model.fit(
-            _batches(run, images, class_weights, progress.step),
+            batches_of(run, images, class_weights, progress.step),
             initial_epoch=epoch,
             epochs=epoch + max(1, whole_epochs),
             steps_per_epoch=run.steps_per_epoch if whole_epochs else left,
@@ -318,15 +334,16 @@ def _check_steps(run, progress, taken):
         )
 
 
-def _images(run, progress):
-    """Returns the training images, in memory if they will be read more than once."""
-    images_left = (run.total_steps - progress.step) * run.config.batch_size
+def training_images(run, step=0):
+    """Returns the training images, in memory if they will be read more than once from a step on."""
+    images_left = (run.total_steps - step) * run.config.batch_size
     train = run.dataset.train
     with broken_images_named(train):
         return keep_in_memory(train) if images_left > len(train) else train
 
 
-def _batches(run, images, class_weights, first_step=0):
+def batches_of(run, images, class_weights=None, first_step=0):
+    """Returns the training batches of a run; see `training_batches`."""
     return training_batches(
         images,
         run.spec,

@@ -1,0 +1,233 @@
+"""Measures one thing of a model in a process of its own, as `benchmark` asks for it line by line.
+
+Started as `python -m keras_mixer.studies.benchmark_worker MEASURE`, it reads lines of standard
+input. The first is a JSON object, the fields of a `Config`. Once what is measured has run once, it
+answers with a JSON line of `first_call` in seconds and `images` per call. Every further line is a
+number of seconds to measure for, answered by a JSON line of `images_per_second`, `cores` (processor
+time by wall time) and `memory`, the peak so far in bytes.
+"""
+
+import json
+import os
+import resource
+import sys
+import tempfile
+import threading
+import time
+
+import numpy as np
+
+from keras_mixer import console
+from keras_mixer.config.training import Config
+from keras_mixer.training.open_run import plan_run
+from keras_mixer.training.run import Run
+
+_WARM_UP = 0.3  # seconds
+_PRODUCT = 2048  # rows and columns of the matrices whose product is the peak
+
+
+def main(measure, lines, answer):
+    """Measures until there are no more lines.
+
+    Args:
+        measure: string, a key of `MEASURES`.
+        lines: Iterable of lines, see above.
+        answer: Function that takes a dict of JSON values.
+    """
+    lines = iter(lines)
+    values = json.loads(next(lines))
+    channels = values.pop("channels", None)
+    run = plan_run(Config(**values))
+    with console.quiet_tensorflow():
+        import tensorflow as tf  # noqa: F401
+    call, wait, images = MEASURES[measure](_with_channels(run, channels))
+    started = time.perf_counter()
+    call()
+    wait()
+    answer({"first_call": time.perf_counter() - started, "images": images})
+    for line in lines:
+        answer(_measure(call, wait, images, float(line)))
+
+
+def _with_channels(run, channels):
+    if channels is None:
+        return run
+    architecture = run.spec.architecture.replace(channels=channels)
+    spec = run.spec.replace(architecture=architecture)
+    return Run(run.directory, run.config, spec, run.dataset)
+
+
+def _measure(call, wait, images, seconds):
+    _repeat(call, wait, _WARM_UP)  # also empties buffers that were filled in between
+    start, worked = time.perf_counter(), time.process_time()
+    calls = _repeat(call, wait, seconds)
+    passed = time.perf_counter() - start
+    cores = (time.process_time() - worked) / passed
+    return {"images_per_second": calls * images / passed, "cores": cores, "memory": _memory()}
+
+
+def _repeat(call, wait, seconds):
+    """Calls for some seconds, at least once; returns how often."""
+    calls, end = 0, time.perf_counter() + seconds
+    while not calls or time.perf_counter() < end:
+        call()
+        calls += 1
+    wait()
+    return calls
+
+
+def _memory():
+    """Returns the peak of memory in bytes: of the first GPU, or else of this process."""
+    import tensorflow as tf
+
+    if tf.config.list_physical_devices("GPU"):
+        return tf.config.experimental.get_memory_info("GPU:0")["peak"]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _random_images(run, count):
+    sizes = run.spec.architecture
+    shape = (count, *sizes.image_shape, sizes.channels)
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+# === What is measured: functions of a run to (call, wait, images per call) ===
+
+
+def _training(run):
+    """Steps on one batch of random images: forward, backward, optimizer."""
+    import tensorflow as tf
+
+    from keras_mixer.training.fit import compiled_model, prepare_threads
+
+    prepare_threads(run.config)
+    model, _ = compiled_model(run, run.config.lr)
+    size, classes = run.config.batch_size, run.spec.architecture.num_classes
+    labels = np.eye(classes, dtype=np.float32)[np.arange(size) % classes]
+    batches = tf.data.Dataset.from_tensors((_random_images(run, size), labels)).repeat()
+    batches, logs = iter(batches.prefetch(2)), {}
+    model.make_train_function()
+    return (lambda: logs.update(model.train_function(batches)), lambda: float(logs["loss"]), size)
+
+
+def _inference(run, size=None):
+    """Logits of one batch of random images, in NumPy, as evaluation and prediction compute them."""
+    from keras_mixer.model.mixer import build_mixer
+    from keras_mixer.training.fast_mixing import faster, number_of_parts, use_threads_for_parts
+    from keras_mixer.training.fit import POLICIES
+
+    size = size or run.config.batch_size
+    use_threads_for_parts(number_of_parts(size))
+    policy = POLICIES[run.config.precision]
+    model = faster(build_mixer(**vars(run.spec.architecture), dtype=policy), size)
+    images = _random_images(run, size)
+    return lambda: model.predict_on_batch(images), lambda: None, size
+
+
+def _exported(run):
+    """The SavedModel, called with one batch of uint8 images of the model's shape; in float32."""
+    import tensorflow as tf
+
+    from keras_mixer.inference.export import build_archive
+    from keras_mixer.model.mixer import build_mixer
+
+    model = build_mixer(**vars(run.spec.architecture), dtype="float32")
+    model.spec = run.spec
+    with tempfile.TemporaryDirectory() as folder:
+        build_archive(model).write_out(folder, verbose=False)
+        serve = tf.saved_model.load(folder).signatures["serving_default"]
+    images = _random_images(run, run.config.batch_size)
+    images = tf.constant(np.clip(images * 64 + 128, 0, 255).astype(np.uint8))
+    return lambda: serve(images=images)["logits"].numpy(), lambda: None, len(images)
+
+
+def _input(run):
+    """The input pipeline alone, with all augmentation."""
+    from keras_mixer.training.fit import batches_of, prepare_threads, training_images
+
+    prepare_threads(run.config)
+    batches = iter(batches_of(run, training_images(run)))
+    return lambda: next(batches), lambda: None, run.config.batch_size
+
+
+def _fit(run):
+    """`model.fit` on the input pipeline, with the callbacks of a run but validation and saving."""
+    from keras_mixer.training.callbacks import Clock, ProgressBar
+    from keras_mixer.training.fit import (
+        batches_of,
+        compiled_model,
+        prepare_threads,
+        training_images,
+    )
+    from keras_mixer.training.progress import Progress
+
+    prepare_threads(run.config)
+    model, _ = compiled_model(run, run.config.lr)
+    batches, progress = batches_of(run, training_images(run)), Progress()
+    gate = _gate()
+
+    def fit():
+        with console.progress_bar() as bar:
+            callbacks = [gate, Clock(progress), ProgressBar(run, progress, bar)]
+            model.fit(batches, steps_per_epoch=10**9, callbacks=callbacks, verbose=0)
+
+    threading.Thread(target=fit, daemon=True).start()
+    return gate.let_one_pass, lambda: None, run.config.batch_size
+
+
+def _gate():
+    """Returns a callback that holds `model.fit` after every step until it may go on."""
+    import keras
+
+    class Gate(keras.callbacks.Callback):
+        def __init__(self):
+            super().__init__()
+            self.asked, self.done = threading.Semaphore(0), threading.Semaphore(0)
+
+        def on_train_batch_begin(self, batch, logs=None):
+            self.asked.acquire()
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.done.release()
+
+        def let_one_pass(self):
+            self.asked.release()
+            self.done.acquire()
+
+    return Gate()
+
+
+def _products(run):
+    """Products of two large matrices, in the precision of the run: the peak. Counts in FLOPs."""
+    import tensorflow as tf
+
+    matrix = tf.cast(tf.random.normal((_PRODUCT, _PRODUCT)), run.config.precision)
+    results = [matrix]
+    product = tf.function(lambda x: tf.matmul(matrix, x))
+    return (
+        lambda: results.__setitem__(0, product(matrix)),
+        lambda: float(tf.cast(results[0][0, 0], tf.float32)),
+        2 * _PRODUCT**3,
+    )
+
+
+MEASURES = {
+    "training": _training,
+    "inference": _inference,
+    "latency": lambda run: _inference(run, 1),
+    "exported": _exported,
+    "input": _input,
+    "fit": _fit,
+    "products": _products,
+}
+
+
+def _serve():
+    """Runs `main` on standard input and output; what is printed goes to standard error."""
+    output = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    main(sys.argv[1], sys.stdin, lambda values: print(json.dumps(values), file=output, flush=True))
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,145 @@
+"""Measures timm's Mixer in a process of its own, with the protocol of `benchmark_worker`.
+
+A script for a Python with torch and timm; it imports nothing of this package. Its first line of
+input has the `measure`, the sizes of the model, `batch_size`, `precision`, `optimizer`, `momentum`,
+`lr` and whether the model is `compiled`.
+"""
+
+import json
+import os
+import re
+import resource
+import sys
+import time
+
+_WARM_UP = 0.3  # seconds
+
+
+def import_timm():
+    """Imports timm's `MlpMixer`, also where torchvision's binary does not fit torch's.
+
+    timm imports torchvision, which fails at the first operator that its binary does not bring.
+    Those are defined by name here, without an implementation; the model does not use them.
+    """
+    import torch
+
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    while True:
+        try:
+            import torchvision  # noqa: F401
+        except RuntimeError as error:
+            missing = re.search(r"operator torchvision::(\w+) does not exist", str(error))
+            if not missing:
+                raise
+            library.define(missing[1] + "(Tensor a) -> Tensor")
+            for name in [name for name in sys.modules if name.startswith("torchvision")]:
+                del sys.modules[name]
+        else:
+            break
+    from timm.models.mlp_mixer import MlpMixer
+
+    return MlpMixer
+
+
+def build(options, device):
+    """Builds timm's model, as it is shipped: with the exact GELU."""
+    model = import_timm()(
+        num_classes=options["num_classes"],
+        img_size=tuple(options["image_shape"]),
+        in_chans=options["channels"],
+        patch_size=tuple(options["patch_shape"]),
+        num_blocks=options["depth"],
+        embed_dim=options["dim"],
+        mlp_ratio=tuple(
+            options[name] / options["dim"] for name in ("tokens_mlp_dim", "channels_mlp_dim")
+        ),
+    )
+    return model.to(device)
+
+
+def calls(options, device):
+    """Returns (call, wait, images per call) for what is measured."""
+    import torch
+
+    model = build(options, device)
+    size = 1 if options["measure"] == "latency" else options["batch_size"]
+    images = torch.randn(size, options["channels"], *options["image_shape"], device=device)
+    labels = torch.arange(size, device=device) % options["num_classes"]
+    types = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    kind = types[options["precision"]]
+    cast = torch.autocast(device, kind, enabled=kind is not None)
+    forward = torch.compile(model) if options["compiled"] else model
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    kinds = {
+        "sgd": lambda p: torch.optim.SGD(p, options["lr"], options["momentum"]),
+        "adamw": lambda p: torch.optim.AdamW(p, options["lr"]),
+    }
+    if options["measure"] != "training":
+        model.eval()
+        host = images.cpu()  # results are fetched, and images sent, as with predict_on_batch
+
+        def infer():
+            with torch.inference_mode(), cast:
+                forward(host.to(device)).float().cpu()
+
+        return infer, wait, size
+
+    optimizer = kinds[options["optimizer"]](model.parameters())
+    loss = torch.nn.CrossEntropyLoss()
+
+    def step():
+        with cast:
+            value = loss(forward(images), labels)
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        optimizer.step()
+
+    return step, wait, size
+
+
+def repeat(call, wait, seconds):
+    """Calls for some seconds, at least once; returns how often."""
+    count, end = 0, time.perf_counter() + seconds
+    while not count or time.perf_counter() < end:
+        call()
+        count += 1
+    wait()
+    return count
+
+
+def main():
+    """Answers lines of standard input until it is closed."""
+    output = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def answer(**values):
+        print(json.dumps(values), file=output, flush=True)
+
+    import torch
+
+    options = json.loads(sys.stdin.readline())
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu" and hasattr(os, "sched_getaffinity"):
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+    call, wait, images = calls(options, device)
+    started = time.perf_counter()
+    call()
+    wait()
+    answer(first_call=time.perf_counter() - started, images=images)
+    for line in sys.stdin:
+        repeat(call, wait, _WARM_UP)
+        start, worked = time.perf_counter(), time.process_time()
+        count = repeat(call, wait, float(line))
+        passed = time.perf_counter() - start
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        if device == "cuda":
+            memory = torch.cuda.max_memory_allocated()
+        answer(
+            images_per_second=count * images / passed,
+            cores=(time.process_time() - worked) / passed,
+            memory=memory,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Tests `keras-mixer benchmark`: its processes, table and counts; not speed itself."""
+
+import json
+import sys
+
+import pytest
+from PIL import Image
+
+from keras_mixer import Config, RunError
+from keras_mixer.model.architecture import Architecture
+from keras_mixer.studies import benchmark, timm_worker
+from keras_mixer.studies.benchmark import Row
+from keras_mixer.studies.benchmark_worker import MEASURES, main
+
+SIZES = {"depth": 1, "dim": 8, "image_shape": (8, 8), "patch_shape": (4, 4), "batch_size": 16}
+FLAGS = ["--depth=1", "--dim=8", "--image_shape=8", "--patch_shape=4", "--batch_size=16"]
+
+
+def row(measure, side, *rates, memory=0):
+    return Row(measure, side, list(rates), 16, 0.5, 1.5, memory)
+
+
+def test_multiply_adds_are_the_papers():
+    """Table 1 of vision_transformer's README and timm: 12.6 G for B/16, 3.8 G for S/16."""
+    sizes = {name: Architecture.create(name, num_classes=1000) for name in ("S/16", "B/16")}
+    assert sizes["B/16"].multiply_adds == pytest.approx(12.60e9, rel=1e-3)
+    assert sizes["S/16"].multiply_adds == pytest.approx(3.78e9, rel=1e-3)
+    without = sizes["S/16"].replace(token_mixing=False, channel_mixing=False)
+    assert without.multiply_adds == 196 * 512 * 768 + 512 * 1000
+
+
+def test_table_shares_and_ratios():
+    sizes = Architecture(**{k: v for k, v in SIZES.items() if k != "batch_size"}, num_classes=10)
+    flops = 2 * sizes.multiply_adds
+    rows = [
+        row("training", "keras_mixer", 90.0, 100.0, 140.0, memory=10**9),
+        row("input", "keras_mixer", 400.0),
+        row("fit", "keras_mixer", 72.0),
+        row("training", "timm", 50.0),
+        row("training", "timm, compiled", 80.0),
+        row("products", "keras_mixer", 100 * flops * 3 * 4),
+    ]
+    text = benchmark.as_table(rows, sizes, "float32")
+    line = "| training | keras_mixer | 100.0 | 90.0–140.0 | 160.0 | 25% | 1.50 | 1,000 MB | 0.5 s |"
+    assert line in text
+    assert "training: 1.25 times timm, compiled" in text
+    assert "fit: 0.90 of 1 / (1/training + 1/input)" in text
+    assert text.index("| training | timm |") < text.index("| input |")
+
+
+@pytest.mark.parametrize("measure", sorted(MEASURES.keys() - {"fit"}))
+def test_everything_can_be_measured(measure, tmp_path):
+    config = {**SIZES, "output_dir": str(tmp_path / "none"), "channels": 1}
+    answers = []
+    main(measure, [json.dumps(config), "0.01", "0.01"], answers.append)
+    start, *measured = answers
+    assert start["images"] == {"latency": 1, "products": 2 * 2048**3}.get(measure, 16)
+    assert len(measured) == 2
+    assert all(answer["images_per_second"] > 0 and answer["memory"] > 0 for answer in measured)
+    assert not (tmp_path / "none").exists()
+
+
+def test_command(run, tmp_path):
+    """In real processes, with another one that answers as timm's would."""
+    fake = tmp_path / "python"
+    answer = '{"first_call": 1, "images": 16, "images_per_second": 1e9, "cores": 1, "memory": 1}'
+    fake.write_text(
+        f"#!{sys.executable}\nimport sys\nfor _ in sys.stdin: print('{answer}', flush=1)"
+    )
+    fake.chmod(0o755)
+    paths = {name: tmp_path / f"it.{name}" for name in ("md", "json", "png")}
+    status, output, errors = run(
+        *("benchmark", *FLAGS, "--repeats=2", "--seconds=0.01", "--measure=training,fit"),
+        *("--compare=timm", f"--timm_python={fake}", "--vary=depth", f"--output={paths['md']}"),
+        *(f"--json={paths['json']}", f"--plot={paths['png']}"),
+    )
+    assert status == 0, errors
+    assert "| training | timm, compiled | 1,000,000,000.0 |" in output
+    assert "| depth | 4 |" in output
+    assert output in paths["md"].read_text()
+    found = json.loads(paths["json"].read_text())
+    assert [len(r["rates"]) for r in found["measured"]] == [2] * 5
+    assert [point["value"] for point in found["varied"]["depth"]] == [1, 2, 4], "half of 1 is none"
+    with Image.open(paths["png"]) as picture:
+        assert picture.width > 300
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--plot=it.png"], "nothing to draw without --vary"),
+        (["--measure=walk"], "--measure: expected one of training"),
+        (["--compare=timm", "--timm_python=/dev/null"], "--timm_python"),
+    ],
+)
+def test_wrong_flags(run, flags, message):
+    status, _, errors = run("benchmark", *FLAGS, "--repeats=1", "--seconds=0.01", *flags)
+    assert status == 2
+    assert message in errors
+
+
+def test_failure_of_a_process_is_told(tmp_path):
+    fake = tmp_path / "python"
+    fake.write_text("#!/bin/sh\necho Traceback >&2; echo 'No module named torch' >&2")
+    fake.chmod(0o755)
+    config = Config(**SIZES, output_dir=str(tmp_path / "none"))
+    with pytest.raises(RunError, match="timm: training cannot be measured: No module named torch"):
+        benchmark.measure(config, ["training"], True, str(fake), 1, 0.01)
+
+
+def test_calls_are_counted_and_waited_for():
+    calls = []
+    assert timm_worker.repeat(lambda: calls.append("call"), lambda: calls.append("wait"), 0.0) == 1
+    assert calls == ["call", "wait"]
+
+
+def test_timm_is_built_with_the_same_sizes():
+    pytest.importorskip("timm")
+    sizes = Architecture(**{k: v for k, v in SIZES.items() if k != "batch_size"}, num_classes=10)
+    model = timm_worker.build(sizes.to_json(), "cpu")
+    assert sum(p.numel() for p in model.parameters()) == sizes.parameters
+
+
+def test_timm_is_measured(tmp_path):
+    pytest.importorskip("timm")
+    config = Config(**SIZES, output_dir=str(tmp_path / "none"))
+    rows = benchmark.measure(config, ["training"], True, sys.executable, 1, 0.01)
+    assert {row.side for row in rows} == {"keras_mixer", *benchmark.TIMM}
