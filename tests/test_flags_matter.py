@@ -91,7 +91,8 @@ def test_flag_changes_the_batches(first_batch, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("save_every", 3), ("save_unit", "step"), ("eval_split", "validation")]
+    ("name", "value"),
+    [("save_every", 3), ("save_unit", "step"), ("eval_split", "validation"), ("remat", True)],
 )
 def test_flag_changes_no_bit_of_the_result(base, tmp_path_factory, name, value):
     assert name not in RESULT

@@ -230,6 +230,11 @@ class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fiel
         "Compute precision; weights are always float32. float16 uses loss scaling.",
         choices=PRECISIONS,
     )
+    remat: bool = option(
+        False,
+        "Less memory, more time: compute the inside of mixer layers again in the backward pass.",
+        result=False,
+    )
     jit: str = option(
         "auto",
         "Compile the whole step with XLA. auto: on a GPU; on a CPU, each batch is computed in "

@@ -221,9 +221,7 @@ def as_table(rows, architecture, precision):
     """
     *rows, products = rows
     rows.sort(key=lambda row: MEASURES.index(row.measure))
-    columns = (
-        "what | side | images/s | range | ms a call | of peak | cores | memory | first call"
-    )
+    columns = "what | side | images/s | range | ms a call | of peak | cores | memory | first call"
     lines = [
         f"{architecture.parameters / 1e6:,.2f} M parameters, "
         f"{architecture.multiply_adds / 1e6:,.1f} M multiply-adds an image; products of large "

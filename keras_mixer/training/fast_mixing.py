@@ -28,18 +28,24 @@ class _FastMixing:
     """Mixin: a functional model with the layers of a Mixer, which computes by this module."""
 
     parts = 1
+    remat = False
 
     def call(self, inputs, training=None, mask=None):
         parts = _split(inputs, self.parts)
         for layer in self.layers[1:]:  # a chain; the first is the input
             if isinstance(layer, MixerBlock):
-                parts = mix(layer, parts) if training else [infer(layer, part) for part in parts]
+                parts = self._block(layer, parts, training)
             else:
                 parts = [layer(part, training=training) for part in parts]
         return tf.concat(parts, 0)
 
+    def _block(self, layer, parts, training):
+        if training:
+            return mix(layer, parts, self.remat)
+        return [infer(layer, part) for part in parts]
 
-def use_fast_mixing(model, batch_size):
+
+def use_fast_mixing(model, batch_size, remat=False):
     """Returns a model that computes by this module, and shares layers and weights of another.
 
     Its losses and what it draws at random are those of the other model, too.
@@ -48,8 +54,10 @@ def use_fast_mixing(model, batch_size):
         model: `keras.Model` from `build_mixer`, in float32 or mixed_bfloat16, on Keras's TensorFlow
             backend.
         batch_size: int. Number of images in a batch, for `number_of_parts`.
+        remat: bool. Compute the inside of mixer layers again in the backward pass; see `mix`.
     """
-    kind = type("FastMixer", (_FastMixing, type(model)), {"parts": number_of_parts(batch_size)})
+    values = {"parts": number_of_parts(batch_size), "remat": remat}
+    kind = type("FastMixer", (_FastMixing, type(model)), values)
     return kind(model.inputs, model.outputs, name=model.name)
 
 
@@ -126,7 +134,7 @@ def _branches(layer):
     return branches
 
 
-def mix(layer, parts):
+def mix(layer, parts, remat=False):
     """Computes a mixer layer in training.
 
     Dropout and stochastic depth draw the same numbers as the layer itself, for the whole batch.
@@ -135,6 +143,8 @@ def mix(layer, parts):
         layer: `MixerBlock`, built.
         parts: list of tensors `(images, patches, channels)` of the layer's compute type, which
             together are a batch.
+        remat: bool. Keep only the inputs of both branches (and masks of dropout), and compute the
+            rest again in the backward pass, with the same bits.
 
     Returns:
         A list of tensors of the same shapes and type.
@@ -144,23 +154,28 @@ def mix(layer, parts):
         for dense in (mlp.dense_0, mlp.dense_1):
             weights += [tf.cast(w, mlp.compute_dtype) for w in (dense.kernel, dense.bias)]
         masks = _draw_masks(parts, mlp, drop_path, tokens)
-        compute = [_branch(mlp.activation, part_masks, tokens) for part_masks in masks]
+        compute = [_branch(mlp.activation, part_masks, tokens, remat) for part_masks in masks]
         parts = [f(part, *weights) for f, part in zip(compute, parts, strict=True)]
     return parts
 
 
-def _branch(activation, masks, tokens):
+def _branch(activation, masks, tokens, remat):
     """Returns `x + drop_path(mlp(norm(x)))` of a part, as a function of x and the weights."""
     hidden_mask, output_mask = masks.get("hidden"), masks.get("output")
 
     @tf.custom_gradient
     def compute(x, gamma, beta, kernel_0, bias_0, kernel_1, bias_1):
-        rows = _normalize(x, gamma, beta, tokens)  # (rows, features)
-        hidden = tf.matmul(rows, kernel_0)
-        active = _activate(hidden, bias_0, hidden_mask, activation)
-        output = _add(x, tf.matmul(active, kernel_1), bias_1, output_mask, tokens)
+        def inside(x):
+            rows = _normalize(x, gamma, beta, tokens)  # (rows, features)
+            hidden = tf.matmul(rows, kernel_0)
+            return rows, hidden, _activate(hidden, bias_0, hidden_mask, activation)
+
+        kept = inside(x)
+        output = _add(x, tf.matmul(kept[-1], kernel_1), bias_1, output_mask, tokens)
 
         def backward(d):
+            with tf.control_dependencies([d] if remat else []):  # not before it is needed
+                rows, hidden, active = inside(tf.identity(x)) if remat else kept
             d_rows = _to_rows(d, output_mask, tokens)
             d_active = tf.matmul(d_rows, kernel_1, transpose_b=True)
             d_hidden = _activate_back(hidden, bias_0, hidden_mask, d_active, activation)

@@ -31,6 +31,7 @@ from keras_mixer.training.losses import KERAS_LOSSES
 from keras_mixer.training.open_run import open_run
 from keras_mixer.training.optimizers import build_optimizer
 from keras_mixer.training.progress import Progress, is_over
+from keras_mixer.training.rematerialization import rematerialize
 from keras_mixer.training.schedules import WarmupDecay
 from keras_mixer.training.signals import Interrupted, StopRequest
 from keras_mixer.training.state import state_size
@@ -136,8 +137,8 @@ def _memory_errors(run):
         yield
     except tf.errors.ResourceExhaustedError as error:
         raise RunError(
-            f"out of memory at --batch_size={run.config.batch_size}: lower it, or choose a "
-            f"smaller model or --precision=bfloat16"
+            f"out of memory at --batch_size={run.config.batch_size}: lower it, choose a "
+            f"smaller model or --precision=bfloat16, or add --accumulation=2 or --remat"
         ) from error
 
 
@@ -155,7 +156,9 @@ def _initial_model(run, resumed):
     if config.freeze == "backbone":
         freeze_backbone(model)
     if _way(config) == "fast mixing":
-        model = use_fast_mixing(model, _images_at_once(config))
+        model = use_fast_mixing(model, _images_at_once(config), config.remat)
+    elif config.remat:
+        model = rematerialize(model)
     return accumulate_gradients(model, config.accumulation) if config.accumulation > 1 else model
 
 
@@ -251,6 +254,8 @@ def _computed_by(config):
     way, parts = _way(config), number_of_parts(_images_at_once(config))
     if way == "fast mixing" and parts > 1:
         way += f" in {parts} parts"
+    if config.remat:
+        way += ", rematerialized"
     return f"{', '.join(accelerators) or 'CPU'}, {way}"
 
 

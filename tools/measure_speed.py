@@ -1,0 +1,120 @@
+"""Measures the speed of the cases in results/speed.md, and writes it.
+
+    python tools/measure_speed.py results/speed.md [--compare=timm --timm_python=PYTHON]
+
+Flags after the file are those of `keras-mixer benchmark`. It takes about half an hour on two cores.
+"""
+
+import contextlib
+import io
+import math
+import os
+import re
+import sys
+
+from keras_mixer.__main__ import main
+from keras_mixer.commands.table import COMMANDS
+from keras_mixer.config.command_line import parse
+from keras_mixer.console import quiet_tensorflow
+from keras_mixer.files import write_through
+from keras_mixer.model.architecture import Architecture
+from keras_mixer.training.environment import environment
+
+CASES = {
+    "a": "--image_shape=28 --patch_shape=4 --depth=8 --dim=16 --tokens_mlp_dim=1024 "
+    "--channels_mlp_dim=512 --channels=1 --batch_size=256",
+    "b": "--image_shape=32 --patch_shape=4 --depth=8 --dim=128 --tokens_mlp_dim=64 "
+    "--channels_mlp_dim=512 --channels=3 --batch_size=128",
+    "c": "--image_shape=64 --patch_shape=8 --depth=6 --dim=256 --tokens_mlp_dim=128 "
+    "--channels_mlp_dim=1024 --channels=3 --batch_size=64",
+    "d": "--variant=S/16 --channels=3 --batch_size=16",
+    "m": "--image_shape=28 --patch_shape=14 --depth=10 --dim=128 --tokens_mlp_dim=128 "
+    "--channels_mlp_dim=128 --channels=1 --batch_size=64",
+}
+KINDS = {
+    "momentum SGD, float32": "",
+    "momentum SGD, bfloat16": "--precision=bfloat16",
+    "AdamW, float32": "--optimizer=adamw",
+    "AdamW, bfloat16": "--optimizer=adamw --precision=bfloat16",
+}
+INFERENCE = {
+    "inference, float32": "--measure=inference,latency,exported --batch_size=64",
+    "inference, bfloat16": "--measure=inference,latency --batch_size=64 --precision=bfloat16",
+}
+COSTS = "--vary=image_size,depth,dim,batch_size --measure=training"
+GPU_FLOPS = 989e12  # an H100's published peak in bfloat16, without sparsity
+SHARE = 0.45  # of it, the aim
+PAPER_IMAGES = 300 * 1_281_167  # paper, appendix B: 300 epochs of ImageNet
+
+
+def benchmark(flags):
+    """Runs `keras-mixer benchmark` and returns what it prints."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        status = main(["benchmark", *flags])
+    if status:
+        sys.exit(status)
+    return output.getvalue()
+
+
+def mean(ratios):
+    """Returns the geometric mean of ratios and the smallest, as text."""
+    center = math.exp(sum(map(math.log, ratios)) / len(ratios))
+    return f"geometric mean {center:.2f}, least {min(ratios):.2f}, of {len(ratios)} cases"
+
+
+def section(title, cases, flags):
+    """Yields the lines of a section: what every case prints, then the means of the ratios."""
+    ratios = {}
+    yield f"## {title}\n"
+    for name, sizes in cases.items():
+        print(f"{title}: {name}", file=sys.stderr)
+        text = benchmark([*sizes.split(), *flags])
+        yield f"Case {name}, `{' '.join([*sizes.split(), *flags])}`: {text}"
+        for measure, ratio in re.findall(r"^(\w+): ([\d.]+) times timm", text, re.MULTILINE):
+            ratios.setdefault(measure, []).append(float(ratio))
+    for measure, values in ratios.items():
+        yield f"**{title}, {measure} over the better of timm eager and compiled: {mean(values)}.**\n"
+
+
+def papers_run():
+    """Returns a sentence on the time of the paper's ImageNet run, predicted from its products."""
+    flops = 6 * Architecture.create("B/16", num_classes=1000).multiply_adds * PAPER_IMAGES
+    days = flops / (GPU_FLOPS * SHARE) / 86400
+    return (
+        f"Predicted, not measured: B/16 at 224×224 for 300 epochs of ImageNet takes "
+        f"{flops:.2e} FLOPs in matrix products (forward once, backward twice): {days:.1f} days on a "
+        f"GPU of {GPU_FLOPS / 1e12:.0f} TFLOP/s at {SHARE:.0%} of its peak, {days / 8:.2f} on "
+        f"eight that scale perfectly.\n"
+    )
+
+
+def measured(flags, picture):
+    """Yields the parts of the document."""
+    machine = environment()
+    yield "# Speed\n"
+    yield (
+        f"Measured on {machine['cpu']}, {machine['cores']} cores, Python {machine['python']}, "
+        f"TensorFlow {machine['tensorflow']}, Keras {machine['keras']}. Medians of processes that "
+        f"take turns; random images in memory. timm is as shipped, with the exact GELU.\n"
+    )
+    for title, extra in KINDS.items():
+        yield from section(title, CASES, [*extra.split(), *flags])
+    for title, extra in INFERENCE.items():
+        yield from section(title, CASES, [*extra.split(), *flags])
+    own = [flag for flag in flags if not flag.startswith(("--compare", "--timm_python"))]
+    sizes = {"b": CASES["b"]}
+    yield from section("How cost grows", sizes, [*COSTS.split(), f"--plot={picture}", *own])
+    yield f"![time and memory by size]({os.path.basename(picture)})\n\n{papers_run()}"
+
+
+if __name__ == "__main__":
+    target, *rest = sys.argv[1:]
+    parse(COMMANDS["benchmark"].options, rest)  # refuses wrong flags before half an hour of work
+    with quiet_tensorflow():
+        picture = os.path.splitext(target)[0] + ".png"
+        parts = list(measured(["--measure=training", *rest], picture))
+    command = " ".join(["python tools/measure_speed.py", target, *rest])
+    command = re.sub(r"--timm_python=\S+", "--timm_python=PYTHON", command)
+    text = "\n".join([*parts, f"Generated by `{command}`.\n"])
+    write_through(target, text.encode())
