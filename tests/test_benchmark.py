@@ -1,16 +1,22 @@
 """Tests `keras-mixer benchmark`: its processes, table and counts; not speed itself."""
 
+import importlib.util
 import json
 import sys
 
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 from keras_mixer import Config, RunError
+from keras_mixer.commands.studies import BenchmarkOptions
+from keras_mixer.config.command_line import parse
+from keras_mixer.config.options import options_of
 from keras_mixer.model.architecture import Architecture
 from keras_mixer.studies import benchmark, timm_worker
 from keras_mixer.studies.benchmark import Row
 from keras_mixer.studies.benchmark_worker import MEASURES, main
+from keras_mixer.training.open_run import plan_run
 
 SIZES = {"depth": 1, "dim": 8, "image_shape": (8, 8), "patch_shape": (4, 4), "batch_size": 16}
 FLAGS = ["--depth=1", "--dim=8", "--image_shape=8", "--patch_shape=4", "--batch_size=16"]
@@ -97,6 +103,18 @@ def test_wrong_flags(run, flags, message):
     status, _, errors = run("benchmark", *FLAGS, "--repeats=1", "--seconds=0.01", *flags)
     assert status == 2
     assert message in errors
+
+
+def test_cases_of_the_results_are_valid():
+    spec = importlib.util.spec_from_file_location("speed", ROOT / "tools" / "measure_speed.py")
+    speed = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(speed)
+    for names, extra in speed.SECTIONS.values():
+        for name in names:
+            flags = [*speed.CASES[name].split(), *extra.split()]
+            plan_run(Config(**options_of(parse(BenchmarkOptions, flags)[0], Config)))
+    assert "2.91e+19" in speed.papers_run(), "6 × 12.6e9 × 300 × 1,281,167"
+    assert speed.mean([0.5, 2.0]) == "geometric mean 1.00, least 0.50, of 2 cases"
 
 
 def test_failure_of_a_process_is_told(tmp_path):
