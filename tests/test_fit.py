@@ -191,17 +191,25 @@ def test_a_loss_that_is_no_number_stops_the_run_and_is_never_saved(config):
         assert np.isfinite(array).all(), name
 
 
+@pytest.mark.parametrize("reader", ["keep_in_memory", "training_batches"])
 @pytest.mark.parametrize("damage", ["truncated", "removed"])
-def test_an_image_that_goes_bad_during_the_run_is_named(config, folder, monkeypatch, damage):
+def test_an_image_that_goes_bad_during_the_run_is_named(
+    config, folder, monkeypatch, damage, reader
+):
+    """While it is decoded to be kept, or in training, if the images do not fit in memory."""
     fields = {"dataset": "folder", "data_dir": str(folder), "image_shape": (8, 8),
               "patch_shape": (4, 4), "batch_size": 25}  # fmt: skip
     path = Path(os.fsdecode(open_dataset("folder", folder).train.paths[3]))
 
-    def spoil(*arguments, batches=fit_module.training_batches, **options):
-        path.unlink() if damage == "removed" else path.write_bytes(path.read_bytes()[:60])
-        return batches(*arguments, **options)
+    read = getattr(fit_module, reader)
 
-    monkeypatch.setattr(fit_module, "training_batches", spoil)
+    def spoil(*arguments, **options):
+        path.unlink() if damage == "removed" else path.write_bytes(path.read_bytes()[:60])
+        return read(*arguments, **options)
+
+    if reader == "training_batches":
+        monkeypatch.setattr("keras_mixer.preprocessing.input_pipeline.KEPT_BYTES", 0)
+    monkeypatch.setattr(fit_module, reader, spoil)
     with pytest.raises(InputError, match=f"1 unreadable image, repair or remove: {path}"):
         fit(config(**fields))
 
