@@ -14,7 +14,7 @@ from keras_mixer.preprocessing.input_pipeline import (
     broken_images_named,
     evaluation_batches,
 )
-from keras_mixer.training.fast_mixing import faster, number_of_parts, use_threads_for_parts
+from keras_mixer.training.fast_mixing import faster, use_threads_for
 from keras_mixer.training.losses import check_finite
 from keras_mixer.weights import model_folder
 from keras_mixer.weights.load import build_pretrained, load_mixer
@@ -38,7 +38,7 @@ def evaluate_run(run, split_name, batch_size=EVALUATION_BATCH_SIZE):
         InputError: If the split or the weights do not exist.
     """
     split = run.dataset.split(split_name)
-    use_threads_for_parts(number_of_parts(batch_size))
+    use_threads_for(batch_size)
     model = load_mixer(run.best)
     outputs = compute_logits(model, run.spec, split, f"evaluating {split_name}", batch_size)
     return {"split": split_name, **score(*outputs, run.spec)}
@@ -69,7 +69,7 @@ def evaluate_weights(pretrained, path, dataset, split_name=None, batch_size=EVAL
     index_of = _model_classes(spec, dataset.class_names, path)
     if spec.class_names is None:
         spec = spec.replace(class_names=dataset.class_names)
-    use_threads_for_parts(number_of_parts(batch_size))
+    use_threads_for(batch_size)
     model = build_pretrained(pretrained, path)
     logits, labels = compute_logits(model, spec, split, f"evaluating {name}", batch_size)
     return {"split": name, **score(logits, index_of[labels], spec)}

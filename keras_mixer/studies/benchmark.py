@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 from keras_mixer import console
+from keras_mixer.config.options import options_of
 from keras_mixer.config.training import Config
 from keras_mixer.errors import InputError, RunError
 from keras_mixer.training.environment import environment
@@ -99,10 +100,10 @@ def _by_turns(processes, repeats, seconds, track=lambda items, _: items):
 
 def _own(config, measures, channels):
     """Yields (measure, side, command, first line) of our processes."""
-    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(Config)}
+    values = {**options_of(config, Config), "channels": channels}
     for name in measures:
         command = [sys.executable, "-m", "keras_mixer.studies.benchmark_worker", name]
-        yield name, "keras_mixer", command, {**values, "channels": channels}
+        yield name, "keras_mixer", command, values
 
 
 def _of_timm(config, measures, python, channels):

@@ -8,21 +8,18 @@ time by wall time) and `memory`, the peak so far in bytes.
 """
 
 import json
-import os
-import resource
 import sys
 import tempfile
 import threading
-import time
 
 import numpy as np
 
 from keras_mixer import console
 from keras_mixer.config.training import Config
+from keras_mixer.studies.timm_worker import answer_lines, process_memory, take_standard_output
 from keras_mixer.training.open_run import plan_run
 from keras_mixer.training.run import Run
 
-_WARM_UP = 0.3  # seconds
 _PRODUCT = 2048  # rows and columns of the matrices whose product is the peak
 
 
@@ -40,13 +37,7 @@ def main(measure, lines, answer):
     run = plan_run(Config(**values))
     with console.quiet_tensorflow():
         import tensorflow as tf  # noqa: F401
-    call, wait, images = MEASURES[measure](_with_channels(run, channels))
-    started = time.perf_counter()
-    call()
-    wait()
-    answer({"first_call": time.perf_counter() - started, "images": images})
-    for line in lines:
-        answer(_measure(call, wait, images, float(line)))
+    answer_lines(lines, answer, *MEASURES[measure](_with_channels(run, channels)), _memory)
 
 
 def _with_channels(run, channels):
@@ -57,32 +48,13 @@ def _with_channels(run, channels):
     return Run(run.directory, run.config, spec, run.dataset)
 
 
-def _measure(call, wait, images, seconds):
-    _repeat(call, wait, _WARM_UP)  # also empties buffers that were filled in between
-    start, worked = time.perf_counter(), time.process_time()
-    calls = _repeat(call, wait, seconds)
-    passed = time.perf_counter() - start
-    cores = (time.process_time() - worked) / passed
-    return {"images_per_second": calls * images / passed, "cores": cores, "memory": _memory()}
-
-
-def _repeat(call, wait, seconds):
-    """Calls for some seconds, at least once; returns how often."""
-    calls, end = 0, time.perf_counter() + seconds
-    while not calls or time.perf_counter() < end:
-        call()
-        calls += 1
-    wait()
-    return calls
-
-
 def _memory():
     """Returns the peak of memory in bytes: of the first GPU, or else of this process."""
     import tensorflow as tf
 
     if tf.config.list_physical_devices("GPU"):
         return tf.config.experimental.get_memory_info("GPU:0")["peak"]
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return process_memory()
 
 
 def _random_images(run, count):
@@ -113,11 +85,11 @@ def _training(run):
 def _inference(run, size=None):
     """Logits of one batch of random images, in NumPy, as evaluation and prediction compute them."""
     from keras_mixer.model.mixer import build_mixer
-    from keras_mixer.training.fast_mixing import faster, number_of_parts, use_threads_for_parts
+    from keras_mixer.training.fast_mixing import faster, use_threads_for
     from keras_mixer.training.fit import POLICIES
 
     size = size or run.config.batch_size
-    use_threads_for_parts(number_of_parts(size))
+    use_threads_for(size)
     policy = POLICIES[run.config.precision]
     model = faster(build_mixer(**vars(run.spec.architecture), dtype=policy), size)
     images = _random_images(run, size)
@@ -222,12 +194,5 @@ MEASURES = {
 }
 
 
-def _serve():
-    """Runs `main` on standard input and output; what is printed goes to standard error."""
-    output = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    main(sys.argv[1], sys.stdin, lambda values: print(json.dumps(values), file=output, flush=True))
-
-
 if __name__ == "__main__":
-    _serve()
+    main(sys.argv[1], sys.stdin, take_standard_output())

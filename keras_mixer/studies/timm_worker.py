@@ -1,8 +1,8 @@
 """Measures timm's Mixer in a process of its own, with the protocol of `benchmark_worker`.
 
-A script for a Python with torch and timm; it imports nothing of this package. Its first line of
-input has the `measure`, the sizes of the model, `batch_size`, `precision`, `optimizer`, `momentum`,
-`lr` and whether the model is `compiled`.
+A script for a Python with torch and timm. It imports nothing of this package, so what both workers
+do stands here. Its first line of input has the `measure`, the sizes of the model, `batch_size`,
+`precision`, `optimizer`, `momentum`, `lr` and whether the model is `compiled`.
 """
 
 import json
@@ -97,6 +97,34 @@ def calls(options, device):
     return step, wait, size
 
 
+# === What both workers do ===
+
+
+def answer_lines(lines, answer, call, wait, images, memory):
+    """Calls once and answers with its time, then measures for the seconds of every line.
+
+    Args:
+        lines: Iterable of numbers as strings.
+        answer: Function that takes a dict of JSON values.
+        call: Function to measure.
+        wait: Function that returns once all calls are done.
+        images: int. Images per call.
+        memory: Function that returns the peak of memory in bytes.
+    """
+    started = time.perf_counter()
+    call()
+    wait()
+    answer({"first_call": time.perf_counter() - started, "images": images})
+    for line in lines:
+        repeat(call, wait, _WARM_UP)  # also empties buffers that were filled in between
+        start, worked = time.perf_counter(), time.process_time()
+        count = repeat(call, wait, float(line))
+        passed = time.perf_counter() - start
+        cores = (time.process_time() - worked) / passed
+        rate = count * images / passed
+        answer({"images_per_second": rate, "cores": cores, "memory": memory()})
+
+
 def repeat(call, wait, seconds):
     """Calls for some seconds, at least once; returns how often."""
     count, end = 0, time.perf_counter() + seconds
@@ -107,38 +135,29 @@ def repeat(call, wait, seconds):
     return count
 
 
-def main():
-    """Answers lines of standard input until it is closed."""
+def process_memory():
+    """Returns the peak memory of this process in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def take_standard_output():
+    """Returns a function that prints JSON to standard output; all else goes to standard error."""
     output = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    return lambda values: print(json.dumps(values), file=output, flush=True)
 
-    def answer(**values):
-        print(json.dumps(values), file=output, flush=True)
 
+def main():
+    """Answers lines of standard input until it is closed."""
+    answer = take_standard_output()
     import torch
 
     options = json.loads(sys.stdin.readline())
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and hasattr(os, "sched_getaffinity"):
         torch.set_num_threads(len(os.sched_getaffinity(0)))
-    call, wait, images = calls(options, device)
-    started = time.perf_counter()
-    call()
-    wait()
-    answer(first_call=time.perf_counter() - started, images=images)
-    for line in sys.stdin:
-        repeat(call, wait, _WARM_UP)
-        start, worked = time.perf_counter(), time.process_time()
-        count = repeat(call, wait, float(line))
-        passed = time.perf_counter() - start
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        if device == "cuda":
-            memory = torch.cuda.max_memory_allocated()
-        answer(
-            images_per_second=count * images / passed,
-            cores=(time.process_time() - worked) / passed,
-            memory=memory,
-        )
+    memory = torch.cuda.max_memory_allocated if device == "cuda" else process_memory
+    answer_lines(sys.stdin, answer, *calls(options, device), memory)
 
 
 if __name__ == "__main__":

@@ -83,8 +83,8 @@ def number_of_parts(batch_size):
     return max(1, min(cores(), batch_size // IMAGES_PER_PART))
 
 
-def use_threads_for_parts(parts):
-    """Has TensorFlow compute every operation by one thread of those that a part has.
+def use_threads_for(batch_size):
+    """Has TensorFlow compute every operation by as many threads as a part has: cores by parts.
 
     Does nothing if its threads have been set by the caller, or started: then results are the same,
     but later.
@@ -94,7 +94,7 @@ def use_threads_for_parts(parts):
         return
     with contextlib.suppress(RuntimeError):  # TensorFlow has been used before
         threading.set_inter_op_parallelism_threads(cores())
-        threading.set_intra_op_parallelism_threads(max(1, cores() // parts))
+        threading.set_intra_op_parallelism_threads(max(1, cores() // number_of_parts(batch_size)))
 
 
 def _split(x, parts):

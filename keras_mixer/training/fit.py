@@ -25,7 +25,7 @@ from keras_mixer.preprocessing.input_pipeline import (
 from keras_mixer.training.accumulation import accumulate_gradients
 from keras_mixer.training.callbacks import Clock, EpochEnd, ProgressBar, Restoration, Saver
 from keras_mixer.training.checkpoints import check_space, newest_checkpoint
-from keras_mixer.training.fast_mixing import number_of_parts, use_fast_mixing, use_threads_for_parts
+from keras_mixer.training.fast_mixing import number_of_parts, use_fast_mixing, use_threads_for
 from keras_mixer.training.finetuning import describe_trained, freeze_backbone, layer_rates
 from keras_mixer.training.losses import KERAS_LOSSES
 from keras_mixer.training.open_run import open_run
@@ -102,7 +102,7 @@ def fit_run(run, callbacks=()):
 def prepare_threads(config):
     """Sets TensorFlow's threads to what is fastest for a run, unless it has been used before."""
     if _way(config) == "fast mixing":
-        use_threads_for_parts(number_of_parts(_images_at_once(config)))
+        use_threads_for(_images_at_once(config))
 
 
 def compiled_model(run, schedule, resumed=False):
