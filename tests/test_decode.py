@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from keras_mixer.data.image_checks import check_image_file
 from keras_mixer.data.image_listing import list_images
 from keras_mixer.data.splits import FileImages
+from keras_mixer.inference import predict
 from keras_mixer.inference.export import export_model
 from keras_mixer.inference.predict import classify
 from keras_mixer.model.architecture import ModelSpec, Preprocessing
@@ -289,7 +290,9 @@ SAME = ["jpeg color", "jpeg cmyk", "png P", "png half transparent", "bmp P", "gi
 
 
 @pytest.mark.parametrize("channels, eval_crop", [(1, 0.0), (3, 0.75)])
-def test_training_evaluation_prediction_and_export_see_the_same(tmp_path, channels, eval_crop):
+def test_training_evaluation_prediction_and_export_see_the_same(
+    tmp_path, monkeypatch, channels, eval_crop
+):
     contents = [FILES[name] for name in SAME] + [with_exif(exif(o)) for o in (1, 3, 6, 8)]
     for index, content in enumerate(contents):
         (tmp_path / f"{index:02}.jpg").write_bytes(content)
@@ -309,6 +312,7 @@ def test_training_evaluation_prediction_and_export_see_the_same(tmp_path, channe
     expected = model(evaluated).numpy()
     model.spec = spec
     model.predict_on_batch = lambda batch: predicted.append(batch) or expected
+    monkeypatch.setattr(predict, "faster", lambda model, batch_size: model)
     list(classify(model, images.paths))
     np.testing.assert_array_equal(predicted, [evaluated])
 

@@ -81,8 +81,11 @@ def test_marked_blocks_run(tmp_path):
 
 # What needs a network or an accelerator.
 ELSEWHERE = ("official:", "--preset=finetune_cifar10")
-# What makes the others short enough for a test.
-SHORT = ("--num_steps=1", "--warmup_step=0", "--batch_size=16", "--jit=false")
+# What makes the others short enough for a test, and fit for a few images.
+SHORT = {
+    "train": ("--num_steps=1", "--warmup_step=0", "--batch_size=16", "--jit=false"),
+    "benchmark": ("--measure=input,inference", "--batch_size=8", "--image_shape=16", "--repeats=1"),
+}
 
 
 def tour():
@@ -111,7 +114,7 @@ def test_commands_of_readme_run_one_after_the_other(
         words = [
             name for word in words[2:] for name in (glob.glob(word) if word == "runs/*" else [word])
         ]
-        short = SHORT if verb == ["train"] and "--help" not in words else ()
+        short = () if "--help" in words else SHORT.get(verb[0], ())
         status, out, err = run(*verb, *words, *short)
         assert status == 0, f"{line}\n{err}"
         assert out, line

@@ -22,8 +22,8 @@ from keras_mixer.training.open_run import plan_run
 
 MEASURES = ("training", "inference", "latency", "exported", "input", "fit")
 TIMM = {"timm": False, "timm, compiled": True}  # whether `torch.compile` is used
-_OF_TIMM = ("training", "inference", "latency")
-_TIMM_OPTIONS = ("batch_size", "precision", "optimizer", "momentum", "lr")
+_OF_TIMM = ("training", "inference", "latency", "fit")
+_TIMM_OPTIONS = ("batch_size", "precision", "optimizer", "momentum", "lr", "crop_padding")
 _BACKWARD = 3  # matrix products of a step, as a multiple of the forward pass's
 VARIED = {"image_size": "image_shape", "depth": "depth", "dim": "dim", "batch_size": "batch_size"}
 _FACTORS = (0.5, 1, 2, 4)
@@ -111,9 +111,8 @@ def _of_timm(config, measures, python, channels):
     run = plan_run(config)
     sizes, config = run.spec.architecture, run.config
     options = sizes.to_json() | {"channels": channels or sizes.channels}
-    options |= {
-        n: getattr(config, n) for n in ["batch_size", "precision", "optimizer", "momentum", "lr"]
-    }
+    options |= {name: getattr(config, name) for name in _TIMM_OPTIONS}
+    options["train_images"] = len(run.dataset.train)
     script = str(Path(__file__).with_name("timm_worker.py"))
     for name in (name for name in measures if name in _OF_TIMM):
         for side, compiled in TIMM.items():

@@ -2,9 +2,11 @@
 
 A script for a Python with torch and timm. It imports nothing of this package, so what both workers
 do stands here. Its first line of input has the `measure`, the sizes of the model, `batch_size`,
-`precision`, `optimizer`, `momentum`, `lr` and whether the model is `compiled`.
+`precision`, `optimizer`, `momentum`, `lr` and whether the model is `compiled`; for `fit`, also
+`train_images` and `crop_padding`.
 """
 
+import itertools
 import json
 import os
 import re
@@ -74,7 +76,7 @@ def calls(options, device):
         "sgd": lambda p: torch.optim.SGD(p, options["lr"], options["momentum"]),
         "adamw": lambda p: torch.optim.AdamW(p, options["lr"]),
     }
-    if options["measure"] != "training":
+    if options["measure"] in ("inference", "latency"):
         model.eval()
         host = images.cpu()  # results are fetched, and images sent, as with predict_on_batch
 
@@ -86,8 +88,13 @@ def calls(options, device):
 
     optimizer = kinds[options["optimizer"]](model.parameters())
     loss = torch.nn.CrossEntropyLoss()
+    batches = {
+        "training": lambda: itertools.repeat((images, labels)),
+        "fit": lambda: cropped_batches(options, device),
+    }[options["measure"]]()
 
     def step():
+        images, labels = next(batches)
         with cast:
             value = loss(forward(images), labels)
         optimizer.zero_grad(set_to_none=True)
@@ -95,6 +102,25 @@ def calls(options, device):
         optimizer.step()
 
     return step, wait, size
+
+
+def cropped_batches(options, device):
+    """Yields batches of images in memory, in random order, each cropped at random after padding."""
+    import torch
+
+    (height, width), size = options["image_shape"], options["batch_size"]
+    count, pad, channels = options["train_images"], options["crop_padding"], options["channels"]
+    images = torch.randn(count, channels, height, width, device=device)
+    labels = torch.arange(count, device=device) % options["num_classes"]
+    image, channel, row, column = torch.meshgrid(
+        *(torch.arange(n, device=device) for n in (size, channels, height, width)), indexing="ij"
+    )
+    while True:
+        order = torch.randperm(count, device=device)
+        for chosen in order[: count // size * size].split(size):
+            padded = torch.nn.functional.pad(images[chosen], 4 * [pad])
+            top, left = torch.randint(2 * pad + 1, (2, size, 1, 1, 1), device=device)
+            yield padded[image, channel, row + top, column + left], labels[chosen]
 
 
 # === What both workers do ===
