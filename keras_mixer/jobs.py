@@ -98,7 +98,6 @@ class JobSequence:
                 with without_retracing_warnings():
                     _train_evaluate_export(run)
                 self._durations.append(time.monotonic() - start)
-                _clear_session()
         return run
 
     def _time_left(self):
@@ -106,13 +105,6 @@ class JobSequence:
             return ""
         left = statistics.mean(self._durations) * (self.total - self._begun + 1)
         return f", about {max(1, round(left / 60))} min left if all take as long"
-
-
-def _clear_session():
-    """Frees the models of a job, which Keras keeps in memory until the process ends."""
-    from keras.backend import clear_session
-
-    clear_session()
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 The references are Pillow, NumPy, and properties of what comes out.
 """
 
+import functools
 import subprocess
 import sys
 
@@ -186,6 +187,7 @@ VALUE_REFERENCES = {  # operation -> (Pillow's, bound of the deviation at a magn
     "brightness": (enhanced(ImageEnhance.Brightness), 1),
     "sharpness": (enhanced(ImageEnhance.Sharpness), lambda m: 1 + 0.09 * abs(m) * 0.6),
 }
+PLACES = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
 MAGNITUDES = (4, 10, 30)
 
 
@@ -200,11 +202,11 @@ def photo(channels, height=32, width=40):
 def apply(name, image, magnitude):
     """An operation on copies of a Pillow image: (sign, result) for both signs."""
     pixels = np.asarray(image, np.float32).reshape(1, image.height, image.width, -1)
-    pixels = np.repeat(pixels, 5, axis=0)  # enough for a vector of numbers and some left over
-    positive = np.array([True, False, True, True, False])
-    results = OPERATIONS[name](tf.constant(pixels), tf.constant(positive), magnitude).numpy()
-    np.testing.assert_array_equal(results[[2, 3, 4]], results[[0, 0, 1]])
-    return (1, results[0]), (-1, results[1])
+    pixels = tf.repeat(pixels, 5, axis=0)  # enough for a vector of numbers and some left over
+    for sign in (1, -1):
+        results = OPERATIONS[name](pixels, sign * magnitude).numpy()
+        np.testing.assert_array_equal(results[1:], results[:-1])
+        yield sign, results[0]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -241,7 +243,7 @@ def affine_coefficients(name, m, width, height):
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("magnitude", MAGNITUDES)
-@pytest.mark.parametrize("name", ["shear_x", "shear_y", "translate_x", "translate_y", "rotate"])
+@pytest.mark.parametrize("name", PLACES)
 def test_operation_on_places_is_pillows(name, magnitude, channels):
     image = photo(channels)
     for sign, result in apply(name, image, magnitude):
@@ -263,6 +265,98 @@ def test_operation_on_places_is_pillows(name, magnitude, channels):
         assert within.any() or abs(m) == 30
         np.testing.assert_allclose(result[within], expected[within], atol=1.01, err_msg=f"{m=}")
         assert (result[outside] == FILL).all()
+
+
+def slowly_placed(name, images, m):
+    height, width = images.shape[1:3]
+    row = (*affine_coefficients(name, m, width, height), 0, 0)
+    return tf.raw_ops.ImageProjectiveTransformV3(
+        images=images, transforms=[row], output_shape=(height, width),
+        interpolation="BILINEAR", fill_mode="CONSTANT", fill_value=FILL,
+    )  # fmt: skip
+
+
+def stretched(images):
+    low, high = images.min(axis=(1, 2), keepdims=True), images.max(axis=(1, 2), keepdims=True)
+    return 255 * (images - low) / (high - low)
+
+
+def equalized(images):
+    channels = images.round().astype(np.uint8).transpose(0, 3, 1, 2)
+    flat = channels.reshape(-1, *channels.shape[2:])
+    results = np.stack([ImageOps.equalize(Image.fromarray(each)) for each in flat])
+    return results.reshape(channels.shape).transpose(0, 2, 3, 1)
+
+
+def without_color(images):
+    if images.shape[-1] == 1:
+        return images
+    return (images * (0.2989, 0.587, 0.114)).sum(axis=3, keepdims=True)
+
+
+def mean_gray(images):
+    means = without_color(images).round().mean(axis=(1, 2, 3), keepdims=True)
+    return np.floor(means + 0.5)
+
+
+def smoothed(images):
+    results, (height, width) = images.copy(), images.shape[1:3]
+    for y in range(1, height - 1):
+        for x in range(1, width - 1):
+            total = images[:, y - 1 : y + 2, x - 1 : x + 2].sum(axis=(1, 2))
+            results[:, y, x] = (total + 4 * images[:, y, x]) / 13
+    return results
+
+
+def blended(degenerate):
+    """Color, contrast, brightness, sharpness: from what has none of it (factor 0) to the image."""
+    return lambda images, m: degenerate(images) * (1 - (f := max(0.1, 1 + 0.09 * m))) + images * f
+
+
+SLOW = {  # operation -> the same, of NumPy arrays of float64
+    "identity": lambda images, m: images,
+    "auto_contrast": lambda images, m: stretched(images),
+    "equalize": lambda images, m: equalized(images),
+    "solarize": lambda images, m: np.where(images < 256 * (1 - abs(m) / 30), images, 255 - images),
+    "posterize": lambda images, m: images.round() // (k := 2 ** round(abs(m) / 7.5)) * k,
+    "color": blended(without_color),
+    "contrast": blended(mean_gray),
+    "brightness": blended(np.zeros_like),
+    "sharpness": blended(smoothed),
+}
+
+
+def test_every_operation_is_compared():
+    assert {*PLACES, *SLOW} == set(OPERATIONS)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(3, 3), (4, 3), (17, 24), (40, 31), (1000, 5)])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operation_on_fractions_is_the_slow_one(name, size, channels):
+    """For images that differ, of values between the whole numbers, as crops have them."""
+    images = np.random.default_rng(3).uniform(2, 250, (3, *size, channels)).astype(np.float32)
+    for m in (0, 5, -5, 10, -10, 30, -30):
+        result = OPERATIONS[name](tf.constant(images), m).numpy()
+        if name in PLACES:
+            expected, atol = slowly_placed(name, images, m), 0.01
+        else:
+            expected = np.clip(SLOW[name](images.astype(np.float64), m), 0, 255)
+            atol = 0 if name in ("identity", "equalize", "posterize") else 1e-3
+        np.testing.assert_allclose(result, expected, rtol=0, atol=atol, err_msg=f"{m=}")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_operation_takes_batches_of_any_number(channels):
+    """As groups of images are, of sizes that the graph does not know."""
+    images = np.random.default_rng(3).uniform(0, 255, (7, 17, 24, channels)).astype(np.float32)
+    for name, operation in OPERATIONS.items():
+        spec = tf.TensorSpec((None, 17, 24, channels))
+        graph = tf.function(functools.partial(operation, m=-9), input_signature=[spec])
+        together = graph(images)
+        assert together.shape == images.shape
+        for image, result in zip(images, together, strict=True):
+            np.testing.assert_allclose(graph(image[None])[0], result, atol=1e-4, err_msg=name)
 
 
 def test_the_strongest_rotation_is_a_quarter_of_a_turn():
@@ -293,10 +387,9 @@ def test_rand_augment_gives_each_image_one_operation_of_its_own(channels):
     pixels = (pixels * scale).astype(np.uint8)
     results = rand_augment(tf.constant(pixels), (3, 7), 1, 9).numpy()
     fitting = np.array([
-        np.isclose(operation(tf.constant(pixels, tf.float32), tf.fill(256, sign), 9), results)
-        .all(axis=(1, 2, 3))
+        np.isclose(operation(tf.constant(pixels, tf.float32), m), results).all(axis=(1, 2, 3))
         for operation in OPERATIONS.values()
-        for sign in (True, False)
+        for m in (9, -9)
     ])  # fmt: skip
     assert fitting.any(axis=0).all()
     drawn = fitting.reshape(14, 2, 256).sum(axis=2)  # both signs where they do not matter
@@ -304,6 +397,18 @@ def test_rand_augment_gives_each_image_one_operation_of_its_own(channels):
         assert drawn.sum(axis=1).min() >= 5  # 18 expected; 4.1 is a standard deviation
         signed = [tuple(OPERATIONS).index(name) for name in ("rotate", "shear_x", "contrast")]
         assert (drawn[signed] >= 1).all()
+
+
+def test_rand_augment_does_what_it_draws():
+    """The draws are part of what a seed means: runs are repeated by them."""
+    images = np.random.default_rng(3).uniform(0, 255, (128, 8, 9, 3)).astype(np.float32)
+    results = rand_augment(tf.constant(images), (3, 7), 1, 9)
+    chosen = tf.random.stateless_uniform((1, 128), (3, 7), 0, 14, tf.int32)[0]
+    positive = tf.random.stateless_uniform((1, 128), tf.random.fold_in((3, 7), 1))[0] < 0.5
+    for image, kind, is_positive, result in zip(images, chosen, positive, results, strict=True):
+        name = list(OPERATIONS)[kind]
+        expected = OPERATIONS[name](tf.constant(image[None]), 9 if is_positive else -9)[0]
+        np.testing.assert_allclose(result, expected, atol=1e-3, err_msg=name)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -318,8 +423,7 @@ def test_two_layers_are_two_operations():
     pixels = tf.constant(np.asarray(image, np.float32)[None])
 
     def all_of(pixels):
-        signs = [tf.fill(len(pixels), sign) for sign in (True, False)]
-        return tf.concat([op(pixels, s, 9) for op in OPERATIONS.values() for s in signs], axis=0)
+        return tf.concat([op(pixels, m) for op in OPERATIONS.values() for m in (9, -9)], axis=0)
 
     results = rand_augment(tf.repeat(pixels, 32, axis=0), (3, 7), 2, 9).numpy()
     twice = all_of(all_of(pixels)).numpy()

@@ -66,8 +66,9 @@ def test_everything_can_be_measured(measure, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_command(run, tmp_path):
+def test_command(run, tmp_path, monkeypatch):
     """In real processes, with another one that answers as timm's would."""
+    monkeypatch.setattr(benchmark, "_FACTORS", (0.5, 1, 4))
     fake = tmp_path / "python"
     answer = '{"first_call": 1, "images": 16, "images_per_second": 1e9, "cores": 1, "memory": 1}'
     fake.write_text(
@@ -76,17 +77,17 @@ def test_command(run, tmp_path):
     fake.chmod(0o755)
     paths = {name: tmp_path / f"it.{name}" for name in ("md", "json", "png")}
     status, output, errors = run(
-        *("benchmark", *FLAGS, "--repeats=2", "--seconds=0.01", "--measure=training,fit"),
+        *("benchmark", *FLAGS, "--repeats=2", "--seconds=0.01", "--measure=fit"),
         *("--compare=timm", f"--timm_python={fake}", "--vary=depth", f"--output={paths['md']}"),
         *(f"--json={paths['json']}", f"--plot={paths['png']}"),
     )
     assert status == 0, errors
-    assert "| training | timm, compiled | 1,000,000,000.0 |" in output
+    assert "| fit | timm, compiled | 1,000,000,000.0 |" in output
     assert "| depth | 4 |" in output
     assert output in paths["md"].read_text()
     found = json.loads(paths["json"].read_text())
-    assert [len(r["rates"]) for r in found["measured"]] == [2] * 5
-    assert [point["value"] for point in found["varied"]["depth"]] == [1, 2, 4], "half of 1 is none"
+    assert [len(r["rates"]) for r in found["measured"]] == [2] * 4
+    assert [point["value"] for point in found["varied"]["depth"]] == [1, 4], "half of 1 is none"
     with Image.open(paths["png"]) as picture:
         assert picture.width > 300
 
@@ -109,9 +110,14 @@ def test_cases_of_the_results_are_valid():
     spec = importlib.util.spec_from_file_location("speed", ROOT / "tools" / "measure_speed.py")
     speed = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(speed)
-    for names, extra in speed.SECTIONS.values():
+    used = [*speed.SECTIONS.values(), (speed.PRESETS, "")]
+    assert {name for names, _ in used for name in names} == speed.CASES.keys()
+    for names, extra in used:
         for name in names:
             flags = [*speed.CASES[name].split(), *extra.split()]
+            if "--data_dir" in speed.CASES[name]:
+                parse(BenchmarkOptions, flags)
+                continue
             plan_run(Config(**options_of(parse(BenchmarkOptions, flags)[0], Config)))
     assert "2.91e+19" in speed.papers_run(), "6 × 12.6e9 × 300 × 1,281,167"
     assert speed.mean([0.5, 2.0]) == "geometric mean 1.00, least 0.50, of 2 cases"
@@ -137,6 +143,21 @@ def test_timm_is_built_with_the_same_sizes():
     sizes = Architecture(**{k: v for k, v in SIZES.items() if k != "batch_size"}, num_classes=10)
     model = timm_worker.build(sizes.to_json(), "cpu")
     assert sum(p.numel() for p in model.parameters()) == sizes.parameters
+
+
+def test_batches_of_the_loop_are_whole_images_moved_within_their_padding():
+    torch = pytest.importorskip("torch")
+    options = {"image_shape": (4, 5), "channels": 3, "batch_size": 8, "train_images": 20}
+    batches = timm_worker.cropped_batches({**options, "num_classes": 20, "crop_padding": 1}, "cpu")
+    torch.manual_seed(0)
+    seen = [next(batches) for _ in range(4)]
+    assert all(images.shape == (8, 3, 4, 5) for images, _ in seen)
+    for first in (0, 2):  # an epoch has two batches, of other images
+        assert len({int(label) for _, labels in seen[first : first + 2] for label in labels}) == 16
+    plain = timm_worker.cropped_batches({**options, "num_classes": 20, "crop_padding": 0}, "cpu")
+    assert not any((row == 0).all() for images, _ in [next(plain)] for row in images.flatten(0, 2))
+    edges = [image[:, edge] for images, _ in seen for image in images for edge in (0, -1)]
+    assert 10 < sum(bool((edge == 0).all()) for edge in edges) < len(edges) - 10
 
 
 def test_timm_is_measured(tmp_path):

@@ -83,7 +83,10 @@ def test_marked_blocks_run(tmp_path):
 ELSEWHERE = ("official:", "--preset=finetune_cifar10")
 # What makes the others short enough for a test, and fit for a few images.
 SHORT = {
-    "train": ("--num_steps=1", "--warmup_step=0", "--batch_size=16", "--jit=false"),
+    "train": (
+        *("--num_steps=2", "--schedule_unit=step", "--warmup_step=0", "--batch_size=16"),
+        "--jit=false",
+    ),
     "benchmark": ("--measure=input,inference", "--batch_size=8", "--image_shape=16", "--repeats=1"),
 }
 

@@ -356,6 +356,7 @@ def test_killed_runs_end_as_if_nothing_had_happened():
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signalled_process_saves_and_tells_how_to_go_on(tmp_path, number, status):
     flags = ["--depth=2", "--dim=8", "--save_every=1000", "--num_steps=1000", "--output_dir=run"]
+    flags.append("--jit=false")
     process = subprocess.Popen(
         [sys.executable, ROOT / "train.py", *flags], cwd=tmp_path, stderr=subprocess.PIPE, text=True
     )

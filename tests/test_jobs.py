@@ -1,7 +1,9 @@
 """Tests `keras_mixer/jobs.py`: a whole job from a config to an export, and many of them."""
 
+import collections
 import dataclasses
 import errno
+import gc
 import itertools
 import json
 import logging
@@ -9,12 +11,16 @@ import os
 import runpy
 import shutil
 import sys
+import weakref
 from types import SimpleNamespace
 
 import keras
 import pytest
 import tensorflow as tf
 from conftest import ROOT
+from tensorflow.python.eager import context
+from tensorflow.python.framework import ops
+from tensorflow.python.framework.func_graph import FuncGraph
 
 from keras_mixer import Config, InputError, fit, jobs, run_job
 from keras_mixer.config.options import as_flags
@@ -245,3 +251,36 @@ def test_warnings_of_retracing_are_silenced_during_a_job_alone(tmp_path, monkeyp
         jobs.JobSequence(1).run("a", Config(**QUICK, output_dir=str(tmp_path / "a")))
     assert passed == [False, True]
     assert logger.filters == before
+
+
+def in_memory():
+    """Counts what a run makes, by kind: Python's objects, and what TensorFlow has registered."""
+    for _ in range(3):  # what has a finalizer is freed a pass later
+        gc.collect()
+    types = collections.Counter(map(type, gc.get_objects()))
+    kinds = (FuncGraph, keras.Model, keras.Variable, keras.optimizers.Optimizer, tf.data.Dataset)
+    counts = collections.Counter()
+    for kind in kinds:
+        counts[kind.__name__] = sum(n for type, n in types.items() if issubclass(type, kind))
+    counts["functions"] = len(context.context().list_function_names())
+    counts["gradients"] = len(ops.gradient_registry.list())
+    return counts
+
+
+def test_nothing_of_a_finished_run_stays_in_memory(tmp_path):
+    """Of many runs in one process, each would take its weights and those of its optimizer."""
+    references, counts = [], []
+
+    class Witness(keras.callbacks.Callback):
+        def on_train_end(self, logs=None):
+            variables = self.model.variables + self.model.optimizer.variables
+            handles = [variable.value.handle for variable in variables]
+            references.extend(map(weakref.ref, [self.model, self.model.optimizer, *handles]))
+
+    for name in "abc":  # what all runs share is made by the first, or by the second
+        config = Config(**QUICK | {"jit": "auto", "export": False}, output_dir=f"{tmp_path}/{name}")
+        run_job(config, [Witness()])
+        counts.append(in_memory())
+    assert len(references) > 3 * 20
+    assert sum(reference() is not None for reference in references) == 0
+    assert not counts[2] - counts[1], "more than after the run before"

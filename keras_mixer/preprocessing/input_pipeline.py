@@ -70,7 +70,8 @@ def training_batches(
     if batch_size > len(split):
         raise InputError(f"batch_size={batch_size}: there are only {len(split)} images")
     num_classes = spec.architecture.num_classes
-    positions = tf.data.Dataset.counter(first_step * batch_size)  # over the whole run
+    # Over the whole run. Dataset.counter would leave a function in memory (TensorFlow 2.21).
+    positions = tf.data.Dataset.range(first_step * batch_size, tf.int64.max).repeat()
 
     def finish(position, images, labels):
         step_seed = tf.stack([tf.constant(seed, tf.int64), position[0] // batch_size])

@@ -9,8 +9,6 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-import keras
-
 from keras_mixer import console
 from keras_mixer.config.options import as_flags
 from keras_mixer.config.training import Config
@@ -124,7 +122,6 @@ def _untrained(run, shape, method):
         outputs = compute_logits(model, model.spec, split, name)
     top1 = score(*outputs, model.spec)["top1"]
     console.say(f"{name}: {top1:.2%}")
-    keras.backend.clear_session()
     return top1
 
 

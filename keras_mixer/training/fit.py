@@ -35,6 +35,7 @@ from keras_mixer.training.rematerialization import rematerialize
 from keras_mixer.training.schedules import WarmupDecay
 from keras_mixer.training.signals import Interrupted, StopRequest
 from keras_mixer.training.state import state_size
+from keras_mixer.training.tracing import forget_gradients
 from keras_mixer.weights import model_folder
 from keras_mixer.weights.load import assign_weights
 from keras_mixer.weights.pretrained import adapt_pretrained, announce
@@ -114,6 +115,7 @@ def compiled_model(run, schedule, resumed=False):
         resumed: bool. Whether its weights will come from a checkpoint of the run.
     """
     model = _initial_model(run, resumed)
+    forget_gradients(model)
     return model, _compile(model, run.config, schedule)
 
 
