@@ -159,3 +159,10 @@ def quiet_tensorflow():
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
+
+
+def duration(seconds):
+    """Returns a duration in words: `40 s`, `12 min`, `3.2 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -73,19 +73,24 @@ class JobSequence:
     """Runs `total` jobs one after the other, and prints the progress.
 
     Every job has its own run directory, so the same sequence run again skips finished jobs.
+
+    Args:
+        total: int. Number of jobs.
+        begun: int. Number of those that were run before, or are run elsewhere.
     """
 
-    def __init__(self, total):
+    def __init__(self, total, begun=0):
         self.total = total
-        self._begun = 0
+        self._begun = begun
         self._durations = []  # in seconds, of the jobs that were not finished before
 
-    def run(self, name, config):
+    def run(self, name, config, callbacks=()):
         """Runs a job, unless it is finished, and returns its `Run`.
 
         Args:
             name: Name of the job on the terminal.
             config: `Config` with an output_dir that no other job has.
+            callbacks: Keras callbacks; see `fit`.
 
         Raises:
             InputError, RunError, Interrupted: See `run_job`.
@@ -96,7 +101,7 @@ class JobSequence:
                 console.say(f"[{self._begun}/{self.total}] {name}{self._time_left()}")
                 start = time.monotonic()
                 with without_retracing_warnings():
-                    _train_evaluate_export(run)
+                    _train_evaluate_export(run, callbacks)
                 self._durations.append(time.monotonic() - start)
         return run
 

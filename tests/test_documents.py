@@ -28,7 +28,8 @@ CLASSES = tuple("0123456789")
 def commands(block):
     """Yields the commands of a block that run this program, as lists of words."""
     joined = block.replace("\\\n", " ")
-    for line in re.split(r"\n|&&|;", joined):
+    outside_quotes = r"(?=(?:[^'\n]*'[^'\n]*')*[^'\n]*$)"
+    for line in re.split(rf"\n|(?:&&|;){outside_quotes}", joined, flags=re.MULTILINE):
         words = shlex.split(line, comments=True)
         words = [word for word in words if word not in ("do", "done")]
         if words and words[0].endswith(("python", "keras-mixer", "find")):
@@ -79,8 +80,8 @@ def test_marked_blocks_run(tmp_path):
     assert "b'0'" in done.stdout, "class names come out of the SavedModel"
 
 
-# What needs a network or an accelerator.
-ELSEWHERE = ("official:", "--preset=finetune_cifar10")
+# What needs a network or an accelerator, or is as long as many runs and has tests of its own.
+ELSEWHERE = ("official:", "--preset=finetune_cifar10", "keras-mixer sweep")
 # What makes the others short enough for a test, and fit for a few images.
 SHORT = {
     "train": (

@@ -34,6 +34,8 @@ LAZY = {
     "h5py": "0.15 s; only for .keras and .weights.h5 files",
     "requests": "0.1 s; only to download",
     "urllib3": "0.1 s; only to download",
+    "optuna": "0.6 s; only for sweeps",
+    "sqlalchemy": "0.3 s; only for sweeps",
     "keras_cv": "1.2 s; only for RandAugment",
     "matplotlib": "0.4 s; only to draw",
     "torch": "an optional dependency",

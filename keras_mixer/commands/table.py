@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from keras_mixer.commands import few_shot, models, studies, training, weights
+from keras_mixer.commands import few_shot, models, studies, sweep, training, weights
 from keras_mixer.config.training import Config
 
 
@@ -39,6 +39,7 @@ COMMANDS = {
         "RUN|CHECKPOINT",
         (
             "keras-mixer evaluate runs/photos",
+            "keras-mixer evaluate runs/photos --temperature --corruptions=all",
             "keras-mixer evaluate runs/photos --dataset=folder --data_dir=new_photos",
             "keras-mixer evaluate mixer.safetensors --dataset=csv --data_dir=new_photos",
         ),
@@ -79,11 +80,23 @@ COMMANDS = {
         None,
         ("keras-mixer preview --flip --mixup=0.2 --output=preview.png",),
     ),
+    "sweep": Command(
+        sweep.sweep,
+        sweep.SweepOptions,
+        "[-- TRAIN_FLAG...]",
+        (
+            "keras-mixer sweep --space='lr=0.001,0.01; dropout=0,0.1' -- --num_steps=5",
+            "keras-mixer sweep --space='lr=1e-4..1e-1:log' --sampler=tpe --trials=30 --prune",
+        ),
+    ),
     "report": Command(
         studies.report,
         studies.ReportOptions,
         "RUN...",
-        ("keras-mixer report runs/* --output=results/runs.md",),
+        (
+            "keras-mixer report runs/* --output=results/runs.md",
+            "keras-mixer report runs/* --html=report",
+        ),
     ),
     "transfer": Command(
         studies.transfer,

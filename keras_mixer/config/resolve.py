@@ -10,8 +10,17 @@ from keras_mixer.config.options import named_as_flags, shown
 from keras_mixer.config.training import DEFAULT_DEPTH, DEFAULT_DIM, DEFAULT_WARMUP, Config
 from keras_mixer.data.datasets import dataset_row
 from keras_mixer.errors import InputError
-from keras_mixer.model.architecture import DEFAULTS, Architecture, ModelSpec, variant_values
+from keras_mixer.model.architecture import (
+    DEFAULTS,
+    OF_MIXER_LAYERS,
+    Architecture,
+    ModelSpec,
+    variant_values,
+)
+from keras_mixer.model.variants import MIXER
 from keras_mixer.weights.resize import resized_architecture
+
+_OF_MIXER_TRAINING = ("variant", "stochastic_depth", "layer_decay", "resize_tokens", "remat")
 
 
 def resolve(config, dataset, checkpoint=None):
@@ -43,8 +52,9 @@ def resolve(config, dataset, checkpoint=None):
             for name, value in values.items():
                 if getattr(config, name) is None and name not in filled:
                     filled[name] = value
-        config = dataclasses.replace(config, **filled)
-        architecture = Architecture(**config.architecture(), channels=channels)
+        given, config = config, dataclasses.replace(config, **filled)
+        architecture = Architecture.of_model(**config.architecture(), channels=channels)
+        _check_baseline(given, architecture)
         spec = ModelSpec(architecture, dataset.class_names, config.preprocessing(), config.loss)
         sizes = {name: getattr(architecture, name) for name in config.architecture()}
         return _consistent(dataclasses.replace(config, **sizes)), spec
@@ -61,6 +71,20 @@ def _check_data(config, num_classes, channels, checkpoint):
             f"--checkpoint={config.checkpoint}: it was trained on images of "
             f"{checkpoint.channels} channels, --dataset={config.dataset} has {channels}"
         )
+
+
+def _check_baseline(given, architecture):
+    """Refuses options of mixer layers for a baseline, unless they are what is filled in anyway."""
+    if architecture.model == MIXER:
+        return
+    neutral = {name: getattr(architecture, name) for name in OF_MIXER_LAYERS}
+    for name in (*neutral, *_OF_MIXER_TRAINING):
+        value = neutral.get(name, getattr(Config, name, None))
+        if getattr(given, name) not in (None, value):
+            raise InputError(
+                f"--{name}={shown(getattr(given, name))} is for mixer layers and would change "
+                f"nothing with --model={architecture.model}; leave it out"
+            )
 
 
 def _from_checkpoint(config, checkpoint):
@@ -97,6 +121,7 @@ def _defaults(config, num_classes):
     return {
         "image_shape": row.image_shape,
         "patch_shape": row.patch_shape,
+        "model": MIXER,
         "depth": DEFAULT_DEPTH,
         "dim": DEFAULT_DIM,
         **{name: value for name, value in DEFAULTS.items() if hasattr(config, name)},

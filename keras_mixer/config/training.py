@@ -24,7 +24,7 @@ from keras_mixer.config.presets import preset_names, preset_path
 from keras_mixer.data.datasets import SPLITS
 from keras_mixer.errors import InputError
 from keras_mixer.model.architecture import FIELDS, LOSSES, Preprocessing
-from keras_mixer.model.variants import ACTIVATIONS, VARIANTS
+from keras_mixer.model.variants import ACTIVATIONS, MODELS, VARIANTS
 from keras_mixer.weights.resize import RESIZE_TOKENS
 
 DEFAULT_DEPTH = 6
@@ -59,11 +59,18 @@ class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fiel
 
     preset_names, preset_path = staticmethod(preset_names), staticmethod(preset_path)
 
+    model: str | None = option(
+        None,
+        "Model (default: mixer). The others are baselines. mlp: depth dense layers of dim units on "
+        "the pixels, each followed by the activation and dropout. cnn: the same after two "
+        "convolutions of 3x3 with 32 and 64 filters, pooling, and half the dropout.",
+        choices=MODELS,
+        heading="Model",
+    )
     variant: str | None = option(
         None,
         "Variant of the paper's Table 1: sets image_shape, patch_shape, depth and widths.",
         choices=tuple(VARIANTS),
-        heading="Model",
         basic=True,
     )
     patch_shape: tuple[int, int] | None = option(
@@ -293,8 +300,8 @@ class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fiel
             )
 
     def architecture(self):
-        """Returns the fields that are an architecture's, as a dict; some may be None."""
-        return {name: getattr(self, name) for name in FIELDS if hasattr(self, name)}
+        """Returns the arguments of `Architecture.of_model` as a dict; some may be None."""
+        return {name: getattr(self, name) for name in ("model", *FIELDS) if hasattr(self, name)}
 
     def preprocessing(self):
         """Returns the `Preprocessing`."""

@@ -1,20 +1,23 @@
-"""Hyperparameters of a model (`Architecture`), and all that its model.json holds (`ModelSpec`)."""
+"""Hyperparameters of a model (`Architecture`), and all that its model.json holds (`ModelSpec`).
+
+A `Baseline` is the architecture of a model that a Mixer is compared with.
+"""
 
 import dataclasses
+import itertools
 import math
-import operator
 import re
 
 from keras_mixer.errors import InputError
-from keras_mixer.model.variants import ACTIVATIONS, IMAGE_SHAPE, VARIANTS
+from keras_mixer.model.checks import format_shape, read_fields, validate
+from keras_mixer.model.variants import IMAGE_SHAPE, MIXER, VARIANTS
 
 LOSSES = ("softmax", "sigmoid")
 INTERPOLATIONS = ("bilinear", "bicubic")
+CNN_FILTERS = (32, 64)  # of the convolutions of a CNN baseline
 FORMAT = 2  # version of model.json; a new field with a default needs no new version
 SMALLEST_CROP = 0.1
 
-_LARGEST_SIZE = 1 << 20
-_MOST_LAYERS = 1000
 # Beyond these numbers of values, no machine has enough memory.
 _MOST_VALUES = {"an image": 1 << 26, "a layer's activations": 1 << 30, "the weights": 1 << 35}
 
@@ -40,10 +43,12 @@ class Architecture:
     token_mixing: bool = True
     channel_mixing: bool = True
 
+    model = MIXER  # no field: that of every architecture but a `Baseline`
+
     def __post_init__(self):
         for field in dataclasses.fields(self):
             if getattr(self, field.name) is not None or field.name not in _WIDTHS:
-                object.__setattr__(self, field.name, _validate(field, getattr(self, field.name)))
+                object.__setattr__(self, field.name, validate(field, getattr(self, field.name)))
         for name, width in _WIDTHS.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, width(self.dim))
@@ -113,7 +118,13 @@ class Architecture:
         Raises:
             InputError: As the class does, or if a field is unknown.
         """
-        return cls(**_read_fields(cls, values))
+        kind = Baseline if isinstance(values, dict) and "model" in values else cls
+        return kind(**read_fields(kind, values))
+
+    @staticmethod
+    def of_model(model, **values):
+        """Creates the architecture of a model, one of `variants.MODELS`, from all its fields."""
+        return Architecture(**values) if model == MIXER else Baseline(model=model, **values)
 
     def _check_division(self):
         for side, image, patch in zip(
@@ -123,9 +134,9 @@ class Architecture:
                 below = image // patch * patch
                 nearest = " and ".join(str(n) for n in (below, below + patch) if n)
                 raise InputError(
-                    f"patch_shape={_format(self.patch_shape)} does not divide image_shape="
-                    f"{_format(self.image_shape)}: the {side} {image} is no multiple of {patch}; "
-                    f"the nearest that are: {nearest}"
+                    f"patch_shape={format_shape(self.patch_shape)} does not divide "
+                    f"image_shape={format_shape(self.image_shape)}: the {side} {image} is no "
+                    f"multiple of {patch}; the nearest that are: {nearest}"
                 )
 
     def _check_products(self):
@@ -138,10 +149,70 @@ class Architecture:
         for (what, most), count in zip(_MOST_VALUES.items(), counts, strict=True):
             if count > most:
                 raise InputError(
-                    f"image_shape={_format(self.image_shape)}, patch_shape="
-                    f"{_format(self.patch_shape)}, depth={self.depth}, dim={self.dim}: {what} "
+                    f"image_shape={format_shape(self.image_shape)}, patch_shape="
+                    f"{format_shape(self.patch_shape)}, depth={self.depth}, dim={self.dim}: {what} "
                     f"would have {count:,} values, expected at most {most:,}; choose smaller sizes"
                 )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Baseline(Architecture):
+    """Hyperparameters of a baseline; see `baselines.build_baseline`.
+
+    It has `depth` dense layers of `dim` units. The image is one patch, and the fields of mixer
+    layers have their defaults, whatever is given.
+
+    Raises:
+        InputError: As `Architecture`, or if the image is too small for the convolutions of a CNN.
+    """
+
+    model: str
+
+    def __post_init__(self):
+        neutral = {"patch_shape": self.image_shape, **dict.fromkeys(_WIDTHS), **DEFAULTS}
+        for name in OF_MIXER_LAYERS:
+            object.__setattr__(self, name, neutral[name])
+        super().__post_init__()
+        if self.model == "cnn" and min(self.image_shape) < 6:
+            raise InputError(
+                f"image_shape={format_shape(self.image_shape)}: expected at least 6 pixels a side, "
+                f"for two convolutions of 3×3 and pooling"
+            )
+
+    @property
+    def shapes(self):
+        """Shape of every weight, by its path, in the model's order."""
+        height, width = self.image_shape
+        inputs, shapes = height * width * self.channels, {}
+        if self.model == "cnn":
+            inputs = (height - 4) // 2 * ((width - 4) // 2) * CNN_FILTERS[-1]
+            for index, pair in enumerate(itertools.pairwise((self.channels, *CNN_FILTERS))):
+                shapes[f"conv_{index}/kernel"] = (3, 3, *pair)
+                shapes[f"conv_{index}/bias"] = pair[1:]
+        widths = [inputs, *[self.dim] * self.depth, self.num_classes]
+        names = [*(f"dense_{index}" for index in range(self.depth)), "head"]
+        for name, pair in zip(names, itertools.pairwise(widths), strict=True):
+            if pair[1]:
+                shapes |= {f"{name}/kernel": pair, f"{name}/bias": pair[1:]}
+        return shapes
+
+    @property
+    def parameters(self):
+        """Number of parameters, including the head."""
+        return sum(map(math.prod, self.shapes.values()))
+
+    @property
+    def multiply_adds(self):
+        """Multiply-adds of matrix products and convolutions for one image, forward."""
+        height, width = self.image_shape
+        positions = {  # of each convolution; dense layers have one
+            f"conv_{i}/kernel": (height - 2 * (i + 1)) * (width - 2 * (i + 1)) for i in (0, 1)
+        }
+        return sum(
+            math.prod(shape) * positions.get(name, 1)
+            for name, shape in self.shapes.items()
+            if name.endswith("kernel")
+        )
 
 
 _WIDTHS = {"tokens_mlp_dim": lambda dim: max(1, dim // 2), "channels_mlp_dim": lambda dim: 4 * dim}
@@ -151,6 +222,7 @@ DEFAULTS = {
     for field in dataclasses.fields(Architecture)
     if field.default not in (dataclasses.MISSING, None)
 }
+OF_MIXER_LAYERS = ("patch_shape", *_WIDTHS, "token_mixing", "channel_mixing")
 _REQUIRED = [name for name in FIELDS if name not in DEFAULTS and name not in _WIDTHS]
 
 
@@ -165,75 +237,6 @@ def variant_values(variant):
     row = VARIANTS[variant]
     values = {name: getattr(row, name) for name in row._fields if name in FIELDS}
     return {"image_shape": IMAGE_SHAPE, "patch_shape": (row.patch, row.patch), **values}
-
-
-# === Validation ===
-
-
-def _validate(field, value):
-    """Returns the value, converted to the type of the field."""
-    check = _CHECKS.get(field.name) or _CHECKS[field.type]
-    try:
-        return check(value)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{field.name}: expected {error}, received {value!r:.60}") from error
-
-
-def _size(low=1, high=_LARGEST_SIZE):
-    def check(value):
-        if isinstance(value, bool) or not hasattr(value, "__index__") or not low <= value <= high:
-            raise ValueError(f"an integer from {low} to {high}")
-        return operator.index(value)
-
-    return check
-
-
-def _shape(value):
-    if not isinstance(value, tuple | list) or len(value) != 2:
-        raise ValueError("two positive integers, height and width")
-    return tuple(map(_size(), value))
-
-
-def _boolean(value):
-    if not isinstance(value, bool):
-        raise ValueError("true or false")
-    return value
-
-
-def _one_of(names):
-    def check(value):
-        if value not in names:
-            raise ValueError(f"one of {', '.join(names)}")
-        return value
-
-    return check
-
-
-_CHECKS = {
-    tuple[int, int]: _shape,
-    int: _size(),
-    bool: _boolean,
-    "depth": _size(high=_MOST_LAYERS),
-    "num_classes": _size(low=0),
-    "activation": _one_of(ACTIVATIONS),
-}
-
-
-def _format(shape):
-    return ",".join(map(str, shape))
-
-
-def _read_fields(kind, values):
-    """Returns the keyword arguments of a dataclass from a JSON dict of its fields."""
-    fields = dataclasses.fields(kind)
-    names = [field.name for field in fields]
-    if not isinstance(values, dict) or not values.keys() <= set(names):
-        given = ", ".join(map(str, values)) if isinstance(values, dict) else type(values).__name__
-        raise InputError(f"expected the fields {', '.join(names)}, received {given:.200}")
-    missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in values]
-    if missing:
-        raise InputError(f"expected the fields {', '.join(names)}, missing: {', '.join(missing)}")
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
 
 
 # === Model spec ===
@@ -342,9 +345,9 @@ class ModelSpec:
                 f"expected model.json of format {FORMAT}, received {found!r:.60}; it was written "
                 f"by another version of keras_mixer"
             )
-        fields = _read_fields(cls, {name: v for name, v in values.items() if name != "format"})
+        fields = read_fields(cls, {name: v for name, v in values.items() if name != "format"})
         fields["architecture"] = Architecture.from_json(fields["architecture"])
         fields["preprocessing"] = Preprocessing(
-            **_read_fields(Preprocessing, fields.get("preprocessing", {}))
+            **read_fields(Preprocessing, fields.get("preprocessing", {}))
         )
         return cls(**fields)

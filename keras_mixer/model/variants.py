@@ -1,4 +1,4 @@
-"""Model variants of the paper's Table 1, and the names of the activations.
+"""Model variants of the paper's Table 1, and the names of models and activations.
 
 Source: Tolstikhin et al., "MLP-Mixer: An all-MLP Architecture for Vision", arXiv 2105.01601. The
 paper rounds parameter counts to millions; the exact ones here are tested on built models.
@@ -43,3 +43,6 @@ VARIANTS = {
 
 # "gelu" is the tanh approximation of the official code; "gelu_erf" is the exact one that timm uses.
 ACTIVATIONS = ("gelu", "gelu_erf", "relu", "silu", "tanh")
+
+MIXER = "mixer"
+MODELS = (MIXER, "mlp", "cnn")  # the others are baselines

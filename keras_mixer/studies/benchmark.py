@@ -85,6 +85,12 @@ def measure(config, measures, compare, python, repeats, seconds, channels=None):
     return _by_turns(processes, repeats, seconds, console.track)
 
 
+def training_rate(config, seconds=1.0):
+    """Returns the images per second of training steps, measured in a process of its own."""
+    [row] = _by_turns([*_own(config, ["training"], None)], 1, seconds)
+    return row.rate
+
+
 def _by_turns(processes, repeats, seconds, track=lambda items, _: items):
     """Starts processes and measures each of them `repeats` times, by turns; returns their rows."""
     with contextlib.ExitStack() as stack:

@@ -84,14 +84,14 @@ def _training(run):
 
 def _inference(run, size=None):
     """Logits of one batch of random images, in NumPy, as evaluation and prediction compute them."""
-    from keras_mixer.model.mixer import build_mixer
+    from keras_mixer.model.baselines import build_model
     from keras_mixer.training.fast_mixing import faster, use_threads_for
     from keras_mixer.training.fit import POLICIES
 
     size = size or run.config.batch_size
     use_threads_for(size)
     policy = POLICIES[run.config.precision]
-    model = faster(build_mixer(**vars(run.spec.architecture), dtype=policy), size)
+    model = faster(build_model(run.spec.architecture, dtype=policy), size)
     images = _random_images(run, size)
     return lambda: model.predict_on_batch(images), lambda: None, size
 
@@ -101,9 +101,9 @@ def _exported(run):
     import tensorflow as tf
 
     from keras_mixer.inference.export import build_archive
-    from keras_mixer.model.mixer import build_mixer
+    from keras_mixer.model.baselines import build_model
 
-    model = build_mixer(**vars(run.spec.architecture), dtype="float32")
+    model = build_model(run.spec.architecture, dtype="float32")
     model.spec = run.spec
     with tempfile.TemporaryDirectory() as folder:
         build_archive(model).write_out(folder, verbose=False)

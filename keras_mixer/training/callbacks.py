@@ -247,16 +247,11 @@ class ProgressBar(keras.callbacks.Callback):
         epoch = self.run.steps_per_epoch * seconds / steps
         left = (self.run.total_steps - self.progress.step) * seconds / steps
         if epoch > 2 * self.WAIT:
-            console.say(f"about {_duration(epoch)} an epoch, {_duration(left)} in all")
+            console.say(
+                f"about {console.duration(epoch)} an epoch, {console.duration(left)} in all"
+            )
 
     def _status(self):
         row = self.progress.rows[-1] if self.progress.rows else {}
         accuracy = row.get("val_accuracy")
         return "" if accuracy is None else f"val_accuracy {accuracy:.4f}"
-
-
-def _duration(seconds):
-    """Returns a duration in words: `40 s`, `12 min`, `3.2 h`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

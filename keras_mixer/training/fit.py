@@ -14,7 +14,8 @@ import tensorflow as tf
 
 from keras_mixer import console
 from keras_mixer.errors import InputError, RunError
-from keras_mixer.model.mixer import build_mixer
+from keras_mixer.model.baselines import build_model
+from keras_mixer.model.variants import MIXER
 from keras_mixer.preprocessing.input_pipeline import (
     KEPT_BYTES,
     broken_images_named,
@@ -146,8 +147,8 @@ def _memory_errors(run):
 
 def _initial_model(run, resumed):
     config = run.config
-    model = build_mixer(
-        **vars(run.spec.architecture),
+    model = build_model(
+        run.spec.architecture,
         head_bias=config.head_bias,
         dropout=config.dropout,
         stochastic_depth=config.stochastic_depth,
@@ -224,13 +225,14 @@ def _way(config):
     """Returns how a step is computed: "XLA", "fast mixing" or "no XLA".
 
     With --jit=auto, what was measured to be fastest: on a CPU, `fast_mixing`, but for float16,
-    which it does not support.
+    which it does not support, and for baselines, which have no mixer layers.
     """
     if config.jit != "auto":
         return "XLA" if config.jit == "true" else "no XLA"
     if tf.config.list_physical_devices("GPU"):
         return "XLA"
-    return "no XLA" if config.precision == "float16" else "fast mixing"
+    plain = config.precision == "float16" or config.model != MIXER
+    return "no XLA" if plain else "fast mixing"
 
 
 def _last_state(run):

@@ -67,7 +67,7 @@ def open_run(config, check=None):
         start, pretrained = _starting_point(config, record)
         resolved, spec = resolve(config, dataset, start and start["architecture"])
         run = Run(directory, resolved, spec, dataset, pretrained)
-        _check_sizes(run)
+        check_sizes(run)
         if record and not config.overwrite:
             _check_same_run(run, record)
             _check_same_data(directory, record, dataset)
@@ -231,7 +231,8 @@ def _starting_point(config, record):
     return start, pretrained
 
 
-def _check_sizes(run):
+def check_sizes(run):
+    """Raises an `InputError` if the data of a run are too few for its config."""
     if run.steps_per_epoch == 0:
         raise InputError(
             f"--batch_size={run.config.batch_size}: there are only {len(run.dataset.train)} "

@@ -7,6 +7,7 @@ from pathlib import Path
 from keras_mixer import console
 from keras_mixer.errors import InputError, path_errors
 from keras_mixer.files import flush_folder
+from keras_mixer.model.variants import MIXER
 from keras_mixer.weights import model_folder, official, timm
 from keras_mixer.weights.pretrained import read_pretrained, read_unadapted
 
@@ -52,6 +53,8 @@ def convert_weights(source, target, image_shape=None, mean=None, std=None):
         if target.exists():
             raise InputError(f"{target}: exists already; give another name")
         before = _normalized(read_unadapted(source, image_shape), source, mean, std)
+        if target.suffix and before.spec.architecture.model != MIXER:
+            raise InputError(f"{target}: formats of others hold Mixers, and {source} is a baseline")
         with _new_folders(target.parent):
             after = _write(target, before)
     if before.spec.class_names and not after.spec.class_names:

@@ -3,7 +3,7 @@
 from keras.ops import convert_to_numpy
 
 from keras_mixer.errors import InputError
-from keras_mixer.model.mixer import build_mixer
+from keras_mixer.model.baselines import build_model
 from keras_mixer.weights.pretrained import adapt_pretrained, announce, read_pretrained
 from keras_mixer.weights.tensor_layouts import check_fit
 
@@ -60,7 +60,7 @@ def build_pretrained(pretrained, path, num_classes=None, **options):
     sizes = sizes.replace(activation=options.pop("activation", sizes.activation))
     if new_head:
         sizes = sizes.replace(num_classes=num_classes)
-    model = build_mixer(**vars(sizes), **options)
+    model = build_model(sizes, **options)
     assign_weights(model, pretrained.arrays, path, new_head)
     names = None if new_head else spec.class_names
     model.spec = spec.replace(architecture=sizes, class_names=names)

@@ -12,7 +12,7 @@ import numpy as np
 from keras_mixer import console
 from keras_mixer.errors import InputError, path_errors
 from keras_mixer.model.architecture import ModelSpec, variant_values
-from keras_mixer.model.variants import VARIANTS
+from keras_mixer.model.variants import MIXER, VARIANTS
 from keras_mixer.weights import keras_files, model_folder, official, timm
 from keras_mixer.weights.download import fetch, release_named
 from keras_mixer.weights.registry import SCHEME, release_of
@@ -181,6 +181,8 @@ def summary(pretrained):
 
 def _describe_sizes(sizes):
     """Returns the name of the variant of an architecture, or its sizes."""
+    if sizes.model != MIXER:
+        return f"a baseline ({sizes.model}), {sizes.depth} dense layers of {sizes.dim} units"
     for name in VARIANTS:
         values = variant_values(name)
         if all(getattr(sizes, field) == values[field] for field in values.keys() - {"image_shape"}):

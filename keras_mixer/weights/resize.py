@@ -27,6 +27,7 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_mixer.errors import InputError
+from keras_mixer.model.variants import MIXER
 from keras_mixer.weights.tensor_layouts import expected_shapes
 
 RESIZE_TOKENS = ("auto", "interpolate", "tile")
@@ -77,6 +78,13 @@ def resized_architecture(architecture, image_shape=None, patch_shape=None, metho
         image_shape=image_shape or architecture.image_shape,
         patch_shape=patch_shape or architecture.patch_shape,
     )
+    given = (image_shape or adapted.image_shape, patch_shape or adapted.patch_shape)
+    if architecture.model != MIXER and given != (architecture.image_shape,) * 2:
+        raise InputError(
+            f"only weights of a Mixer are adapted to other images or patches, and this is a "
+            f"baseline, an {architecture.model.upper()} for images of "
+            f"{_text(architecture.image_shape)}; leave --image_shape and --patch_shape out"
+        )
     change = _change(architecture, adapted, method)
     if architecture.token_mixing and change.method == "tile":
         tiles = change.factors[0] * change.factors[1]

@@ -13,6 +13,7 @@ import numpy as np
 
 from keras_mixer.errors import InputError, named
 from keras_mixer.model.architecture import Architecture
+from keras_mixer.model.variants import MIXER
 
 FLOATS = ("float16", "bfloat16", "float32")  # convertible to float32 without loss
 _LISTED = 12  # differences listed in one message
@@ -45,6 +46,8 @@ class Tensor(NamedTuple):
 
 def expected_shapes(architecture):
     """Returns a dict from variable path to shape of an `Architecture`, in the model's order."""
+    if architecture.model != MIXER:
+        return architecture.shapes
     dim = architecture.dim
     shapes = {
         "stem/kernel": (*architecture.patch_shape, architecture.channels, dim),

@@ -1,0 +1,146 @@
+"""Search spaces: the options that a sweep varies, and the values it may give them."""
+
+import dataclasses
+import itertools
+import math
+import re
+
+from keras_mixer.config.options import nearest
+from keras_mixer.config.training import Config
+from keras_mixer.errors import InputError
+
+# Options of a run that a sweep sets itself.
+_OWN = {"seed", "eval_split"}
+VARIED = {
+    field.name: field
+    for field in dataclasses.fields(Config)
+    if field.metadata["result"] and field.name not in _OWN
+}
+_ALIASES = {alias: name for name, field in VARIED.items() for alias in field.metadata["aliases"]}
+_RANGE = re.compile(r"(?P<low>[^.:]+(?:\.\d+)?[^.:]*)\.\.(?P<high>[^:]+)(?P<log>:log)?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Some values of an option, as strings."""
+
+    values: tuple[str, ...]
+
+    def suggest(self, trial, name):
+        """Returns one of the values, drawn by an Optuna trial."""
+        return trial.suggest_categorical(name, self.values)
+
+    def shown(self, value):
+        """Returns a value as it is written on the command line."""
+        return value
+
+    def draw(self, random):
+        """Returns one of the values, drawn by a `random.Random`."""
+        return random.choice(self.values)
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, evenly drawn, or evenly in their logarithm."""
+
+    low: float
+    high: float
+    log: bool
+    whole: bool
+
+    def suggest(self, trial, name):
+        """Returns a number, drawn by an Optuna trial, as a string."""
+        if self.whole:
+            return self.shown(trial.suggest_int(name, int(self.low), int(self.high), log=self.log))
+        return self.shown(trial.suggest_float(name, self.low, self.high, log=self.log))
+
+    def shown(self, value):
+        """Returns a number as it is written on the command line, with four digits."""
+        return str(value) if self.whole else f"{value:.4g}"
+
+    def draw(self, random):
+        """Returns a number, drawn by a `random.Random`, as Optuna takes it."""
+        bounds = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
+        value = random.uniform(*bounds)
+        value = min(max(math.exp(value) if self.log else value, self.low), self.high)
+        return round(value) if self.whole else value
+
+
+def parse_space(text):
+    """Reads a search space such as `lr=1e-3..1e-2:log; dropout=0,0.1; optimizer=sgd,adamw`.
+
+    Values are separated by commas, or by | where they have commas: `randaugment=2,9|2,15`. Two
+    numbers with .. between them are a range; `:log` draws it evenly in the logarithm.
+
+    Args:
+        text: string.
+
+    Returns:
+        dict from option to `Choice` or `Range`, in the order given.
+
+    Raises:
+        InputError: If it is empty, or an option or a range is not valid.
+    """
+    space = {}
+    for part in filter(None, map(str.strip, text.split(";"))):
+        name, _, values = map(str.strip, part.partition("="))
+        name = _ALIASES.get(name, name)
+        if name not in VARIED:
+            raise InputError(
+                f"--space: {part!r:.80}: expected OPTION=VALUES with an option of train.py that "
+                f"changes the result of a run, received {name!r:.60}{nearest(name, VARIED)}"
+            )
+        if name in space:
+            raise InputError(f"--space: {name} is given twice")
+        space[name] = _parse_values(name, values)
+    if not space:
+        raise InputError(
+            "--space: expected what to vary, such as --space='lr=1e-3..1e-2:log; dropout=0,0.1'"
+        )
+    return space
+
+
+def _parse_values(name, text):
+    if found := _RANGE.fullmatch(text):
+        return _parse_range(name, text, found)
+    values = [value.strip() for value in text.split("|" if "|" in text else ",")]
+    if not all(values) or len(set(values)) < len(values):
+        raise InputError(
+            f"--space: {name}: expected values that differ, separated by commas, or a range such "
+            f"as 0.1..0.5 or 1e-4..1e-2:log; received {text!r:.60}"
+        )
+    return Choice(tuple(values))
+
+
+def _parse_range(name, text, found):
+    whole = "int" in str(VARIED[name].type) and "float" not in str(VARIED[name].type)
+    log = found["log"] is not None
+    try:
+        low, high = (float(found[end]) for end in ("low", "high"))
+        fits = math.isfinite(high - low) and low < high and (low > 0 or not log)
+        fits &= not whole or (low.is_integer() and high.is_integer())
+    except ValueError:
+        fits = False
+    if not fits:
+        numbers = "integers" if whole else "numbers"
+        positive = ", positive ones with :log" * log
+        raise InputError(
+            f"--space: {name}: expected a range of two {numbers}, the smaller one first{positive}; "
+            f"received {text!r:.60}"
+        )
+    return Range(low, high, log, whole)
+
+
+def grid(space):
+    """Returns all settings of a space, dicts from option to value; the last option varies fastest.
+
+    Raises:
+        InputError: If it has a range.
+    """
+    if ranges := [name for name, values in space.items() if isinstance(values, Range)]:
+        raise InputError(
+            f"--sampler=grid: {', '.join(ranges)} is a range, which has no grid; list its values, "
+            f"or give --sampler=random or tpe"
+        )
+    combinations = itertools.product(*(values.values for values in space.values()))
+    return [dict(zip(space, values, strict=True)) for values in combinations]

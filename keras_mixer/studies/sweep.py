@@ -1,0 +1,345 @@
+"""Sweep: searches the best values of some options, with Optuna.
+
+Every setting is trained as ordinary runs, one per seed, and is judged by the validation images
+alone. The chosen one is then scored on the test images, once per seed. All that is to be tried is
+queued when a study is made, so that several workers share it, and none tries what another does.
+"""
+
+import dataclasses
+import random
+import statistics
+import time
+from collections.abc import Callable
+
+import filelock
+
+from keras_mixer import console
+from keras_mixer.config.training import Config
+from keras_mixer.errors import InputError, RunError
+from keras_mixer.jobs import JobSequence
+from keras_mixer.studies.space import grid
+from keras_mixer.studies.trials import (
+    INDEX,
+    LEFT,
+    Result,
+    counts,
+    folder_of,
+    quiet_optuna,
+    text_of,
+    tried,
+)
+
+SAMPLERS = ("grid", "random", "tpe")
+HEARTBEAT = 10  # seconds between the signs of life of a worker
+GRACE = 4 * HEARTBEAT  # without one for this long, what it was training is tried again
+_MOST_TRIES = 5  # of one setting, each of which its process did not survive
+_SEARCH = "search"  # user attribute of the study
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """What is searched, and how.
+
+    Attributes:
+        space: dict from option to `Choice` or `Range`.
+        sampler: One of `SAMPLERS`.
+        trials: int. Number of settings, for random and tpe.
+        seeds: Seeds that each setting is trained with.
+        prune: bool. Stop settings whose validation accuracy is below the median of others' at the
+            same epoch.
+        make: Function from a setting, a dict from option to string, to the `Config` of its runs.
+        flags: list of strings that tells what `make` does, for comparing searches.
+    """
+
+    space: dict
+    sampler: str
+    trials: int
+    seeds: tuple[int, ...]
+    prune: bool
+    make: Callable[[dict], Config]
+    flags: tuple[str, ...] = ()
+
+    def queue(self):
+        """Returns what is to be tried: dicts of parameters, empty where the sampler decides."""
+        if self.sampler == "grid":
+            return grid(self.space)
+        return [{}] * self.trials if self.sampler == "tpe" else self.draw()
+
+    def draw(self):
+        """Returns `trials` settings, drawn at random: dicts of parameters."""
+        draws = random.Random(self.seeds[0])
+        return [
+            {name: values.draw(draws) for name, values in self.space.items()}
+            for _ in range(self.trials)
+        ]
+
+    def describe(self):
+        """Returns what must be the same for workers of one study, as a dict of JSON values."""
+        return {
+            "--space": "; ".join(f"{name}={values}" for name, values in self.space.items()),
+            "--sampler": self.sampler,
+            "--seeds": list(self.seeds),
+            "--prune": self.prune,
+            "flags after --": " ".join(self.flags),
+        }
+
+
+# === Running ===
+
+
+def sweep(search, study, folder, test_seeds=()):
+    """Tries all settings of a search that are left, and scores the best one on the test images.
+
+    Args:
+        search: `Search`.
+        study: Optuna study, from `open_study`.
+        folder: `Path` of the run directories.
+        test_seeds: Seeds of the runs to score; empty for none.
+
+    Returns:
+        A `Result`.
+
+    Raises:
+        RunError: If no setting could be trained.
+        InputError, Interrupted: See `run_job`.
+    """
+    work = _Work(search, study, folder)
+    with quiet_optuna():
+        while not work.over():
+            study.optimize(work.try_next, n_trials=1, catch=(InputError, RunError))
+    trials = tried(search, study, folder)
+    if not trials or trials[0].state != "complete":
+        reasons = "; ".join(dict.fromkeys(trial.error for trial in trials if trial.error))
+        raise RunError(f"no setting could be trained: {reasons or 'all were stopped early'}")
+    return Result(trials, _score(search, trials[0], test_seeds))
+
+
+class _Work:
+    """Trains the settings of a study that wait."""
+
+    def __init__(self, search, study, folder):
+        self.search, self.study, self.folder = search, study, folder
+        settled, seeds = len(self._of_state("COMPLETE", "PRUNED", "FAIL")), len(search.seeds)
+        self.jobs = JobSequence(len(search.queue()) * seeds, settled * seeds)
+        self._waits = False
+
+    def over(self):
+        """Returns whether nothing is left; waits while another worker may leave something."""
+        from optuna.storages import fail_stale_trials
+
+        while not self._of_state("WAITING"):
+            if not (running := self._of_state("RUNNING")):
+                return True
+            self._say_once(
+                f"waiting for {len(running)} settings that another worker trains; what a worker "
+                f"left behind is continued {GRACE} s after its end"
+            )
+            time.sleep(HEARTBEAT / 2)
+            fail_stale_trials(self.study)
+        return False
+
+    def _say_once(self, text):
+        if not self._waits:
+            console.say(text)
+        self._waits = True
+
+    def _of_state(self, *names):
+        return [t for t in self.study.get_trials(deepcopy=False) if t.state.name in names]
+
+    def try_next(self, trial):
+        """Trains a setting with every seed, and returns its mean validation top-1."""
+        from optuna import TrialPruned
+
+        if self._is_surplus(trial):
+            trial.set_user_attr(LEFT, True)
+            raise RunError("nothing is left to try")
+        setting = {name: v.suggest(trial, name) for name, v in self.search.space.items()}
+        try:
+            return statistics.mean(self._validation_top1(trial, setting))
+        except TrialPruned:
+            raise
+        except (InputError, RunError) as error:
+            trial.set_user_attr("error", str(error))
+            console.warn(f"{text_of(setting)}: failed: {error}")
+            raise
+        except BaseException:  # a signal, or a defect: not the setting's fault
+            trial.set_user_attr(LEFT, True)
+            attributes = {INDEX: trial.user_attrs[INDEX]}
+            self.study.enqueue_trial(trial.params, user_attrs=attributes)
+            raise
+
+    def _is_surplus(self, trial):
+        """Returns whether workers that began at once took the last one, or queued one twice."""
+        index, all_trials = trial.user_attrs.get(INDEX), self.study.get_trials(deepcopy=False)
+        earlier = [t for t in all_trials[: trial.number] if t.user_attrs.get(INDEX) == index]
+        return index is None or any(counts(t) or t.state.name == "WAITING" for t in earlier)
+
+    def _validation_top1(self, trial, setting):
+        for number, seed in enumerate(self.search.seeds):
+            config = _config(self.search, setting, seed, self.folder, "validation")
+            callbacks = [_pruning(trial)] if self.search.prune and not number else []
+            run = self.jobs.run(f"{text_of(setting)}, seed {seed}", config, callbacks)
+            yield run.scores["validation"]["top1"]
+
+
+def _config(search, setting, seed, folder, eval_split):
+    """Returns the config of a run."""
+    return dataclasses.replace(
+        search.make(setting),
+        seed=seed,
+        eval_split=eval_split,
+        export=False,
+        overwrite=False,
+        output_dir=str(folder_of(folder, setting) / f"seed-{seed}"),
+    )
+
+
+def _pruning(trial):
+    """Returns a callback that reports validation accuracy to a trial, and stops it if told to."""
+    import keras
+    from optuna import TrialPruned
+
+    class Pruning(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if "val_accuracy" not in (logs or {}):  # stopped within the epoch
+                return
+            trial.report(float(logs["val_accuracy"]), epoch)
+            if trial.should_prune():
+                console.say(f"stopped: below the median of the others at epoch {epoch + 1}")
+                raise TrialPruned
+
+    return Pruning()
+
+
+def _score(search, best, seeds):
+    """Trains the best setting with the seeds it lacks, and scores all on the test images."""
+    jobs, folder, name = JobSequence(len(seeds)), best.folder.parent, text_of(best.setting)
+    with filelock.FileLock(folder / ".score.lock"):  # by one worker; the others find it done
+        return [
+            jobs.run(f"the best, {name}, seed {s}", _config(search, best.setting, s, folder, None))
+            for s in seeds
+        ]
+
+
+# === Studies ===
+
+
+def open_study(search, storage, name):
+    """Opens the Optuna study of a search, or makes it and queues what is to be tried.
+
+    Args:
+        search: `Search`.
+        storage: URL of a database, as SQLAlchemy and Optuna take it.
+        name: Name of the study in it.
+
+    Raises:
+        InputError: If the database cannot be opened, or holds another search by that name.
+    """
+    import optuna
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        with quiet_optuna():
+            return _opened(search, _storage(storage), name)
+    except ModuleNotFoundError as error:
+        raise InputError(f"--storage: its database needs a package: {error}") from error
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise InputError(f"--storage: the database cannot be opened: {reason:.300}") from error
+
+
+def _storage(url):
+    from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+
+    again = RetryHeartbeatStaleTrialCallback(max_retry=_MOST_TRIES - 1)
+    return RDBStorage(
+        url, heartbeat_interval=HEARTBEAT, grace_period=GRACE, heartbeat_stale_trial_callback=again
+    )
+
+
+def _opened(search, storage, name):
+    import optuna
+
+    samplers = optuna.samplers
+    kind = samplers.TPESampler if search.sampler == "tpe" else samplers.RandomSampler
+    pruner = optuna.pruners.MedianPruner() if search.prune else optuna.pruners.NopPruner()
+    study = optuna.create_study(
+        storage=storage,
+        sampler=kind(seed=search.seeds[0]),
+        pruner=pruner,
+        study_name=name,
+        direction="maximize",
+        load_if_exists=True,
+    )
+    known, wanted = study.user_attrs.get(_SEARCH), search.describe()
+    if known is None:
+        study.set_user_attr(_SEARCH, wanted)
+    elif known != wanted:
+        differing = [
+            f"{flag} was {known.get(flag)}, now {value}"
+            for flag, value in wanted.items()
+            if known.get(flag) != value
+        ]
+        raise InputError(
+            f"--study={name} holds another search: {'; '.join(differing)}; give another --study or "
+            f"another --output_dir"
+        )
+    _fill_queue(study, search.queue())
+    return study
+
+
+def _fill_queue(study, queue):
+    """Queues what is not in the study yet: all of it, or the rest of a larger --trials."""
+    known = {trial.user_attrs.get(INDEX) for trial in study.get_trials(deepcopy=False)}
+    for index, params in enumerate(queue):
+        if index not in known:
+            study.enqueue_trial(params, user_attrs={INDEX: index})
+
+
+# === Cost ===
+
+
+def plan_all(search, plan):
+    """Returns the planned `Run` of each setting; of as many drawn ones for tpe.
+
+    Settings that are not valid are left out, with a warning; they will fail.
+
+    Args:
+        search: `Search`.
+        plan: Function from a `Config` to its planned `Run`.
+
+    Raises:
+        InputError: If no setting is valid.
+    """
+    queue = search.queue() if search.sampler == "grid" else search.draw()
+    runs, errors = [], []
+    for params in queue:
+        setting = {name: space.shown(params[name]) for name, space in search.space.items()}
+        try:
+            runs.append(plan(search.make(setting)))
+        except InputError as error:
+            errors.append(error)
+    if errors and not runs:
+        raise errors[0]
+    for error in dict.fromkeys(map(str, errors)):
+        console.warn(f"some settings are not valid and will fail: {error}")
+    return runs
+
+
+def estimate(search, runs):
+    """Returns (steps, seconds) of a search, by the speed of one setting, measured here.
+
+    The others take as long as their multiply-adds tell.
+
+    Args:
+        search: `Search`.
+        runs: list of `Run`, from `plan_all`.
+    """
+    from keras_mixer.studies.benchmark import training_rate
+
+    def work(run):
+        return run.spec.architecture.multiply_adds * run.total_steps * run.config.batch_size
+
+    seeds, first = len(search.seeds), runs[0]
+    rate = training_rate(first.config) * first.spec.architecture.multiply_adds
+    return seeds * sum(run.total_steps for run in runs), seeds * sum(map(work, runs)) / rate

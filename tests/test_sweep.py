@@ -1,0 +1,354 @@
+"""Tests `keras-mixer sweep`: spaces, what is tried and what is not, workers, tables, plots."""
+
+import csv
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import optuna
+import pytest
+from conftest import ROOT
+
+from keras_mixer import Config, InputError, RunError
+from keras_mixer.commands.sweep import SweepOptions
+from keras_mixer.studies import space, sweep, trials
+from keras_mixer.studies.space import Choice, Range, parse_space
+from keras_mixer.training.run import read_metrics
+from keras_mixer.training.signals import Interrupted
+
+# === Spaces ===
+
+
+def test_a_space_is_read():
+    text = "lr=1e-3..1e-2:log; learning_rate_is=no"
+    with pytest.raises(InputError, match="received 'learning_rate_is'"):
+        parse_space(text)
+    text = "learning_rate=1e-3..1e-2:log; dropout = 0, 0.1 ;depth=2..4; randaugment=2,9|2,15; "
+    assert parse_space(text) == {
+        "lr": Range(0.001, 0.01, True, False),
+        "dropout": Choice(("0", "0.1")),
+        "depth": Range(2, 4, False, True),
+        "randaugment": Choice(("2,9", "2,15")),
+    }
+    assert parse_space("decay=0..0.5")["decay"] == Range(0.0, 0.5, False, False)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "expected what to vary"),
+        (" ; ", "expected what to vary"),
+        ("lr", "lr: expected values that differ"),
+        ("lr=", "lr: expected values that differ"),
+        ("lr=1,,2", "lr: expected values that differ"),
+        ("lr=1,1", "lr: expected values that differ"),
+        ("dropuot=1,2", "received 'dropuot'; did you mean dropout?"),
+        ("seed=1,2", "an option of train.py that changes the result"),
+        ("output_dir=a,b", "an option of train.py that changes the result"),
+        ("lr=1,2;lr=3,4", "lr is given twice"),
+        ("lr=2..1", "the smaller one first"),
+        ("lr=0..1:log", "positive ones with :log"),
+        ("lr=a..b", "a range of two numbers"),
+        ("lr=nan..1", "a range of two numbers"),
+        ("depth=1.5..3", "a range of two integers"),
+    ],
+)
+def test_what_is_no_space_is_refused(text, message):
+    with pytest.raises(InputError) as caught:
+        parse_space(text)
+    assert message in str(caught.value)
+
+
+def test_a_grid_has_every_combination_once():
+    found = space.grid(parse_space("lr=1,2; dropout=0,0.1; batch_size=8,16,32"))
+    assert len(found) == len({tuple(setting.values()) for setting in found}) == 12
+    assert found[0] == {"lr": "1", "dropout": "0", "batch_size": "8"}
+    assert found[1] == {"lr": "1", "dropout": "0", "batch_size": "16"}
+    with pytest.raises(InputError, match="--sampler=grid: lr is a range"):
+        space.grid(parse_space("lr=1..2; dropout=0,0.1"))
+
+
+@pytest.mark.parametrize("name", ["lr", "decay", "depth"])
+def test_draws_are_within_their_range_and_even(name):
+    values = parse_space("lr=1e-4..1e-2:log; decay=0..1; depth=1..4")[name]
+    drawn = [values.draw(random.Random(seed)) for seed in range(2000)]
+    assert values.low <= min(drawn) and max(drawn) <= values.high
+    middle = {"lr": 1e-3, "decay": 0.5, "depth": 2.5}[name]
+    assert 900 < sum(value < middle for value in drawn) < 1100
+    assert float(values.shown(drawn[0])) == pytest.approx(drawn[0], rel=1e-3)
+
+
+# === What is tried ===
+
+
+class Jobs:
+    """In place of `JobSequence`: runs take no time, and score 0.9 by their rate of 0.1."""
+
+    def __init__(self, total, begun=0):
+        self.total, self.begun = total, begun
+
+    def run(self, name, config, callbacks=()):
+        Jobs.called.append((config.lr, config.seed, config.eval_split))
+        if outcome := Jobs.outcomes.get((config.lr, config.seed)):
+            raise outcome
+        top1 = {0.1: 0.9}.get(config.lr, 0.5) + config.seed / 100
+        return SimpleNamespace(config=config, scores={"validation": {"top1": top1}})
+
+
+@pytest.fixture
+def jobs(monkeypatch):
+    monkeypatch.setattr(sweep, "JobSequence", Jobs)
+    monkeypatch.setattr(Jobs, "called", [], raising=False)
+    monkeypatch.setattr(Jobs, "outcomes", {}, raising=False)
+    monkeypatch.setattr(sweep, "HEARTBEAT", 1)
+    monkeypatch.setattr(sweep, "GRACE", 2)
+    return Jobs
+
+
+def search(text="lr=0.01,0.1,1", sampler="grid", seeds=(0,), trials=4, prune=False, flags=()):
+    def make(setting):
+        return Config(**{name: float(value) for name, value in setting.items()})
+
+    return sweep.Search(parse_space(text), sampler, trials, seeds, prune, make, flags)
+
+
+def study_of(search, folder):
+    folder.mkdir(exist_ok=True)
+    return sweep.open_study(search, f"sqlite:///{folder / 'study.db'}", "it")
+
+
+def test_the_best_by_validation_is_scored_with_every_seed(jobs, tmp_path):
+    it = search(seeds=(0, 1))
+    result = sweep.sweep(it, study_of(it, tmp_path), tmp_path, (0, 1, 2))
+    tried = [(lr, seed, "validation") for lr in (0.01, 0.1, 1.0) for seed in (0, 1)]
+    assert jobs.called == [*tried, *((0.1, seed, None) for seed in (0, 1, 2))]
+    assert [(t.setting["lr"], t.top1) for t in result.trials] == [
+        ("0.1", pytest.approx(0.905)), ("0.01", pytest.approx(0.505)), ("1", pytest.approx(0.505)),
+    ]  # fmt: skip
+    assert len(result.runs) == 3
+    sweep.sweep(it, study_of(it, tmp_path), tmp_path)
+    assert len(jobs.called) == 9, "nothing is tried twice"
+
+
+def test_a_larger_search_goes_on_and_another_one_is_refused(jobs, tmp_path):
+    small = search("lr=1e-3..1e-1:log", "random", trials=2)
+    sweep.sweep(small, study_of(small, tmp_path), tmp_path)
+    first = list(jobs.called)
+    large = search("lr=1e-3..1e-1:log", "random", trials=5)
+    result = sweep.sweep(large, study_of(large, tmp_path), tmp_path)
+    assert jobs.called[:2] == first and len(jobs.called) == len(result.trials) == 5
+    with pytest.raises(InputError) as caught:
+        study_of(search("lr=1e-3..1:log", "tpe"), tmp_path)
+    message = str(caught.value)
+    assert "--study=it holds another search: --space was" in message
+    assert "--sampler was random, now tpe" in message
+    assert "--seeds" not in message
+
+
+def test_tpe_draws_near_the_best(jobs, tmp_path):
+    it = search("lr=0.01,0.03,0.1,0.3,1", "tpe", trials=40)
+    sweep.sweep(it, study_of(it, tmp_path), tmp_path)
+    rates = [lr for lr, _, _ in jobs.called]
+    assert rates[10:].count(0.1) > 1.5 * rates[:10].count(0.1) + 6
+
+
+def test_a_failed_setting_is_told_and_ends_nothing(jobs, tmp_path, capsys):
+    jobs.outcomes[0.01, 0] = RunError("the loss is not finite")
+    jobs.outcomes[1.0, 0] = InputError("too large")
+    it = search()
+    result = sweep.sweep(it, study_of(it, tmp_path), tmp_path)
+    assert [(t.setting["lr"], t.state, t.error) for t in result.trials] == [
+        ("0.1", "complete", ""),
+        ("0.01", "failed", "the loss is not finite"),
+        ("1", "failed", "too large"),
+    ]
+    assert "lr 1: failed: too large" in capsys.readouterr().err
+    sweep.sweep(it, study_of(it, tmp_path), tmp_path)
+    assert len(jobs.called) == 3, "nor tried again"
+    jobs.outcomes[0.1, 0] = RunError("no")
+    with pytest.raises(
+        RunError, match=r"no setting could be trained: the loss.*; too large; no|no"
+    ):
+        sweep.sweep(it, study_of(it, tmp_path / "new"), tmp_path)
+
+
+def test_an_interrupted_setting_is_continued_by_the_next_call(jobs, tmp_path):
+    jobs.outcomes[0.1, 1] = Interrupted(signal.SIGTERM)
+    it = search(seeds=(0, 1))
+    with pytest.raises(Interrupted):
+        sweep.sweep(it, study_of(it, tmp_path), tmp_path)
+    jobs.outcomes.clear()
+    result = sweep.sweep(it, study_of(it, tmp_path), tmp_path)
+    assert len(result.trials) == 3 and result.trials[0].top1 == pytest.approx(0.905)
+    assert [lr for lr, _, _ in jobs.called] == [0.01, 0.01, 0.1, 0.1, 1.0, 1.0, 0.1, 0.1]
+
+
+def test_what_two_workers_queued_at_once_is_tried_once(jobs, tmp_path):
+    it = search()
+    study = study_of(it, tmp_path)
+    for index, setting in enumerate(it.queue()):  # as if another worker had not seen the first's
+        study.enqueue_trial(setting, user_attrs={trials.INDEX: index})
+    result = sweep.sweep(it, study, tmp_path)
+    assert len(jobs.called) == len(result.trials) == 3
+
+
+def test_what_a_killed_worker_left_is_tried_again(jobs, tmp_path):
+    it = search()
+    study = study_of(it, tmp_path)
+    with pytest.warns(UserWarning, match="Heartbeat"):
+        left = study.ask()
+    study._storage.record_heartbeat(left._trial_id)
+    result = sweep.sweep(it, study, tmp_path)
+    assert sorted(lr for lr, _, _ in jobs.called) == [0.01, 0.1, 1.0]
+    assert len(result.trials) == 3
+
+
+def test_settings_below_the_median_are_stopped(jobs, tmp_path, monkeypatch):
+    def run(self, name, config, callbacks=()):
+        [callback] = callbacks
+        for epoch in range(3):
+            callback.on_epoch_end(epoch, {"val_accuracy": config.lr * (epoch + 1)})
+        return SimpleNamespace(scores={"validation": {"top1": config.lr * 3}})
+
+    monkeypatch.setattr(jobs, "run", run)
+    it = search("lr=0.1,0.11,0.12,0.13,0.14,0.01,0.2", prune=True)
+    result = sweep.sweep(it, study_of(it, tmp_path), tmp_path)
+    states = {t.setting["lr"]: t.state for t in result.trials}
+    assert states.pop("0.01") == "pruned"
+    assert set(states.values()) == {"complete"}
+    assert result.trials[0].setting == {"lr": "0.2"}
+    assert result.trials[-1].top1 is None
+
+
+def test_a_setting_that_is_no_folder_name():
+    found = trials.folder_of(ROOT, {"variant": "S/16", "randaugment": "2,9"})
+    assert found.parent == ROOT and "/" not in found.name
+
+
+def test_databases_that_cannot_be_opened(tmp_path):
+    for url in ("sqlite:////no/such/folder/study.db", "nothing", "postgresql+nodriver://host/x"):
+        with pytest.raises(InputError, match="--storage: "):
+            sweep.open_study(search(), url, "it")
+    (tmp_path / "study.db").write_text("no database")
+    with pytest.raises(InputError, match="--storage: the database cannot be opened"):
+        study_of(search(), tmp_path)
+
+
+# === As a command ===
+
+FLAGS = ["--depth=1", "--dim=8", "--batch_size=64", "--num_steps=2", "--jit=false"]
+
+
+def test_command(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("keras_mixer.studies.benchmark.training_rate", lambda config: 1000.0)
+    words = ["--space=lr=0.1,0.001;optimizer=adam", "--output_dir=s", "--test_seeds=0"]
+    words += ["--output=s.md", "--csv=s.csv", "--", *FLAGS]
+    status, _, errors = run("sweep", *words)
+    assert status == 0, errors
+    assert "2 settings, 1 seed each, 80 steps: about 5 s in all" in errors
+    text = (tmp_path / "s.md").read_text()
+    assert text.startswith("| lr | optimizer | validation top-1 |")
+    assert "**The best by validation, lr 0.1, optimizer adam: " in text
+    assert text.splitlines()[2].startswith("| 0.1 | adam | ")
+    assert "% of 360 test images, one seed.**" in text
+    assert "Generated by `keras-mixer sweep '--space=lr=0.1,0.001;optimizer=adam'" in text
+    scores = {p.parent.name: read_metrics(p)[0] for p in (tmp_path / "s").glob("lr*/seed-0")}
+    assert scores["lr=0.001,optimizer=adam"].keys() == {"validation"}
+    assert scores["lr=0.1,optimizer=adam"].keys() == {"validation", "test"}
+    rows = list(csv.DictReader((tmp_path / "s.csv").read_text().splitlines()))
+    assert [(row["lr"], row["epoch"]) for row in rows] == [
+        ("0.1", "1"), ("0.1", "2"), ("0.001", "1"), ("0.001", "2"),
+    ]  # fmt: skip
+    plots = {path.stem for path in (tmp_path / "s" / "plots").iterdir()}
+    assert plots == set(trials.PLOTS)
+
+    before = text
+    status, _, errors = run("sweep", *words)
+    assert (status, "epoch" in errors) == (0, False), "nothing is trained again"
+    assert (tmp_path / "s.md").read_text() == before
+    status, _, errors = run("sweep", "--space=lr=1,2", "--output_dir=s", "--", *FLAGS)
+    assert (status, errors.count("\n")) == (2, 1)
+    assert "holds another search" in errors
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ([], "--space: expected what to vary"),
+        (["--space=lr=1..2"], "--sampler=grid: lr is a range"),
+        (["--space=lr=1,2", "--output=no/s.md"], "its folder does not exist"),
+        (["--space=lr=-1,-2"], "--lr: expected a number at most 1000.0 and above 0"),
+        (["--space=lr=1,2", "--", "--batch_size=5000"], "--batch_size=5000"),
+        (["--space=lr=1,2", "--storage=nothing"], "--storage: the database cannot be opened"),
+    ],
+)
+def test_bad_input_ends_in_one_line(run, words, message):
+    status, out, errors = run("sweep", *words)
+    assert (status, out) == (2, ""), errors
+    assert message in errors.splitlines()[-1]
+
+
+def test_help_says_what_is_searched():
+    assert SweepOptions().sampler == "grid"
+    assert SweepOptions().score
+
+
+# === Several workers ===
+
+RATES = ["0.1", "0.03", "0.01", "0.003", "0.001", "0.0003"]
+
+
+@pytest.fixture
+def postgresql():
+    """The URL of a database in a server that lives as long as the test."""
+    if not (binaries := sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))):
+        pytest.skip("PostgreSQL is not installed (Debian: postgresql)")
+    pytest.importorskip("psycopg")
+    # As root it does not start, nor does another user see into a folder of the test.
+    prefix = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
+    folder = Path(tempfile.mkdtemp())
+    shutil.chown(folder, "postgres") if prefix else None
+
+    def call(program, *words):
+        command = [*prefix, binaries[-1].with_name(program), *words]
+        subprocess.run(command, cwd="/", check=True, capture_output=True, timeout=60)
+
+    call("initdb", "-D", folder / "data", "-A", "trust", "-U", "mixer")
+    options = f"-k {folder} -h ''"  # no port: a socket in the folder
+    call("pg_ctl", "-D", folder / "data", "-w", "-o", options, "-l", folder / "log", "start")
+    yield f"postgresql+psycopg://mixer@/postgres?host={folder}"
+    call("pg_ctl", "-D", folder / "data", "-m", "immediate", "stop")
+    shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+def test_three_workers_one_of_them_killed_share_a_study_in_postgresql(tmp_path, postgresql):
+    """No setting is lost, and none is trained to its end twice."""
+    words = [f"--space=lr={','.join(RATES)}", f"--storage={postgresql}", "--output_dir=s"]
+    words += ["--test_seeds=0", "--", *FLAGS[:3], "--num_steps=60", "--jit=false"]
+    victim, *others = [
+        subprocess.Popen(
+            [sys.executable, "-m", "keras_mixer", "sweep", *words],
+            cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for _ in range(3)
+    ]  # fmt: skip
+    assert any(line.startswith("epoch 3/") for line in victim.stderr)
+    victim.kill()
+    victim.communicate()
+    tables, errors = zip(*(worker.communicate(timeout=600) for worker in others), strict=True)
+    assert [worker.returncode for worker in others] == [0, 0], errors
+    assert tables[0] == tables[1]
+    assert tables[0].count("| complete |") == 6
+    study = optuna.load_study(study_name="sweep", storage=postgresql)
+    done = [t.params["lr"] for t in study.trials if t.state.name == "COMPLETE"]
+    assert sorted(done) == sorted(RATES)
+    histories = list((tmp_path / "s").glob("lr*/seed-0/history.csv"))
+    assert [len(path.read_text().splitlines()) for path in histories] == [61] * 6
+    study._storage.engine.dispose()
