@@ -44,12 +44,14 @@ def test_table_shares_and_ratios():
         row("fit", "keras_mixer", 72.0),
         row("training", "timm", 50.0),
         row("training", "timm, compiled", 80.0),
+        row("training", benchmark.ON_JAX, 200.0),
         row("products", "keras_mixer", 100 * flops * 3 * 4),
     ]
     text = benchmark.as_table(rows, sizes, "float32")
     line = "| training | keras_mixer | 100.0 | 90.0–140.0 | 160.0 | 25% | 1.50 | 1,000 MB | 0.5 s |"
     assert line in text
     assert "training: 1.25 times timm, compiled" in text
+    assert "training: 0.50 times keras_mixer on JAX" in text
     assert "fit: 0.90 of 1 / (1/training + 1/input)" in text
     assert text.index("| training | timm |") < text.index("| input |")
 
@@ -129,7 +131,7 @@ def test_failure_of_a_process_is_told(tmp_path):
     fake.chmod(0o755)
     config = Config(**SIZES, output_dir=str(tmp_path / "none"))
     with pytest.raises(RunError, match="timm: training cannot be measured: No module named torch"):
-        benchmark.measure(config, ["training"], True, str(fake), 1, 0.01)
+        benchmark.measure(config, ["training"], ["timm"], str(fake), 1, 0.01)
 
 
 def test_calls_are_counted_and_waited_for():
@@ -160,8 +162,17 @@ def test_batches_of_the_loop_are_whole_images_moved_within_their_padding():
     assert 10 < sum(bool((edge == 0).all()) for edge in edges) < len(edges) - 10
 
 
+@pytest.mark.backends
+def test_training_on_jax_is_measured(run, tmp_path):
+    words = ("--measure=training,inference", "--compare=jax", "--repeats=1", "--seconds=0.01")
+    status, output, errors = run("benchmark", *FLAGS, *words)
+    assert status == 0, errors
+    assert output.count("| training | keras_mixer on JAX | ") == 1
+    assert "times keras_mixer on JAX" in output
+
+
 def test_timm_is_measured(tmp_path):
     pytest.importorskip("timm")
     config = Config(**SIZES, output_dir=str(tmp_path / "none"))
-    rows = benchmark.measure(config, ["training"], True, sys.executable, 1, 0.01)
+    rows = benchmark.measure(config, ["training"], ["timm"], sys.executable, 1, 0.01)
     assert {row.side for row in rows} == {"keras_mixer", *benchmark.TIMM}

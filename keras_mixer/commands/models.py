@@ -11,12 +11,14 @@ from keras_mixer.commands.shared import (
     write,
 )
 from keras_mixer.config.data import DatasetOptions
-from keras_mixer.config.options import RATE, option, shown
-from keras_mixer.console import quiet_tensorflow
+from keras_mixer.config.options import RATE, SEED, option, shown
+from keras_mixer.console import quiet_tensorflow, warn
 from keras_mixer.data.datasets import SPLITS
 from keras_mixer.data.sources import open_dataset
 from keras_mixer.errors import InputError, path_errors
 from keras_mixer.inference.versions import check_target
+from keras_mixer.preprocessing.corruption_constants import CORRUPTIONS, SEVERITIES
+from keras_mixer.preprocessing.permute import KINDS
 from keras_mixer.training.open_run import read_run
 from keras_mixer.training.run import CONFIG
 from keras_mixer.weights.model_folder import is_model_folder, read_spec
@@ -49,25 +51,64 @@ class EvaluateOptions(DatasetOptions):
         basic=True,
     )
     batch_size: int = option(256, "Images per batch; does not change the scores.", low=1)
+    temperature: bool = option(
+        False,
+        "Also report calibration with temperature scaling, fitted on the validation split of the "
+        "run.",
+        heading="Calibration and robustness",
+    )
+    corruptions: tuple[str, ...] | None = option(
+        None,
+        "Also report the accuracy on images with these common corruptions (ImageNet-C), made at "
+        "the model's image size; all, or any of the names. Frost is drawn, not photographed.",
+        choices=("all", *CORRUPTIONS),
+    )
+    severities: tuple[int, ...] = option(
+        SEVERITIES, "Severities of the corruptions, from 1 to 5.", low=1, high=5
+    )
+    permute: tuple[str, ...] | None = option(
+        None,
+        "Also report the accuracy on images whose pixels are permuted, all in the same way. "
+        "patches+pixels: the patches, and the pixels in each. global: all pixels.",
+        choices=KINDS,
+    )
+    seed: int = option(0, "Seed of corruptions and permutations.", **SEED)
     format: str = option("table", "Output format.", choices=("table", "json"), heading="Output")
     output: str | None = option(None, "Write the scores as JSON to this file, too.")
 
 
 def evaluate(options, arguments):
-    """Evaluates a run, or any weights, on labeled images: accuracy, and F1 of every class."""
+    """Evaluates a run, or any weights, on labeled images: accuracy, calibration, robustness."""
     path = only(arguments, "RUN or checkpoint")
     if options.output:
         check_writable(options.output)
-    scores = (
-        _scores_on_own_data(path, options) if options.dataset is None else _scores(path, options)
-    )
-    from keras_mixer.inference.evaluate import as_table
+    on_own_data = options.dataset is None
+    subject, validation = (_run_on_own_data if on_own_data else _on_other_data)(path, options)
+    from keras_mixer.inference.evaluate import evaluate_subject
+    from keras_mixer.inference.robustness import as_table
 
+    scores = evaluate_subject(subject, validation) | _robustness(subject, options)
     publish_scores(scores, options, as_table)
 
 
-def _scores_on_own_data(path, options):
-    """Returns the scores of a run on a split of its own data."""
+def _robustness(subject, options):
+    """Returns the accuracies on corrupted and on permuted images that were asked for."""
+    from keras_mixer.inference.robustness import corruption_scores, permutation_scores
+
+    scores = {}
+    if options.corruptions:
+        every = "all" in options.corruptions
+        names = CORRUPTIONS if every else dict.fromkeys(options.corruptions)
+        severities = sorted(set(options.severities))
+        scores["corruptions"] = corruption_scores(subject, names, severities, options.seed)
+    if options.permute:
+        kinds = dict.fromkeys(options.permute)
+        scores["permutations"] = permutation_scores(subject, kinds, options.seed)
+    return scores
+
+
+def _run_on_own_data(path, options):
+    """Returns (`Subject`, images to fit a temperature on, or None) of a run and its own data."""
     for field in dataclasses.fields(DatasetOptions):
         value, default = getattr(options, field.name), getattr(EvaluateOptions, field.name)
         if value != default and field.name not in ("data_dir", "labels"):
@@ -78,10 +119,23 @@ def _scores_on_own_data(path, options):
     run = _run_of(path, options)
     split = run.dataset.split_to_score(options.eval_split)
     run.dataset.split(split)
+    validation = _validation_images(path, run) if options.temperature else None
+    if options.temperature and split == "validation":
+        warn("the temperature is fitted on the images that are scored, which flatters it")
     with quiet_tensorflow():
-        from keras_mixer.inference.evaluate import evaluate_run
+        from keras_mixer.inference.evaluate import subject_of_run
 
-    return evaluate_run(run, split, options.batch_size)
+    return subject_of_run(run, split, options.batch_size), validation
+
+
+def _validation_images(path, run):
+    """Returns the validation images of a run, or complains for --temperature; None: no run."""
+    if run is None or run.dataset.validation is None:
+        raise InputError(
+            f"--temperature: expected a run with a validation split, on which it is fitted; "
+            f"{path} {'has none' if run else 'is no run'}"
+        )
+    return run.dataset.validation
 
 
 def _run_of(path, options):
@@ -103,14 +157,19 @@ def _run_of(path, options):
         ) from error
 
 
-def _scores(path, options):
-    """Returns the scores of a run or other weights on the data of the options."""
+def _on_other_data(path, options):
+    """Returns (`Subject`, images to fit a temperature on, or None) of a run or other weights."""
     pretrained = announce(read_pretrained(path), path)
     dataset = open_dataset(**options.dataset_options(), least_classes=1)
+    validation = None
+    if options.temperature:
+        is_run = (Path(path) / CONFIG).exists()
+        validation = _validation_images(path, read_run(path) if is_run else None)
     with quiet_tensorflow():
-        from keras_mixer.inference.evaluate import evaluate_weights
+        from keras_mixer.inference.evaluate import subject_of_weights
 
-    return evaluate_weights(pretrained, path, dataset, options.eval_split, options.batch_size)
+    chosen = (options.eval_split, options.batch_size)
+    return subject_of_weights(pretrained, path, dataset, *chosen), validation
 
 
 @dataclasses.dataclass(frozen=True)

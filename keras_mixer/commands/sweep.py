@@ -26,8 +26,9 @@ class SweepOptions:
     space: str | None = option(
         None,
         "What to vary: OPTION=VALUES, separated by semicolons. Values are separated by commas; "
-        "low..high is a range, low..high:log one that is drawn evenly in the logarithm. Example: "
-        "'lr=1e-3..1e-2:log; dropout=0,0.1; batch_size=256,512'.",
+        "low..high is a range, low..high:log one that is drawn evenly in the logarithm. Options "
+        "joined by + have the same value. Example: "
+        "'lr=1e-3..1e-2:log; dropout=0,0.1; dim+tokens_mlp_dim=64,128'.",
         basic=True,
     )
     sampler: str = option(
@@ -103,7 +104,7 @@ def sweep(options, arguments):
 
 def _config(flags, setting):
     """Returns the config of a setting, beside the flags after --."""
-    given = [f"--{name}={value}" for name, value in setting.items()]
+    given = [f"--{name}={value}" for names, value in setting.items() for name in names.split("+")]
     return parse(Config, [*flags, *given])[0]
 
 

@@ -1,14 +1,16 @@
-"""Evaluates a model on a split: accuracy, loss, precision, recall and confusion matrix."""
+"""Evaluates a model on a split: accuracy, loss, calibration, and precision and recall by class."""
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
-from scipy.special import log_expit, log_softmax
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from keras_mixer import console
 from keras_mixer.data.splits import FileImages
 from keras_mixer.errors import InputError, some_of
+from keras_mixer.inference.calibration import calibration_scores, fit_temperature
+from keras_mixer.model.architecture import ModelSpec
 from keras_mixer.preprocessing.input_pipeline import (
     EVALUATION_BATCH_SIZE,
     broken_images_named,
@@ -20,32 +22,50 @@ from keras_mixer.weights import model_folder
 from keras_mixer.weights.load import build_pretrained, load_mixer
 
 
-def evaluate_run(run, split_name, batch_size=EVALUATION_BATCH_SIZE):
-    """Evaluates a run's best weights on one of its splits.
+class Subject(NamedTuple):
+    """A model and the images to evaluate it on.
+
+    Attributes:
+        name: Name of the split, for people.
+        model: `keras.Model` from `load_mixer`.
+        spec: `ModelSpec`, with the names of the model's classes.
+        split: `data.splits.Images`.
+        class_of: int array: the model's class of each class of the data.
+        batch_size: int. Does not change the scores.
+    """
+
+    name: str
+    model: object
+    spec: ModelSpec
+    split: object
+    class_of: np.ndarray
+    batch_size: int
+
+
+def subject_of_run(run, split_name, batch_size=EVALUATION_BATCH_SIZE):
+    """Loads a run's best weights, to be evaluated on one of its splits.
 
     Args:
         run: `training.run.Run`.
         split_name: string: `train`, `validation` or `test`.
-        batch_size: int. Does not change the scores.
+        batch_size: int.
 
     Returns:
-        dict of JSON values: the name of the `split`, `top1` and `top5` accuracy as fractions,
-        `balanced_accuracy` and `macro_f1` (means of recall and F1 over the classes with images),
-        mean cross-entropy `loss` in nats, number of images `n`, `classes` (name, precision,
-        recall, f1 and n of each) and `confusion` (rows: true classes, columns: predicted classes).
+        `Subject`.
 
     Raises:
         InputError: If the split or the weights do not exist.
     """
     split = run.dataset.split(split_name)
     use_threads_for(batch_size)
-    model = load_mixer(run.best)
-    outputs = compute_logits(model, run.spec, split, f"evaluating {split_name}", batch_size)
-    return {"split": split_name, **score(*outputs, run.spec)}
+    classes = np.arange(len(run.dataset.class_names))
+    return Subject(split_name, load_mixer(run.best), run.spec, split, classes, batch_size)
 
 
-def evaluate_weights(pretrained, path, dataset, split_name=None, batch_size=EVALUATION_BATCH_SIZE):
-    """Evaluates pretrained weights on labeled images of any dataset.
+def subject_of_weights(
+    pretrained, path, dataset, split_name=None, batch_size=EVALUATION_BATCH_SIZE
+):
+    """Builds a model of pretrained weights, to be evaluated on labeled images of any dataset.
 
     Classes are matched by name, so the data may have some of the model's classes only; if the
     weights have no class names, they are taken to be in the order of the data's.
@@ -55,10 +75,10 @@ def evaluate_weights(pretrained, path, dataset, split_name=None, batch_size=EVAL
         path: Its path, as in `read_pretrained`.
         dataset: `Dataset`.
         split_name: string, or None for `test`; without it `validation`; without both, all images.
-        batch_size: int. Does not change the scores.
+        batch_size: int.
 
     Returns:
-        dict as `evaluate_run`'s.
+        `Subject`.
 
     Raises:
         InputError: If the data have other classes or channels, or no such split.
@@ -66,13 +86,12 @@ def evaluate_weights(pretrained, path, dataset, split_name=None, batch_size=EVAL
     name, split = _split_to_score(dataset, split_name)
     spec = pretrained.spec
     split = _with_channels(split, spec.architecture.channels, path)
-    index_of = _model_classes(spec, dataset.class_names, path)
+    class_of = _model_classes(spec, dataset.class_names, path)
     if spec.class_names is None:
         spec = spec.replace(class_names=dataset.class_names)
     use_threads_for(batch_size)
     model = build_pretrained(pretrained, path)
-    logits, labels = compute_logits(model, spec, split, f"evaluating {name}", batch_size)
-    return {"split": name, **score(logits, index_of[labels], spec)}
+    return Subject(name, model, spec, split, class_of, batch_size)
 
 
 def _split_to_score(dataset, name):
@@ -114,6 +133,51 @@ def _model_classes(spec, class_names, path):
     return np.array([own.index(name) for name in class_names])
 
 
+def evaluate_run(run, split_name, batch_size=EVALUATION_BATCH_SIZE):
+    """Evaluates a run's best weights on one of its splits, see `evaluate_subject`."""
+    return evaluate_subject(subject_of_run(run, split_name, batch_size))
+
+
+def evaluate_subject(subject, validation=None):
+    """Evaluates a model.
+
+    Args:
+        subject: `Subject`.
+        validation: `Images` of the run that trained the model, with its labels, to fit a
+            temperature on; or None.
+
+    Returns:
+        dict of JSON values: the name of the `split`, `top1` and `top5` accuracy as fractions,
+        `balanced_accuracy` and `macro_f1` (means of recall and F1 over the classes with images),
+        mean cross-entropy `loss` in nats, `ece`, `nll` and `brier` (see `calibration_scores`),
+        number of images `n`, `classes` (name, precision, recall, f1 and n of each) and `confusion`
+        (rows: true classes, columns: predicted classes). With validation images, `calibrated` is a
+        dict of the `temperature` and of the `ece`, `nll` and `brier` with it.
+    """
+    logits, labels = outputs_of(subject)
+    scores = {"split": subject.name, **score(logits, labels, subject.spec)}
+    if validation is not None:
+        scores["calibrated"] = _calibrated(subject, validation, logits, labels)
+    return scores
+
+
+def _calibrated(subject, validation, logits, labels):
+    """Returns the calibration scores with the temperature that is best for validation images."""
+    loss, classes = subject.spec.loss, np.arange(logits.shape[1])
+    fitting = subject._replace(name="validation", split=validation, class_of=classes)
+    temperature = fit_temperature(*outputs_of(fitting), loss)
+    return {"temperature": temperature, **calibration_scores(logits / temperature, labels, loss)}
+
+
+def outputs_of(subject):
+    """Returns the logits of a `Subject`, as `compute_logits`, and labels in the model's classes."""
+    description = f"evaluating {subject.name}"
+    logits, labels = compute_logits(
+        subject.model, subject.spec, subject.split, description, subject.batch_size
+    )
+    return logits, subject.class_of[labels]
+
+
 def compute_logits(model, spec, split, description="evaluating", batch_size=EVALUATION_BATCH_SIZE):
     """Computes the outputs of a model on a split, once per image.
 
@@ -138,7 +202,7 @@ def compute_logits(model, spec, split, description="evaluating", batch_size=EVAL
 
 
 def score(logits, labels, spec):
-    """Computes the scores of `evaluate_run` from `compute_logits`'s results and a `ModelSpec`.
+    """Computes the scores of `evaluate_subject` from `compute_logits`'s results and a `ModelSpec`.
 
     Of classes with equal logits, the first one counts as more likely, as in `predict`.
 
@@ -149,6 +213,7 @@ def score(logits, labels, spec):
         raise InputError("there are no images to score")
     check_finite(logits)
     classes = np.arange(len(spec.names))
+    calibration = calibration_scores(logits, labels, spec.loss)
     ranked = np.argsort(-logits, axis=1, kind="stable")
     predicted = ranked[:, 0]
     precision, recall, f1, support = precision_recall_fscore_support(
@@ -159,7 +224,8 @@ def score(logits, labels, spec):
         "top5": float(np.mean((ranked[:, :5] == labels[:, None]).any(axis=1))),
         "balanced_accuracy": float(recall[support > 0].mean()),
         "macro_f1": float(f1[support > 0].mean()),
-        "loss": float(_MEAN_LOSSES[spec.loss](logits.astype(np.float64), labels)),
+        "loss": calibration["nll"],
+        **calibration,
         "n": len(labels),
         "classes": [
             {"name": name, "precision": float(p), "recall": float(r), "f1": float(f), "n": int(n)}
@@ -167,17 +233,6 @@ def score(logits, labels, spec):
         ],
         "confusion": confusion_matrix(labels, predicted, labels=classes).tolist(),
     }
-
-
-def _of_labels(values, labels):
-    return values[np.arange(len(labels)), labels]
-
-
-# Mean losses in nats, from logits in float64 and labels.
-_MEAN_LOSSES = {
-    "softmax": lambda x, y: -_of_labels(log_softmax(x, axis=1), y).mean(),
-    "sigmoid": lambda x, y: -(log_expit(-x).sum(axis=1) + _of_labels(x, y)).mean(),
-}
 
 
 def score_run(run):
@@ -199,7 +254,7 @@ MOST_CLASSES_IN_CONFUSION = 20
 
 
 def as_table(scores):
-    """Returns the scores of `evaluate_run` as a text table."""
+    """Returns the scores of `evaluate_subject` as a text table."""
     names = [console.printable(row["name"]).replace("\n", "\\n") for row in scores["classes"]]
     width = max(map(len, [*names, "class"]))
     lines = [
@@ -207,6 +262,7 @@ def as_table(scores):
         f"top-5 {scores['top5']:.2%}, loss {scores['loss']:.4f}",
         f"over classes: balanced accuracy {scores['balanced_accuracy']:.2%}, "
         f"macro-F1 {scores['macro_f1']:.2%}",
+        *_calibration_lines(scores),
         "",
         f"{'class':<{width}}  precision   recall       f1       n",
     ]
@@ -216,6 +272,16 @@ def as_table(scores):
             f"{row['f1']:7.2%}  {row['n']:6,}"
         )
     return "\n".join([*lines, "", *_confusion_lines(scores["confusion"], names, width)])
+
+
+def _calibration_lines(scores):
+    rows = {"calibration": scores}
+    if calibrated := scores.get("calibrated"):
+        rows[f"with temperature {calibrated['temperature']:.3f}"] = calibrated
+    return [
+        f"{name}: ECE {row['ece']:.2%}, NLL {row['nll']:.4f}, Brier score {row['brier']:.4f}"
+        for name, row in rows.items()
+    ]
 
 
 def _confusion_lines(confusion, names, width):

@@ -7,6 +7,7 @@ disturbs the machine for a while disturbs all of them.
 import contextlib
 import dataclasses
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -21,7 +22,9 @@ from keras_mixer.training.environment import environment
 from keras_mixer.training.open_run import plan_run
 
 MEASURES = ("training", "inference", "latency", "exported", "input", "fit")
+OURS, ON_JAX = "keras_mixer", "keras_mixer on JAX"
 TIMM = {"timm": False, "timm, compiled": True}  # whether `torch.compile` is used
+OTHERS = ("timm", "jax")
 _OF_TIMM = ("training", "inference", "latency", "fit")
 _TIMM_OPTIONS = ("batch_size", "precision", "optimizer", "momentum", "lr", "crop_padding")
 _BACKWARD = 3  # matrix products of a step, as a multiple of the forward pass's
@@ -35,7 +38,7 @@ class Row:
 
     Attributes:
         measure: string, one of `MEASURES`, or `products`.
-        side: string: `keras_mixer`, or a key of `TIMM`.
+        side: string: `OURS`, `ON_JAX`, or a key of `TIMM`.
         rates: list of images per second (of FLOPs per second, for products), one per repeat.
         images: Images per call.
         first_call: Seconds of the first call: tracing and compilation.
@@ -66,7 +69,7 @@ def measure(config, measures, compare, python, repeats, seconds, channels=None):
     Args:
         config: `Config`.
         measures: list of strings of `MEASURES`.
-        compare: bool. Whether to measure timm, too.
+        compare: What else to measure, of `OTHERS`: timm; training on Keras's JAX backend.
         python: Python with torch and timm.
         repeats: int. Number of times that everything is measured.
         seconds: float. Duration of each.
@@ -80,8 +83,10 @@ def measure(config, measures, compare, python, repeats, seconds, channels=None):
         RunError: If a process fails.
     """
     processes = [*_own(config, [*measures, "products"], channels)]
-    if compare:
+    if "timm" in compare:
         processes[-1:-1] = _of_timm(config, measures, python, channels)
+    if "jax" in compare:
+        processes[-1:-1] = _on_jax(config, measures, channels)
     return _by_turns(processes, repeats, seconds, console.track)
 
 
@@ -109,7 +114,13 @@ def _own(config, measures, channels):
     values = {**options_of(config, Config), "channels": channels}
     for name in measures:
         command = [sys.executable, "-m", "keras_mixer.studies.benchmark_worker", name]
-        yield name, "keras_mixer", command, values
+        yield name, OURS, command, values
+
+
+def _on_jax(config, measures, channels):
+    """Yields the same, and environment variables, for training on Keras's JAX backend."""
+    for name, _, command, values in _own(config, set(measures) & {"training"}, channels):
+        yield name, ON_JAX, command, values, {"KERAS_BACKEND": "jax"}
 
 
 def _of_timm(config, measures, python, channels):
@@ -128,11 +139,16 @@ def _of_timm(config, measures, python, channels):
 class _Worker:
     """A process that measures when it is asked to."""
 
-    def __init__(self, measure, side, command, options):
+    def __init__(self, measure, side, command, options, variables=None):
         self.measure_name, self.side = measure, side
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed by __exit__
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
+            command,
+            env={**os.environ, **(variables or {})},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
         )
         self._options, self._start, self._answers = options, None, []
 
@@ -261,17 +277,17 @@ def _line(row, architecture, peak):
 def _ratios(rows):
     """Returns a line per measure: images/s over the better of timm eager and compiled."""
     for name in dict.fromkeys(row.measure for row in rows):
-        ours, *others = sorted(
-            (row for row in rows if row.measure == name), key=lambda row: row.side in TIMM
-        )
-        if others:
-            best = max(others, key=lambda row: row.rate)
-            yield f"{name}: {ours.rate / best.rate:.2f} times {best.side}  "
+        of_measure = [row for row in rows if row.measure == name]
+        [ours] = [row for row in of_measure if row.side == OURS]
+        for sides in (TIMM, [ON_JAX]):
+            if others := [row for row in of_measure if row.side in sides]:
+                best = max(others, key=lambda row: row.rate)
+                yield f"{name}: {ours.rate / best.rate:.2f} times {best.side}  "
 
 
 def _bound(rows):
     """Returns a line about how near `fit` is to what step and input allow on the same cores."""
-    rates = {row.measure: row.rate for row in rows if row.side not in TIMM}
+    rates = {row.measure: row.rate for row in rows if row.side == OURS}
     if {"training", "input", "fit"} <= rates.keys():
         bound = 1 / (1 / rates["training"] + 1 / rates["input"])
         yield f"fit: {rates['fit'] / bound:.2f} of 1 / (1/training + 1/input)  "

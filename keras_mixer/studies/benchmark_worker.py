@@ -8,6 +8,7 @@ time by wall time) and `memory`, the peak so far in bytes.
 """
 
 import json
+import os
 import sys
 import tempfile
 import threading
@@ -35,8 +36,7 @@ def main(measure, lines, answer):
     values = json.loads(next(lines))
     channels = values.pop("channels", None)
     run = plan_run(Config(**values))
-    with console.quiet_tensorflow():
-        import tensorflow as tf  # noqa: F401
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     answer_lines(lines, answer, *MEASURES[measure](_with_channels(run, channels)), _memory)
 
 
@@ -68,18 +68,38 @@ def _random_images(run, count):
 
 def _training(run):
     """Steps on one batch of random images: forward, backward, optimizer."""
+    import keras
     import tensorflow as tf
 
     from keras_mixer.training.fit import compiled_model, prepare_threads
 
+    size, classes = run.config.batch_size, run.spec.architecture.num_classes
+    images = _random_images(run, size)
+    labels = np.eye(classes, dtype=np.float32)[np.arange(size) % classes]
+    if keras.backend.backend() != "tensorflow":
+        return _training_by_keras(run, images, labels)
     prepare_threads(run.config)
     model, _ = compiled_model(run, run.config.lr)
-    size, classes = run.config.batch_size, run.spec.architecture.num_classes
-    labels = np.eye(classes, dtype=np.float32)[np.arange(size) % classes]
-    batches = tf.data.Dataset.from_tensors((_random_images(run, size), labels)).repeat()
+    batches = tf.data.Dataset.from_tensors((images, labels)).repeat()
     batches, logs = iter(batches.prefetch(2)), {}
     model.make_train_function()
     return (lambda: logs.update(model.train_function(batches)), lambda: float(logs["loss"]), size)
+
+
+def _training_by_keras(run, images, labels):
+    """The same on another backend of Keras, by its own trainer, compiled."""
+    from keras_mixer.model.baselines import build_model
+    from keras_mixer.training.fit import POLICIES
+    from keras_mixer.training.losses import KERAS_LOSSES
+    from keras_mixer.training.optimizers import build_optimizer
+
+    config = run.config
+    model = build_model(run.spec.architecture, dtype=POLICIES[config.precision])
+    weights = model.trainable_variables
+    options = {"momentum": config.momentum, "decay": config.decay, "clip_norm": config.clip_norm}
+    optimizer = build_optimizer(config.optimizer, config.lr, weights, **options)
+    model.compile(optimizer, KERAS_LOSSES[config.loss](), jit_compile=True)
+    return lambda: model.train_on_batch(images, labels), lambda: None, len(images)
 
 
 def _inference(run, size=None):

@@ -35,7 +35,7 @@ def contact_sheet(run, images, draws):
     for column, (pixels, labels) in enumerate(columns):
         for row in range(images):
             corner = (column * cell[0] + 2, row * cell[1] + 2)
-            sheet.paste(_tile(np.asarray(pixels[row]), factor), corner)
+            sheet.paste(tile(np.asarray(pixels[row]), factor), corner)
             caption = _caption(np.asarray(labels[row]), run.dataset.class_names)
             below = (corner[0], corner[1] + factor * height)
             ImageDraw.Draw(sheet).text(below, caption[: cell[0] // 6], fill="black")
@@ -55,10 +55,11 @@ def _augmented(run, few, draws):
         yield np.asarray(pixels)[unshuffled], np.asarray(labels)[unshuffled]
 
 
-def _tile(pixels, factor):
+def tile(pixels, factor=1):
+    """Returns an image as a model is given it, in [-1, 1], as a PIL image; enlarged by a factor."""
     levels = np.clip(np.round(pixels * 127.5 + 127.5), 0, 255).astype(np.uint8)
-    tile = Image.fromarray(levels.squeeze()).convert("RGB")
-    return tile.resize((factor * tile.width, factor * tile.height), Image.Resampling.NEAREST)
+    image = Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels).convert("RGB")
+    return image.resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST)
 
 
 def _caption(label, class_names):

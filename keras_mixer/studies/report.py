@@ -8,7 +8,15 @@ from keras_mixer import console
 from keras_mixer.config.training import Config
 from keras_mixer.data.datasets import SPLITS
 from keras_mixer.errors import InputError, path_errors
-from keras_mixer.training.run import CONFIG, FLAGS, METRICS, read_history, read_metrics, read_record
+from keras_mixer.training.run import (
+    CONFIG,
+    FLAGS,
+    HISTORY,
+    METRICS,
+    read_history,
+    read_metrics,
+    read_record,
+)
 
 # Flags that runs of one experiment may differ in: the seed, and most that do not change the result.
 _KEPT = ("eval_split", "train_split", "validation_split", "test_split")
@@ -26,16 +34,24 @@ _HEADER = (
 
 
 def tabulate(directories, presets=None):
-    """Returns a Markdown table with a row for all runs that differ only in their seed.
+    """Returns the table of `as_table` on the runs that `read_experiments` reads."""
+    return as_table(read_experiments(directories, presets))
 
-    Scores are percentages, mean ± sample standard deviation; the time is the mean of the training
-    steps, without start-up and validation. Below the table are the machines and versions.
+
+def read_experiments(directories, presets=None):
+    """Reads finished runs; those that differ only in their seed are one experiment.
 
     Args:
-        directories: Paths of finished run directories.
+        directories: Paths of run directories.
         presets: dict from the flag that names a preset to the set of its flags, or None. A run that
             has all flags of a preset, at most a quarter of them with other values, is shown as the
             longest such preset and the flags that differ.
+
+    Returns:
+        dict from (experiment, identity of the data) to a list of runs, each a dict of `directory`,
+        `experiment`, `identity`, `data` (name and numbers of images, as text), `scores` by split,
+        `epochs`, `seconds` of training steps, `flags`, `record` (config.json) and `rows` of its
+        history.
 
     Raises:
         InputError: If no directory holds a finished run; prints those that do not.
@@ -46,20 +62,31 @@ def tabulate(directories, presets=None):
             experiments.setdefault((run["experiment"], run["identity"]), []).append(run)
     if not experiments:
         raise InputError("none of the directories holds a finished run")
+    return experiments
+
+
+def as_table(experiments):
+    """Returns a Markdown table with a row for each of `read_experiments`'s experiments.
+
+    Scores are percentages, mean ± sample standard deviation; the time is the mean of the training
+    steps, without start-up and validation. Below the table are the machines and versions.
+    """
     rows = [_row(experiment, runs) for (experiment, _), runs in experiments.items()]
     machines = made_on(run["directory"] for runs in experiments.values() for run in runs)
     return "\n".join([*_HEADER, *rows, "", *machines]) + "\n"
 
 
 def _read(directory, presets):
-    """Returns what the table has of a run; None, with a warning, if it is not finished."""
+    """Returns what is reported of a run; None, with a warning, if it is not finished."""
     with path_errors(directory):
         record, (scores, _) = read_record(directory), read_metrics(directory)
-        if record is None or not scores:
-            missing = METRICS if record else CONFIG
-            console.warn(f"{directory}: left out, no finished run (it holds no {missing})")
+        found = {CONFIG: record, METRICS: scores}
+        found |= {name: (directory / name).exists() for name in (HISTORY, FLAGS)}
+        if missing := [name for name in found if not found[name]]:
+            console.warn(f"{directory}: left out, no finished run (it holds no {missing[0]})")
             return None
-        flags = (directory / FLAGS).read_text().splitlines()
+        # Names of folders need not be UTF-8.
+        flags = (directory / FLAGS).read_text("utf-8", "backslashreplace").splitlines()
     rows = read_history(directory)
     return {
         "experiment": _experiment(flags, presets),
@@ -69,7 +96,16 @@ def _read(directory, presets):
         "epochs": len(rows),
         "seconds": sum(float(row["seconds"]) for row in rows),
         "directory": directory,
+        "flags": flags,
+        "record": record,
+        "rows": rows,
     }
+
+
+def settings(run):
+    """Returns the options of a run of `read_experiments` that may change its result, as a dict."""
+    config = run["record"]["config"]
+    return {name: value for name, value in config.items() if name not in _IGNORED}
 
 
 def _data(record):
@@ -77,7 +113,7 @@ def _data(record):
     config, images = record["config"], record["data"]["images"]
     name = config["dataset"]
     if config["data_dir"] and name in ("folder", "csv"):
-        name = Path(config["data_dir"]).name
+        name = console.printable(Path(config["data_dir"]).name)
     return f"{name}: {', '.join(f'{images[split]:,}' for split in SPLITS if split in images)}"
 
 

@@ -70,34 +70,41 @@ def parse_space(text):
     """Reads a search space such as `lr=1e-3..1e-2:log; dropout=0,0.1; optimizer=sgd,adamw`.
 
     Values are separated by commas, or by | where they have commas: `randaugment=2,9|2,15`. Two
-    numbers with .. between them are a range; `:log` draws it evenly in the logarithm.
+    numbers with .. between them are a range; `:log` draws it evenly in the logarithm. Options
+    joined by + have the same value: `dim+tokens_mlp_dim=64,128`.
 
     Args:
         text: string.
 
     Returns:
-        dict from option to `Choice` or `Range`, in the order given.
+        dict from option, or options joined by +, to `Choice` or `Range`, in the order given.
 
     Raises:
         InputError: If it is empty, or an option or a range is not valid.
     """
-    space = {}
+    space, seen = {}, set()
     for part in filter(None, map(str.strip, text.split(";"))):
-        name, _, values = map(str.strip, part.partition("="))
-        name = _ALIASES.get(name, name)
-        if name not in VARIED:
-            raise InputError(
-                f"--space: {part!r:.80}: expected OPTION=VALUES with an option of train.py that "
-                f"changes the result of a run, received {name!r:.60}{nearest(name, VARIED)}"
-            )
-        if name in space:
-            raise InputError(f"--space: {name} is given twice")
-        space[name] = _parse_values(name, values)
+        names, _, values = map(str.strip, part.partition("="))
+        options = [_option(part, name.strip()) for name in names.split("+")]
+        if twice := seen & set(options):
+            raise InputError(f"--space: {', '.join(sorted(twice))} is given twice")
+        seen |= set(options)
+        space["+".join(options)] = _parse_values(options[0], values)
     if not space:
         raise InputError(
             "--space: expected what to vary, such as --space='lr=1e-3..1e-2:log; dropout=0,0.1'"
         )
     return space
+
+
+def _option(part, name):
+    name = _ALIASES.get(name, name)
+    if name in VARIED:
+        return name
+    raise InputError(
+        f"--space: {part!r:.80}: expected OPTION=VALUES with an option of train.py that changes "
+        f"the result of a run, received {name!r:.60}{nearest(name, VARIED)}"
+    )
 
 
 def _parse_values(name, text):

@@ -32,7 +32,7 @@ from keras_mixer.studies.trials import (
 SAMPLERS = ("grid", "random", "tpe")
 HEARTBEAT = 10  # seconds between the signs of life of a worker
 GRACE = 4 * HEARTBEAT  # without one for this long, what it was training is tried again
-_MOST_TRIES = 5  # of one setting, each of which its process did not survive
+_MOST_TRIES = 5  # of one setting whose process did not survive, or of opening a database
 _SEARCH = "search"  # user attribute of the study
 
 
@@ -240,12 +240,24 @@ def open_study(search, storage, name):
 
     try:
         with quiet_optuna():
-            return _opened(search, _storage(storage), name)
+            return _opened(search, _new_storage(storage), name)
     except ModuleNotFoundError as error:
         raise InputError(f"--storage: its database needs a package: {error}") from error
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise InputError(f"--storage: the database cannot be opened: {reason:.300}") from error
+
+
+def _new_storage(url):
+    """Opens a database, again if another worker makes its tables at the same moment."""
+    from sqlalchemy.exc import IntegrityError, ProgrammingError
+
+    for _ in range(_MOST_TRIES - 1):
+        try:
+            return _storage(url)
+        except (IntegrityError, ProgrammingError):
+            time.sleep(1)
+    return _storage(url)
 
 
 def _storage(url):

@@ -1,0 +1,168 @@
+"""Tests `keras_mixer/inference/robustness.py` and `evaluate --corruptions`."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from keras_mixer import InputError, load_mixer
+from keras_mixer.inference.evaluate import subject_of_run
+from keras_mixer.inference.robustness import FROST_NOTE, accuracy_of_variants, corruption_scores
+from keras_mixer.preprocessing.corruption_constants import CORRUPTIONS
+from keras_mixer.preprocessing.corruptions import corrupt
+from keras_mixer.preprocessing.resize import to_model_range
+
+FEW = 40
+
+
+@pytest.fixture(scope="module")
+def subject(trained):
+    """The trained run and a few of its test images."""
+    subject = subject_of_run(trained, "test")
+    return subject._replace(split=trained.dataset.test.take(np.arange(FEW)))
+
+
+def accuracy(model, split, corruption, severity, seed):
+    """Of images corrupted one by one."""
+    corrupted = [
+        corrupt(image, corruption, severity, index, seed)
+        for index, image in enumerate(split.pixels)
+    ]
+    return np.mean(predictions(model, np.stack(corrupted)) == split.labels)
+
+
+def predictions(model, pixels):
+    return model(to_model_range(pixels)).numpy().argmax(axis=1)
+
+
+def test_accuracies_are_those_of_corrupted_images_one_by_one(subject):
+    scores = corruption_scores(subject, ("gaussian_noise", "fog"), (1, 5), seed=4)
+    for name, row in scores["top1"].items():
+        expected = [accuracy(subject.model, subject.split, name, s, 4) for s in (1, 5)]
+        assert row["by_severity"] == expected
+        assert row["mean"] == pytest.approx(np.mean(expected))
+    means = [row["mean"] for row in scores["top1"].values()]
+    assert scores["mean"] == pytest.approx(np.mean(means))
+    assert scores["severities"] == [1, 5] and scores["seed"] == 4 and scores["note"] is None
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_batches_do_not_change_the_images(subject, batch_size):
+    names = ("impulse_noise", "elastic_transform")
+    one = corruption_scores(subject, names, (5,))
+    assert corruption_scores(subject._replace(batch_size=batch_size), names, (5,)) == one
+
+
+def test_every_variant_sees_every_image_once_in_order(subject):
+    seen = []
+
+    def look(images, first):
+        seen.append((first, np.rint(images * 127.5 + 127.5).astype(np.uint8)))
+        return images
+
+    small = subject._replace(batch_size=16)
+    top1 = accuracy_of_variants(small, {"as it is": look, "black": lambda i, _: 0 * i - 1}, "")
+    assert [first for first, _ in seen] == [0, 16, 32]
+    np.testing.assert_array_equal(np.concatenate([i for _, i in seen]), small.split.pixels)
+    predicted = predictions(small.model, small.split.pixels)
+    assert top1["as it is"] == np.mean(predicted == small.split.labels)
+    assert top1["black"] < top1["as it is"]
+
+
+def test_labels_are_those_of_the_model(subject):
+    """Of data with the model's classes in another order."""
+    moved = dataclasses.replace(subject.split, labels=(subject.split.labels + 3) % 10)
+    other = subject._replace(split=moved, class_of=(np.arange(10) - 3) % 10)
+    one, same = (corruption_scores(s, ("contrast",), (1,)) for s in (subject, other))
+    assert one == same
+
+
+def test_outputs_that_are_not_finite_are_no_scores(subject):
+    with pytest.raises(InputError, match="not finite"):
+        accuracy_of_variants(subject, {"none": lambda images, _: images * np.nan}, "")
+
+
+# === The command ===
+
+
+@pytest.fixture
+def few(trained, monkeypatch):
+    """Leaves only a few images to evaluate in the run's test split."""
+    from keras_mixer.commands import models
+
+    def read(*arguments):
+        dataset = trained.dataset
+        few = dataclasses.replace(dataset, test=dataset.test.take(np.arange(FEW)))
+        return dataclasses.replace(trained, dataset=few)
+
+    monkeypatch.setattr(models, "read_run", read)
+
+
+def test_evaluate_all_corruptions(run, trained, few):
+    status, out, err = run("evaluate", trained.directory, "--corruptions=all", "--format=json")
+    assert (status, err) == (0, "")
+    scores = json.loads(out)
+    found = scores["corruptions"]
+    assert list(found["top1"]) == list(CORRUPTIONS)
+    assert found["severities"] == [1, 2, 3, 4, 5] and found["note"] == FROST_NOTE
+    split = trained.dataset.test.take(np.arange(FEW))
+    by_hand = accuracy(load_mixer(trained.best), split, "glass_blur", 3, 0)
+    assert found["top1"]["glass_blur"]["by_severity"][2] == by_hand
+    assert found["mean"] == pytest.approx(
+        np.mean([r["by_severity"] for r in found["top1"].values()])
+    )
+    assert found["mean"] < scores["top1"]
+
+
+def test_corruptions_as_a_table(run, trained, few, tmp_path):
+    words = ("--corruptions=frost,contrast,frost", "--severities=5,1", "--seed=2")
+    status, out, err = run("evaluate", trained.directory, *words, "--output=scores.json")
+    assert (status, err) == (0, "")
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    found, lines = scores["corruptions"], out.splitlines()
+    start = lines.index("top-1 on corrupted images (seed 2; at the model's image size)")
+    assert lines[start + 1].split() == ["corruption", "mean", *["severity", "1", "severity", "5"]]
+    for line, name in zip(lines[start + 2 :], ("frost", "contrast"), strict=False):
+        row = found["top1"][name]
+        cells = [f"{value:.2%}" for value in (row["mean"], *row["by_severity"])]
+        assert line.split() == [name, *cells]
+    assert lines[start + 4].split() == ["mean", "over", "all", f"{found['mean']:.2%}"]
+    assert lines[start + 5].split() == ["clean", f"{scores['top1']:.2%}"]
+    assert lines[start + 6] == FROST_NOTE
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("--corruptions=fogg", "--corruptions: expected one of all, gaussian_noise, "),
+        ("--corruptions=", "--corruptions: expected "),
+        ("--corruptions=fog --severities=0", "at least 1 and at most 5, received 0"),
+        ("--corruptions=fog --severities=1,6", "at least 1 and at most 5, received 1,6"),
+        ("--corruptions=fog --severities=x", "--severities"),
+        ("--corruptions=fog --seed=-1", "--seed: expected an integer at least 0"),
+    ],
+)
+def test_bad_input_is_one_line(run, trained, words, message):
+    status, out, err = run("evaluate", trained.directory, *words.split())
+    assert (status, out) == (2, "")
+    assert err.startswith("error: ") and err.count("\n") == 1 and message in err
+
+
+def test_color_images_of_files_that_are_resized(run, folder, trained, tmp_path):
+    """From training to a table: images of varied size, resized before they are corrupted."""
+    words = (
+        "--dataset=folder",
+        "--data_dir=data",
+        "--image_shape=16",
+        "--patch_shape=8",
+        "--depth=1",
+    )
+    words += ("--dim=8", "--num_steps=1", "--warmup_step=0", "--batch_size=8", "--export=false")
+    status, _, err = run("train", *words, "--jit=false", "--validation_fraction=0.2")
+    assert status == 0, err
+    chosen = ("--corruptions=snow,jpeg_compression", "--temperature", "--permute=global")
+    status, out, err = run("evaluate", "output", *chosen, "--eval_split=train")
+    assert status == 0, err
+    for word in ("with temperature", "snow", "jpeg_compression", "clean", "global"):
+        assert word in out
