@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from conftest import GOLDEN
 
 from keras_mixer import InputError, load_mixer
 from keras_mixer.inference.evaluate import subject_of_run
@@ -149,20 +150,16 @@ def test_bad_input_is_one_line(run, trained, words, message):
     assert err.startswith("error: ") and err.count("\n") == 1 and message in err
 
 
-def test_color_images_of_files_that_are_resized(run, folder, trained, tmp_path):
-    """From training to a table: images of varied size, resized before they are corrupted."""
-    words = (
-        "--dataset=folder",
-        "--data_dir=data",
-        "--image_shape=16",
-        "--patch_shape=8",
-        "--depth=1",
-    )
-    words += ("--dim=8", "--num_steps=1", "--warmup_step=0", "--batch_size=8", "--export=false")
-    status, _, err = run("train", *words, "--jit=false", "--validation_fraction=0.2")
+def test_color_images_of_files_that_are_resized(run, tmp_path, write_image):
+    """Of varied size, for weights without a run; corrupted at the size of the model's images."""
+    expected = np.load(GOLDEN / "official_mixer_expected.npz")
+    for label in range(expected["logits"].shape[1]):
+        write_image(tmp_path / "data" / str(label) / "a.png", (20 + label, 30, 3), seed=label)
+    shape = "--image_shape={},{}".format(*expected["images"].shape[1:3])
+    assert run("convert", GOLDEN / "official_mixer.npz", "model", shape)[0] == 0
+    words = ("--dataset=folder", "--data_dir=data", "--corruptions=snow,jpeg_compression")
+    status, out, err = run("evaluate", "model", *words, "--format=json")
     assert status == 0, err
-    chosen = ("--corruptions=snow,jpeg_compression", "--temperature", "--permute=global")
-    status, out, err = run("evaluate", "output", *chosen, "--eval_split=train")
-    assert status == 0, err
-    for word in ("with temperature", "snow", "jpeg_compression", "clean", "global"):
-        assert word in out
+    found = json.loads(out)
+    assert found["n"] == expected["logits"].shape[1]
+    assert list(found["corruptions"]["top1"]) == ["snow", "jpeg_compression"]
