@@ -112,7 +112,7 @@ def test_cases_of_the_results_are_valid():
     spec = importlib.util.spec_from_file_location("speed", ROOT / "tools" / "measure_speed.py")
     speed = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(speed)
-    used = [*speed.SECTIONS.values(), (speed.PRESETS, "")]
+    used = [*speed.SECTIONS.values(), *speed.OF_FIT.values()]
     assert {name for names, _ in used for name in names} == speed.CASES.keys()
     for names, extra in used:
         for name in names:

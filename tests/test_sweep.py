@@ -49,8 +49,8 @@ def test_a_space_is_read():
         (" ; ", "expected what to vary"),
         ("lr", "lr: expected values that differ"),
         ("lr=", "lr: expected values that differ"),
-        ("lr=1,,2", "lr: expected values that differ"),
-        ("lr=1,1", "lr: expected values that differ"),
+        ("lr=1,,2", "where one is empty"),
+        ("lr=1,1", "where one is given twice"),
         ("dropuot=1,2", "received 'dropuot'; did you mean dropout?"),
         ("seed=1,2", "an option of train.py that changes the result"),
         ("output_dir=a,b", "an option of train.py that changes the result"),
@@ -58,7 +58,11 @@ def test_a_space_is_read():
         ("lr=1,2;decay+lr=3,4", "lr is given twice"),
         ("lr+no=1,2", "received 'no'"),
         ("lr=2..1", "the smaller one first"),
-        ("lr=0..1:log", "positive ones with :log"),
+        ("lr=0..1:log", "both positive with :log"),
+        ("lr=1..2:lag", "a range of two numbers"),
+        ("flip=0.1..0.9", "flip is no number, so it has no range"),
+        ("optimizer=a..b", "optimizer is no number"),
+        ("dataset=digits,mnist", "nothing of the dataset"),
         ("lr=a..b", "a range of two numbers"),
         ("lr=nan..1", "a range of two numbers"),
         ("depth=1.5..3", "a range of two integers"),
@@ -151,7 +155,8 @@ def test_a_larger_search_goes_on_and_another_one_is_refused(jobs, tmp_path):
     with pytest.raises(InputError) as caught:
         study_of(search("lr=1e-3..1:log", "tpe"), tmp_path)
     message = str(caught.value)
-    assert "--study=it holds another search: --space was" in message
+    was = "--study=it holds another search: --space was lr=0.001..0.1:log, now lr=0.001..1:log"
+    assert was in message
     assert "--sampler was random, now tpe" in message
     assert "--seeds" not in message
 
@@ -161,6 +166,20 @@ def test_tpe_draws_near_the_best(jobs, tmp_path):
     sweep.sweep(it, study_of(it, tmp_path), tmp_path)
     rates = [lr for lr, _, _ in jobs.called]
     assert rates[10:].count(0.1) > 1.5 * rates[:10].count(0.1) + 6
+
+
+def test_more_trials_of_tpe_are_new_ones(jobs, tmp_path):
+    for number in (2, 4, 5):
+        it = search("lr=1e-3..1:log", "tpe", trials=number)
+        sweep.sweep(it, study_of(it, tmp_path), tmp_path)
+    assert len({lr for lr, _, _ in jobs.called}) == 5
+
+
+def test_drawn_settings_differ_if_there_are_enough():
+    few = search("lr=0.1,0.2;dropout=0,0.1", "random", trials=9)
+    assert len(few.draw()) == 4
+    more = search("lr=0.1,0.2;dropout=0..0.1", "random", trials=9)
+    assert more.draw()[:3] == search("lr=0.1,0.2;dropout=0..0.1", "random", trials=3).draw()
 
 
 def test_a_failed_setting_is_told_and_ends_nothing(jobs, tmp_path, capsys):
@@ -241,7 +260,7 @@ def test_databases_that_cannot_be_opened(tmp_path):
         with pytest.raises(InputError, match="--storage: "):
             sweep.open_study(search(), url, "it")
     (tmp_path / "study.db").write_text("no database")
-    with pytest.raises(InputError, match="--storage: the database cannot be opened"):
+    with pytest.raises(InputError, match="--storage: the database .* cannot be opened"):
         study_of(search(), tmp_path)
 
 
@@ -251,13 +270,16 @@ FLAGS = ["--depth=1", "--dim=8", "--batch_size=64", "--num_steps=2", "--jit=fals
 
 
 def test_command(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("keras_mixer.studies.benchmark.training_rate", lambda config: 1000.0)
+    measured = SimpleNamespace(rate=1000.0, first_call=2.0)
+    monkeypatch.setattr("keras_mixer.studies.benchmark.measure_training", lambda config: measured)
     space = "lr=0.1,0.001;optimizer=adam;tokens_mlp_dim+channels_mlp_dim=5"
     words = [f"--space={space}", "--output_dir=s", "--test_seeds=0"]
     words += ["--output=s.md", "--csv=s.csv", "--", *FLAGS]
     status, _, errors = run("sweep", *words)
     assert status == 0, errors
-    assert "2 settings, 1 seed each, 80 steps: about 5 s in all" in errors
+    # Two runs of 40 steps of 64 images; the best one's seed is among them.
+    assert "settings: 2, seeds of each: 1; 80 steps, with" in errors
+    assert "are scored: about 9 s" in errors
     text = (tmp_path / "s.md").read_text()
     assert text.startswith(
         "| lr | optimizer | tokens_mlp_dim+channels_mlp_dim | validation top-1 |"
@@ -300,7 +322,19 @@ def test_command(run, tmp_path, monkeypatch):
         (["--space=lr=1,2", "--output=no/s.md"], "its folder does not exist"),
         (["--space=lr=-1,-2"], "--lr: expected a number at most 1000.0 and above 0"),
         (["--space=lr=1,2", "--", "--batch_size=5000"], "--batch_size=5000"),
-        (["--space=lr=1,2", "--storage=nothing"], "--storage: the database cannot be opened"),
+        (["--space=lr=1,2", "--", "--validation_fraction=0"], "there are none: give"),
+        (["--space=lr=1,2", "--", "--seed=3"], "--seed after --: is set by the sweep"),
+        (["--space=lr=1,2", "--", "--learning_rate=3"], "--lr after --: is in --space"),
+        (["--space=lr=1,2", "--", "--output-dir=x"], "give --output_dir before --"),
+        (["--space=lr=1,2", "--trials=3"], "a grid has all combinations"),
+        (["--space=lr=1,2", "--csv=a", "--output=a"], "is the file of --output"),
+        (["--space=lr=1,2", "--csv=no/a.csv"], "--csv=no/a.csv: its folder"),
+        (["--space=lr=1,2", f"--plots={__file__}"], "a file is in the way"),
+        (["--space=lr=1,2", "--storage=mysql://u:secret@h/x"], "needs another package"),
+        (
+            ["--space=lr=1,2", "--storage=nothing"],
+            "--storage: the database nothing cannot be opened",
+        ),
     ],
 )
 def test_bad_input_ends_in_one_line(run, words, message):

@@ -97,17 +97,21 @@ def standard_stream(path):
     return None
 
 
-def check_writable(path):
+def check_writable(path, flag="output"):
     """Raises an `InputError` if an `--output` cannot be written, before the work for it is done.
 
     The path is not opened: a pipe would wait for its reader, or tell it that all is written.
+
+    Args:
+        path: string.
+        flag: Name of the flag that gave it.
     """
     if standard_stream(path):
         return
-    with path_errors(f"--output={path}"):
+    with path_errors(f"--{flag}={path}"):
         problem = _problem(path)
     if problem:
-        raise InputError(f"--output={path}: {problem}")
+        raise InputError(f"--{flag}={path}: {problem}")
 
 
 def _problem(path):

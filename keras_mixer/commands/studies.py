@@ -203,8 +203,9 @@ class BenchmarkOptions(Config):
 
 def benchmark(options, arguments):
     """Measures the speed and memory of training, inference and input, beside timm's if asked."""
-    for path in filter(None, (options.output, options.json, options.plot)):
-        check_writable(path)
+    for flag in ("output", "json", "plot"):
+        if path := getattr(options, flag):
+            check_writable(path, flag)
     if options.plot and not options.vary:
         raise InputError("--plot: there is nothing to draw without --vary")
     compare = options.compare or ()

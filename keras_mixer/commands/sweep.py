@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 import shlex
 from pathlib import Path
 
@@ -11,10 +12,10 @@ from keras_mixer.config.command_line import parse
 from keras_mixer.config.options import COUNT, SEED, as_flags, option
 from keras_mixer.config.resolve import resolve
 from keras_mixer.config.training import Config
-from keras_mixer.errors import path_errors
+from keras_mixer.errors import InputError, path_errors
 from keras_mixer.studies import sweep as study_sweep
 from keras_mixer.studies import trials as study_trials
-from keras_mixer.studies.space import parse_space
+from keras_mixer.studies.space import OWN, option_named, parse_space
 from keras_mixer.training.open_run import check_sizes, plan_run
 from keras_mixer.training.run import Run
 
@@ -27,7 +28,8 @@ class SweepOptions:
         None,
         "What to vary: OPTION=VALUES, separated by semicolons. Values are separated by commas; "
         "low..high is a range, low..high:log one that is drawn evenly in the logarithm. Options "
-        "joined by + have the same value. Example: "
+        "joined by + have the same value; shapes are written 8x8. Ranges are for random and tpe. "
+        "Example: "
         "'lr=1e-3..1e-2:log; dropout=0,0.1; dim+tokens_mlp_dim=64,128'.",
         basic=True,
     )
@@ -38,7 +40,12 @@ class SweepOptions:
         choices=study_sweep.SAMPLERS,
         basic=True,
     )
-    trials: int = option(20, "Number of settings, for random and tpe.", basic=True, **COUNT)
+    trials: int = option(
+        20,
+        "Number of settings, with those of earlier calls; only for random and tpe.",
+        basic=True,
+        **COUNT,
+    )
     seeds: tuple[int, ...] = option(
         (0,), "Seeds that each setting is trained with; settings are compared by the mean.", **SEED
     )
@@ -48,7 +55,9 @@ class SweepOptions:
         "once there are five.",
     )
     score: bool = option(
-        True, "Score the best setting on the test images, once for each of --test_seeds."
+        True,
+        "Train the best setting with those of --test_seeds that it lacks, and score these runs on "
+        "the test images, once each.",
     )
     test_seeds: tuple[int, ...] = option((0, 1, 2), "Seeds of the runs that are scored.", **SEED)
     storage: str | None = option(
@@ -59,10 +68,14 @@ class SweepOptions:
     )
     study: str = option("sweep", "Name of the study in the database.")
     output_dir: str = option(
-        "runs/sweep", "Folder for the runs; the same command goes on with what is left."
+        "runs/sweep",
+        "Folder for the runs; the same command goes on with what is left. A setting that failed is "
+        "not tried again but by another --study.",
     )
     estimate: bool = option(
-        False, "Print the number of steps and the expected time, and train nothing."
+        False,
+        "Print the number of steps and the expected time, with what is done already, and train "
+        "nothing.",
     )
     output: str | None = option(None, "Write the table to this file instead of printing it.")
     csv: str | None = option(None, "Write a row for each epoch of each run to this file.")
@@ -72,10 +85,12 @@ class SweepOptions:
 
 
 def sweep(options, arguments):
-    """Searches the best values of some options on validation images; flags after -- go to all."""
-    for path in filter(None, (options.output, options.csv)):
-        check_writable(path)
+    """Searches the best values of options of train, by validation accuracy.
+
+    Flags of train (see `keras-mixer train --help`) go after -- and apply to every run.
+    """
     space = parse_space(options.space or "")
+    _check(options, arguments, space)
     search = study_sweep.Search(
         space,
         options.sampler,
@@ -85,9 +100,10 @@ def sweep(options, arguments):
         functools.partial(_config, tuple(arguments)),
         tuple(arguments),
     )
+    test_seeds = tuple(dict.fromkeys(options.test_seeds)) if options.score else ()
     runs = study_sweep.plan_all(search, _planner())
     if options.estimate:
-        _announce(search, runs)
+        _announce(search, runs, test_seeds)
         return
     folder = Path(options.output_dir)
     with path_errors(f"--output_dir={folder}"):
@@ -95,11 +111,38 @@ def sweep(options, arguments):
     storage = options.storage or f"sqlite:///{(folder / 'study.db').resolve()}"
     study = study_sweep.open_study(search, storage, options.study)
     if not study_trials.tried(search, study, folder):
-        _announce(search, runs)
-    test_seeds = tuple(dict.fromkeys(options.test_seeds)) if options.score else ()
+        _announce(search, runs, test_seeds)
     result = study_sweep.sweep(search, study, folder, test_seeds)
     _publish(result, search, options, arguments)
     study_trials.draw(study, Path(options.plots) if options.plots else folder / "plots")
+
+
+def _check(options, arguments, space):
+    """Refuses what would be found late, or would be ignored."""
+    for flag in ("output", "csv"):
+        if path := getattr(options, flag):
+            check_writable(path, flag)
+    if options.output and options.output == options.csv:
+        raise InputError(f"--csv={options.csv} is the file of --output; give another one")
+    for flag in ("plots", "output_dir"):
+        path = getattr(options, flag)
+        if path and Path(path).exists() and not Path(path).is_dir():
+            raise InputError(f"--{flag}={path}: a file is in the way; give a folder")
+    if options.sampler == "grid" and options.trials != SweepOptions.trials:
+        raise InputError(
+            f"--trials={options.trials} is for --sampler=random or tpe; a grid has all combinations"
+        )
+    given = {option_named(re.split("[= ]", word.lstrip("-"))[0]) for word in arguments}
+    varied = {name for names in space for name in names.split("+")}
+    for name in sorted(given & {*OWN, *varied}):
+        where = "is in --space" if name in varied else "is set by the sweep for every run"
+        raise InputError(f"--{name} after --: {where}; leave it out there{_INSTEAD.get(name, '')}")
+
+
+_INSTEAD = {
+    "seed": ", and give --seeds before --",
+    "output_dir": ", and give --output_dir before --",
+}
 
 
 def _config(flags, setting):
@@ -124,14 +167,13 @@ def _planner():
     return plan
 
 
-def _announce(search, runs):
+def _announce(search, runs, test_seeds):
     """Says what the whole search will cost."""
-    steps, seconds = study_sweep.estimate(search, runs)
-    count, seeds = len(search.queue()), len(search.seeds)
+    steps, seconds = study_sweep.estimate(search, runs, test_seeds)
     console.say(
-        f"{count} settings, {seeds} seed{'s' * (seeds > 1)} each, {steps:,} steps: about "
-        f"{console.duration(seconds)} in all, by the speed of one setting here"
-        f"{', less what is stopped early' * search.prune}"
+        f"settings: {len(runs)}, seeds of each: {len(search.seeds)}; {steps:,} steps, with those "
+        f"of the runs that are scored: about {console.duration(seconds)}, by the speed of one "
+        f"setting here{', less what is stopped early' * search.prune}"
     )
 
 

@@ -90,10 +90,10 @@ def measure(config, measures, compare, python, repeats, seconds, channels=None):
     return _by_turns(processes, repeats, seconds, console.track)
 
 
-def training_rate(config, seconds=1.0):
-    """Returns the images per second of training steps, measured in a process of its own."""
+def measure_training(config, seconds=1.0):
+    """Returns the `Row` of training steps, measured once in a process of its own."""
     [row] = _by_turns([*_own(config, ["training"], None)], 1, seconds)
-    return row.rate
+    return row
 
 
 def _by_turns(processes, repeats, seconds, track=lambda items, _: items):

@@ -5,16 +5,18 @@ import itertools
 import math
 import re
 
+from keras_mixer.config.data import DatasetOptions
 from keras_mixer.config.options import nearest
 from keras_mixer.config.training import Config
 from keras_mixer.errors import InputError
 
 # Options of a run that a sweep sets itself.
-_OWN = {"seed", "eval_split"}
+OWN = ("seed", "output_dir", "eval_split", "export", "overwrite")
+_OF_DATA = {field.name for field in dataclasses.fields(DatasetOptions)}  # settings share the images
 VARIED = {
     field.name: field
     for field in dataclasses.fields(Config)
-    if field.metadata["result"] and field.name not in _OWN
+    if field.metadata["result"] and field.name not in {*OWN, *_OF_DATA}
 }
 _ALIASES = {alias: name for name, field in VARIED.items() for alias in field.metadata["aliases"]}
 _RANGE = re.compile(r"(?P<low>[^.:]+(?:\.\d+)?[^.:]*)\.\.(?P<high>[^:]+)(?P<log>:log)?")
@@ -25,6 +27,9 @@ class Choice:
     """Some values of an option, as strings."""
 
     values: tuple[str, ...]
+
+    def __str__(self):
+        return ("|" if "," in "".join(self.values) else ",").join(self.values)
 
     def suggest(self, trial, name):
         """Returns one of the values, drawn by an Optuna trial."""
@@ -47,6 +52,9 @@ class Range:
     high: float
     log: bool
     whole: bool
+
+    def __str__(self):
+        return f"{self.low:g}..{self.high:g}{':log' * self.log}"
 
     def suggest(self, trial, name):
         """Returns a number, drawn by an Optuna trial, as a string."""
@@ -97,45 +105,60 @@ def parse_space(text):
     return space
 
 
+def option_named(name):
+    """Returns the name of the option that has an alias, or is written with hyphens."""
+    name = name.replace("-", "_")
+    return _ALIASES.get(name, name)
+
+
 def _option(part, name):
-    name = _ALIASES.get(name, name)
+    name = option_named(name)
     if name in VARIED:
         return name
     raise InputError(
         f"--space: {part!r:.80}: expected OPTION=VALUES with an option of train.py that changes "
-        f"the result of a run, received {name!r:.60}{nearest(name, VARIED)}"
+        f"the result of a run, but no seed and nothing of the dataset; received {name!r:.60}"
+        f"{nearest(name, VARIED)}"
     )
 
 
 def _parse_values(name, text):
-    if found := _RANGE.fullmatch(text):
-        return _parse_range(name, text, found)
+    if ".." in text:
+        return _parse_range(name, text)
     values = [value.strip() for value in text.split("|" if "|" in text else ",")]
     if not all(values) or len(set(values)) < len(values):
+        problem = "one is given twice" if all(values) else "one is empty"
         raise InputError(
             f"--space: {name}: expected values that differ, separated by commas, or a range such "
-            f"as 0.1..0.5 or 1e-4..1e-2:log; received {text!r:.60}"
+            f"as 0.1..0.5 or 1e-4..1e-2:log; received {text!r:.60}, where {problem}"
         )
     return Choice(tuple(values))
 
 
-def _parse_range(name, text, found):
-    whole = "int" in str(VARIED[name].type) and "float" not in str(VARIED[name].type)
-    log = found["log"] is not None
+def _parse_range(name, text):
+    kind = str(VARIED[name].type)
+    whole, numeric = "float" not in kind, re.match("(int|float)( |$|')|<class '(int|float)'", kind)
+    found = _RANGE.fullmatch(text)
     try:
         low, high = (float(found[end]) for end in ("low", "high"))
-        fits = math.isfinite(high - low) and low < high and (low > 0 or not log)
-        fits &= not whole or (low.is_integer() and high.is_integer())
-    except ValueError:
+        log = found["log"] is not None
+        fits = numeric and math.isfinite(high - low) and low < high and (low > 0 or not log)
+        fits = fits and not (whole and (low % 1 or high % 1))
+    except (ValueError, TypeError):
         fits = False
     if not fits:
-        numbers = "integers" if whole else "numbers"
-        positive = ", positive ones with :log" * log
-        raise InputError(
-            f"--space: {name}: expected a range of two {numbers}, the smaller one first{positive}; "
-            f"received {text!r:.60}"
-        )
+        raise InputError(_expected_range(name, text, numeric and whole, numeric))
     return Range(low, high, log, whole)
+
+
+def _expected_range(name, text, whole, numeric):
+    if not numeric:
+        return f"--space: {name} is no number, so it has no range; list its values"
+    numbers = "integers" if whole else "numbers"
+    return (
+        f"--space: {name}: expected a range of two {numbers}, the smaller one first, both positive "
+        f"with :log, such as 1..4 or 1..4:log; received {text!r:.60}"
+    )
 
 
 def grid(space):

@@ -7,6 +7,7 @@ queued when a study is made, so that several workers share it, and none tries wh
 
 import dataclasses
 import random
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -66,12 +67,14 @@ class Search:
         return [{}] * self.trials if self.sampler == "tpe" else self.draw()
 
     def draw(self):
-        """Returns `trials` settings, drawn at random: dicts of parameters."""
-        draws = random.Random(self.seeds[0])
-        return [
-            {name: values.draw(draws) for name, values in self.space.items()}
-            for _ in range(self.trials)
-        ]
+        """Returns `trials` settings that differ, or all that there are, drawn at random."""
+        draws, found = random.Random(self.seeds[0]), {}
+        for _ in range(100 * self.trials):
+            setting = {name: values.draw(draws) for name, values in self.space.items()}
+            found.setdefault(tuple(setting.values()), setting)
+            if len(found) == self.trials:
+                break
+        return list(found.values())
 
     def describe(self):
         """Returns what must be the same for workers of one study, as a dict of JSON values."""
@@ -131,8 +134,8 @@ class _Work:
             if not (running := self._of_state("RUNNING")):
                 return True
             self._say_once(
-                f"waiting for {len(running)} settings that another worker trains; what a worker "
-                f"left behind is continued {GRACE} s after its end"
+                f"waiting for what another worker trains, or left behind when it was killed "
+                f"({len(running)}): that is continued {GRACE} s after its last sign of life"
             )
             time.sleep(HEARTBEAT / 2)
             fail_stale_trials(self.study)
@@ -153,6 +156,7 @@ class _Work:
         if self._is_surplus(trial):
             trial.set_user_attr(LEFT, True)
             raise RunError("nothing is left to try")
+        self.study.sampler = _sampler(self.search, trial.user_attrs[INDEX])
         setting = {name: v.suggest(trial, name) for name, v in self.search.space.items()}
         try:
             return statistics.mean(self._validation_top1(trial, setting))
@@ -196,7 +200,8 @@ def _config(search, setting, seed, folder, eval_split):
 
 def _pruning(trial):
     """Returns a callback that reports validation accuracy to a trial, and stops it if told to."""
-    import keras
+    with console.quiet_tensorflow():
+        import keras
     from optuna import TrialPruned
 
     class Pruning(keras.callbacks.Callback):
@@ -241,23 +246,33 @@ def open_study(search, storage, name):
     try:
         with quiet_optuna():
             return _opened(search, _new_storage(storage), name)
-    except ModuleNotFoundError as error:
-        raise InputError(f"--storage: its database needs a package: {error}") from error
+    except ImportError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"--storage: its database needs another package: {reason}") from error
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise InputError(f"--storage: the database cannot be opened: {reason:.300}") from error
+        raise InputError(
+            f"--storage: the database {make_url_safe(storage)} cannot be opened: {reason:.300}"
+        ) from error
 
 
 def _new_storage(url):
     """Opens a database, again if another worker makes its tables at the same moment."""
-    from sqlalchemy.exc import IntegrityError, ProgrammingError
+    from sqlalchemy.exc import DBAPIError
 
     for _ in range(_MOST_TRIES - 1):
         try:
             return _storage(url)
-        except (IntegrityError, ProgrammingError):
+        except DBAPIError as error:
+            if not re.search("already exists|duplicate key|locked", str(error)):
+                raise
             time.sleep(1)
     return _storage(url)
+
+
+def make_url_safe(url):
+    """Returns the URL of a database without its password."""
+    return re.sub(r"(?<=:)[^:@/]*(?=@)", "***", url)
 
 
 def _storage(url):
@@ -272,12 +287,10 @@ def _storage(url):
 def _opened(search, storage, name):
     import optuna
 
-    samplers = optuna.samplers
-    kind = samplers.TPESampler if search.sampler == "tpe" else samplers.RandomSampler
     pruner = optuna.pruners.MedianPruner() if search.prune else optuna.pruners.NopPruner()
     study = optuna.create_study(
         storage=storage,
-        sampler=kind(seed=search.seeds[0]),
+        sampler=_sampler(search, 0),
         pruner=pruner,
         study_name=name,
         direction="maximize",
@@ -298,6 +311,14 @@ def _opened(search, storage, name):
         )
     _fill_queue(study, search.queue())
     return study
+
+
+def _sampler(search, index):
+    """Returns the sampler of a place in the queue: no two draw alike, and one does so again."""
+    from optuna.samplers import RandomSampler, TPESampler
+
+    kind = TPESampler if search.sampler == "tpe" else RandomSampler
+    return kind(seed=random.Random(f"{search.seeds[0]}, {index}").randrange(2**32))
 
 
 def _fill_queue(study, queue):
@@ -328,7 +349,7 @@ def plan_all(search, plan):
     for params in queue:
         setting = {name: space.shown(params[name]) for name, space in search.space.items()}
         try:
-            runs.append(plan(search.make(setting)))
+            runs.append(_checked(plan(search.make(setting))))
         except InputError as error:
             errors.append(error)
     if errors and not runs:
@@ -338,20 +359,32 @@ def plan_all(search, plan):
     return runs
 
 
-def estimate(search, runs):
+def _checked(run):
+    if run.dataset.validation is None:
+        raise InputError(
+            "a sweep compares settings by validation images, and there are none: give "
+            "--validation_fraction above 0, or --validation_split"
+        )
+    return run
+
+
+def estimate(search, runs, test_seeds=()):
     """Returns (steps, seconds) of a search, by the speed of one setting, measured here.
 
-    The others take as long as their multiply-adds tell.
+    The others take as long as their multiply-adds tell, and to start as long as that one.
 
     Args:
         search: `Search`.
         runs: list of `Run`, from `plan_all`.
+        test_seeds: Seeds of the runs of the best setting; counted as an average one's.
     """
-    from keras_mixer.studies.benchmark import training_rate
+    from keras_mixer.studies.benchmark import measure_training
 
     def work(run):
         return run.spec.architecture.multiply_adds * run.total_steps * run.config.batch_size
 
-    seeds, first = len(search.seeds), runs[0]
-    rate = training_rate(first.config) * first.spec.architecture.multiply_adds
-    return seeds * sum(run.total_steps for run in runs), seeds * sum(map(work, runs)) / rate
+    row, sizes = measure_training(runs[0].config), runs[0].spec.architecture
+    times = len(search.seeds) + len(set(test_seeds) - set(search.seeds)) / len(runs)
+    steps = times * sum(run.total_steps for run in runs)
+    seconds = sum(work(run) / row.rate / sizes.multiply_adds + row.first_call for run in runs)
+    return round(steps), times * seconds

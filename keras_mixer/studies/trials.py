@@ -140,7 +140,10 @@ def _scored(result):
 def runs_of(trial, search):
     """Returns the paths of a trial's run directories that have a history."""
     runs = [trial.folder / f"seed-{seed}" for seed in search.seeds]
-    return [run for run in runs if (run / HISTORY).exists()]
+    there = [run for run in runs if (run / HISTORY).exists()]
+    if trial.state == "complete" and len(there) < len(runs):
+        console.warn(f"{trial.folder}: runs are missing there; the table is without them")
+    return there
 
 
 def as_csv(result, search):
