@@ -120,8 +120,8 @@ EVERYTHING_RANDOM = {
     "fields",
     [
         {"precision": "bfloat16"},
-        {"precision": "float16"},
-        {"jit": "true"},
+        pytest.param({"precision": "float16"}, marks=pytest.mark.slow),
+        pytest.param({"jit": "true"}, marks=pytest.mark.slow),
         {"optimizer": "sgd", "clip_norm": 1.0, "label_smoothing": 0.1, "layer_decay": 0.5},
         {"num_steps": 47, "warmup_step": 5, "schedule_unit": "step"},
         pytest.param(EVERYTHING_RANDOM, id="everything random"),

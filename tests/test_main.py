@@ -17,7 +17,7 @@ from conftest import ROOT
 from PIL import Image
 
 from keras_mixer import InputError
-from keras_mixer.commands import few_shot, models, shared, studies, training, weights
+from keras_mixer.commands import few_shot, models, shared, studies, sweep, training, weights
 from keras_mixer.commands.table import COMMANDS
 from keras_mixer.config.command_line import describe
 
@@ -42,7 +42,8 @@ def test_the_main_job_from_nothing_to_a_saved_model(command, run, tmp_path):
     flags = ("--flagfile=output/flags.txt", "--output_dir=new", "--export=false")
     assert run("train", *flags)[0] == 0
     metrics = [json.loads((tmp_path / d / "metrics.json").read_text()) for d in ("output", "new")]
-    assert metrics[0]["test"] == metrics[1]["test"]
+    # In this process, TensorFlow may have other numbers of threads, hence other last bits.
+    assert metrics[0]["test"] == pytest.approx(metrics[1]["test"], rel=1e-4)
 
 
 BAD = {
@@ -157,7 +158,7 @@ def test_each_command_has_its_own_flags_and_help(run, name):
 def test_every_command_is_in_the_table_and_in_the_overview(run):
     public = [
         getattr(module, name)
-        for module in (few_shot, models, studies, training, weights)
+        for module in (few_shot, models, studies, sweep, training, weights)
         for name in vars(module)
         if name[0].islower()
     ]

@@ -45,7 +45,10 @@ def final(run):
 # === Accumulation ===
 
 
-@pytest.mark.parametrize("fields", [{}, {"jit": "true"}, {"class_weights": "balanced"}], ids=str)
+XLA = pytest.param({"jit": "true"}, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("fields", [{}, XLA, {"class_weights": "balanced"}], ids=str)
 def test_accumulated_parts_equal_the_large_batch(train, fields):
     """Weights, moving average, optimizer, schedule and metrics, with clipping in force."""
     fields = {"clip_norm": 0.05, "label_smoothing": 0.1, "optimizer": "sgd", "lr": 0.1, **fields}

@@ -44,7 +44,7 @@ def small_mixer():
     return build_mixer((8, 8), (2, 2), channels=1, depth=2, dim=16, num_classes=3, **RANDOM)
 
 
-@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("jit", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_model_draws_the_same_again_and_learns_the_same(jit):
     losses, counts, call = [], [], MixerBlock.call
     for remat in (False, True):

@@ -282,6 +282,7 @@ def test_studies_report_bad_input_in_one_line(run, line, message):
     assert err.startswith(f"error: {message}")
 
 
+@pytest.mark.slow
 def test_resizing_as_a_command(run, trained, tmp_path):
     status, _, err = run("resizing", trained.directory, "--shapes=8/2", "--output=r.md")
     assert status == 0, err
