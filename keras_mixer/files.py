@@ -3,6 +3,8 @@
 Devices and pipes, which cannot be replaced, are written to.
 """
 
+import csv
+import io
 import os
 from pathlib import Path
 
@@ -80,6 +82,20 @@ def flush_tree(path):
             os.fsync(descriptor)
             os.close(descriptor)
         flush_folder(parent)
+
+
+def rows_as_csv(rows, columns=()):
+    """Returns a list of dicts with the same keys as a CSV table, as text.
+
+    Args:
+        rows: list of dicts.
+        columns: Names in the header of a table without rows.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0] if rows else columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def flush_folder(path):

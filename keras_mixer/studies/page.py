@@ -5,10 +5,8 @@ its `eval_split`. All text goes through Jinja's autoescape, since classes and fi
 """
 
 import base64
-import csv
 import hashlib
 import importlib.metadata
-import io
 import itertools
 import math
 import os
@@ -23,6 +21,7 @@ from markupsafe import Markup
 from keras_mixer import console
 from keras_mixer.config.options import shown
 from keras_mixer.errors import InputError
+from keras_mixer.files import rows_as_csv
 from keras_mixer.studies import figures
 from keras_mixer.studies.analysis import accuracy_interval, compare
 from keras_mixer.studies.examination import Findings, examine
@@ -245,11 +244,9 @@ def _of_one(experiment):
 
 
 def _as_csv(rows):
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: _plain(value) for name, value in row.items()} for row in rows)
-    return text.getvalue().encode()
+    return rows_as_csv(
+        [{name: _plain(value) for name, value in row.items()} for row in rows]
+    ).encode()
 
 
 def _plain(value):

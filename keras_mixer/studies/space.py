@@ -161,6 +161,11 @@ def _expected_range(name, text, whole, numeric):
     )
 
 
+def shown_setting(space, params):
+    """Returns the parameters of an Optuna trial as they are written on the command line."""
+    return {name: values.shown(params[name]) for name, values in space.items()}
+
+
 def grid(space):
     """Returns all settings of a space, dicts from option to value; the last option varies fastest.
 

@@ -18,7 +18,7 @@ from keras_mixer import console
 from keras_mixer.config.training import Config
 from keras_mixer.errors import InputError, RunError
 from keras_mixer.jobs import JobSequence
-from keras_mixer.studies.space import grid
+from keras_mixer.studies.space import grid, shown_setting
 from keras_mixer.studies.trials import (
     INDEX,
     LEFT,
@@ -347,9 +347,8 @@ def plan_all(search, plan):
     queue = search.queue() if search.sampler == "grid" else search.draw()
     runs, errors = [], []
     for params in queue:
-        setting = {name: space.shown(params[name]) for name, space in search.space.items()}
         try:
-            runs.append(_checked(plan(search.make(setting))))
+            runs.append(_checked(plan(search.make(shown_setting(search.space, params)))))
         except InputError as error:
             errors.append(error)
     if errors and not runs:

@@ -1,7 +1,6 @@
 """The trials of a sweep: what an Optuna study holds of them, as tables and plots."""
 
 import contextlib
-import csv
 import io
 import re
 import statistics
@@ -10,8 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from keras_mixer import console
-from keras_mixer.files import write_atomically
+from keras_mixer.files import rows_as_csv, write_atomically
 from keras_mixer.studies.report import made_on, spread
+from keras_mixer.studies.space import shown_setting
 from keras_mixer.training.run import HISTORY, Run, read_history, read_metrics
 
 INDEX = "index"  # user attribute of a trial: its place in the queue
@@ -66,7 +66,7 @@ def counts(trial):
 
 
 def _trial(trial, search, folder):
-    values = {name: space.shown(trial.params[name]) for name, space in search.space.items()}
+    values = shown_setting(search.space, trial.params)
     state, error = _STATES[trial.state.name], trial.user_attrs.get("error", "")
     top1 = trial.value if state == "complete" else None
     return Trial(values, state, top1, folder_of(folder, values), error)
@@ -154,11 +154,7 @@ def as_csv(result, search):
         for run in runs_of(trial, search)
         for row in read_history(run)
     ]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else ["run"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return rows_as_csv(rows, ["run"])
 
 
 def _epoch(row):

@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import io
 import json
 import math
 from pathlib import Path
@@ -11,7 +10,7 @@ from keras_mixer.config.training import Config
 from keras_mixer.data.datasets import SPLITS
 from keras_mixer.data.splits import Dataset
 from keras_mixer.errors import InputError, path_errors
-from keras_mixer.files import write_atomically
+from keras_mixer.files import rows_as_csv, write_atomically
 from keras_mixer.model.architecture import ModelSpec
 from keras_mixer.weights.pretrained import Pretrained
 
@@ -106,11 +105,7 @@ class Run:
 
     def write_history(self, rows):
         """Replaces history.csv; `rows` is a list of dicts with the same keys, one per epoch."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_atomically(self.directory / HISTORY, text.getvalue().encode())
+        write_atomically(self.directory / HISTORY, rows_as_csv(rows).encode())
 
     @property
     def finished(self):
