@@ -23,7 +23,7 @@ JSON = {
         "token_mixing": True, "channel_mixing": True,
     },
     "class_names": ["a", "b", "ü"],
-    "preprocessing": {"eval_crop": 0.875, "interpolation": "bicubic"},
+    "preprocessing": {"eval_crop": 0.875, "interpolation": "bicubic", "permutation": "none"},
     "loss": "sigmoid",
 }  # fmt: skip
 
@@ -263,6 +263,14 @@ def test_unknown_interpolations_are_refused(name):
         Preprocessing(interpolation=name)
     expected = f"interpolation={name!r:.60}: expected one of bilinear, bicubic"
     assert str(error.value) == expected
+
+
+def test_permutations_are_said_and_checked():
+    scaled = "pixels 0 to 255 scaled to [-1, 1], permuted: global"
+    assert str(Preprocessing(permutation="global")) == f"eval_crop 0, bilinear, {scaled}"
+    assert Preprocessing(permutation="global").sentence.endswith(f"; {scaled}")
+    with pytest.raises(InputError, match="^permutation='all': expected one of none, patches"):
+        Preprocessing(permutation="all")
 
 
 @pytest.mark.parametrize("crop", [

@@ -1,14 +1,22 @@
 """Tests `keras_mixer/preprocessing/permute.py` and `evaluate --permute`."""
 
+import dataclasses
 import json
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import SMALL, randomize
 
+import keras_mixer
 from keras_mixer import InputError, build_mixer, load_mixer
+from keras_mixer.data.sources import open_dataset
+from keras_mixer.inference.evaluate import Subject
+from keras_mixer.inference.robustness import corruption_scores
+from keras_mixer.preprocessing.input_pipeline import evaluation_batches, training_batches
 from keras_mixer.preprocessing.permute import KINDS, permute, pixel_order
-from keras_mixer.preprocessing.resize import to_model_range
+from keras_mixer.preprocessing.resize import PERMUTATION_SEED, preprocess, to_model_range
 
 IMAGE, PATCH = (8, 12), (4, 2)  # the shapes of SMALL, in which height and width differ
 IMAGES = np.arange(2 * 8 * 12 * 3).reshape(2, 8, 12, 3)  # in which every value is another
@@ -116,6 +124,74 @@ def test_a_mixer_with_permuted_weights_sees_the_same():
         other(permute(images, "patches+pixels", PATCH, seed=2)).numpy(), expected, atol=1e-5
     )
     assert not np.allclose(model(permute(images, "patches+pixels", PATCH, 2)), expected, atol=0.1)
+
+
+# === Training on permuted images ===
+
+
+def with_permutation(spec, permutation):
+    how = dataclasses.replace(spec.preprocessing, permutation=permutation)
+    return spec.replace(preprocessing=how)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_way_to_a_model_permutes_the_same_pixels(kind, trained):
+    """Training and evaluation batches, and `preprocess`, after all augmentation."""
+    spec, train = trained.spec, trained.dataset.train
+    permuting = with_permutation(spec, kind)
+    options = {"batch_size": 16, "seed": 3, "crop_padding": 1, "flip": True, "random_erasing": 1.0}
+    ways = {
+        "train": lambda spec: next(iter(training_batches(train, spec, **options)))[0],
+        "evaluate": lambda spec: next(iter(evaluation_batches(train, spec)))[0],
+        "preprocess": lambda spec: preprocess(train.pixels[:9], spec),
+        "one": lambda spec: preprocess(train.pixels[0], spec)[None],
+    }
+    for name, way in ways.items():
+        plain, found = way(spec).numpy(), way(permuting).numpy()
+        expected = permute(plain, kind, spec.architecture.patch_shape, PERMUTATION_SEED)
+        np.testing.assert_array_equal(found, expected, err_msg=name)
+        assert not np.array_equal(found, plain)
+
+
+def test_corruptions_come_before_the_permutation(trained):
+    """A model that undoes the permutation in its weights scores as the model without."""
+    spec = with_permutation(trained.spec, "global")
+    sizes = spec.architecture
+    order = pixel_order("global", sizes.image_shape, sizes.patch_shape, PERMUTATION_SEED)
+    model = load_mixer(trained.best)
+    inputs = keras.Input((*sizes.image_shape, sizes.channels))
+    pixels = keras.layers.Reshape((len(order), sizes.channels))(inputs)
+    restored = keras.ops.take(pixels, np.argsort(order), axis=1)
+    outputs = model(keras.layers.Reshape(inputs.shape[1:])(restored))
+    undoing = keras.Model(inputs, outputs)
+    test = trained.dataset.test
+    plain = Subject("test", model, trained.spec, test, np.arange(10), 64)
+    permuted = Subject("test", undoing, spec, test, np.arange(10), 64)
+    before, after = (corruption_scores(s, ["defocus_blur"], (3,)) for s in (plain, permuted))
+    assert before == after and before["mean"] < trained.scores["test"]["top1"]
+
+
+def test_a_run_on_permuted_images_predicts_and_exports_alike(tmp_path, run):
+    flags = ("--depth=1", "--dim=8", "--num_steps=2", "--warmup_step=1", "--permutation=global")
+    folder = tmp_path / "run"
+    status, _, _ = run("train", *flags, f"--output_dir={folder}", f"--export_dir={tmp_path}/saved")
+    assert status == 0
+    model = load_mixer(folder)
+    assert model.spec.preprocessing.permutation == "global"
+    pixels = open_dataset("digits").test.pixels[:7]
+    logits = model.predict(keras_mixer.preprocess(pixels, model), verbose=0)
+    expected = tf.nn.softmax(logits).numpy()
+    version = next((tmp_path / "saved").glob("*/*"))
+    served = tf.saved_model.load(version).signatures["serving_default"](tf.constant(pixels))
+    np.testing.assert_allclose(served["probabilities"], expected, atol=1e-5)
+    status, _, err = run("convert", folder, tmp_path / "mixer.npz")
+    assert (status, err) == (
+        2,
+        f"error: {tmp_path}/mixer.npz: formats of others have no place for permuted pixels\n",
+    )
+    status, _, _ = run("convert", folder, tmp_path / "ours")
+    assert status == 0
+    assert load_mixer(tmp_path / "ours").spec == model.spec
 
 
 # === The command ===

@@ -1,9 +1,11 @@
 """Tests `keras-mixer sweep`: spaces, what is tried and what is not, workers, tables, plots."""
 
+import base64
 import csv
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -305,6 +307,14 @@ def test_command(run, tmp_path, monkeypatch):
     plots = {path.stem for path in (tmp_path / "s" / "plots").iterdir()}
     assert plots == set(trials.PLOTS)
 
+    status, table, _ = run("report", tmp_path / "s", f"--html={tmp_path / 'page'}")
+    assert (status, table.count("--optimizer=adam ")) == (0, 2), "the folder stands for both runs"
+    page = (tmp_path / "page" / "index.html").read_text()
+    pictures = re.findall('<img src="data:image/svg.xml;base64,([^"]+)" width="([0-9]+)"', page)
+    drawn = [(tmp_path / "s" / "plots" / f"{name}.svg").read_bytes() for name in trials.PLOTS]
+    assert [base64.b64decode(content) for content, _ in pictures] == drawn
+    assert all(100 < int(width) < 3000 for _, width in pictures)
+
     before = text
     status, _, errors = run("sweep", *words)
     assert (status, "epoch" in errors) == (0, False), "nothing is trained again"
@@ -329,7 +339,7 @@ def test_command(run, tmp_path, monkeypatch):
         (["--space=lr=1,2", "--trials=3"], "a grid has all combinations"),
         (["--space=lr=1,2", "--csv=a", "--output=a"], "is the file of --output"),
         (["--space=lr=1,2", "--csv=no/a.csv"], "--csv=no/a.csv: its folder"),
-        (["--space=lr=1,2", f"--plots={__file__}"], "a file is in the way"),
+        (["--space=lr=1,2", f"--output_dir={__file__}"], "a file is in the way"),
         (["--space=lr=1,2", "--storage=mysql://u:secret@h/x"], "needs another package"),
         (
             ["--space=lr=1,2", "--storage=nothing"],

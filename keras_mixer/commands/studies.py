@@ -42,7 +42,7 @@ class ReportOptions:
 def report(options, arguments):
     """Tabulates finished runs: mean ± std over runs that differ only in their seed.
 
-    With --html, a page with figures is written as well.
+    The folder of a sweep stands for its runs. With --html, a page with figures is written as well.
     """
     if not arguments:
         raise InputError("expected at least one RUN")
@@ -59,8 +59,10 @@ def report(options, arguments):
 def _write_page(options, arguments, experiments):
     with quiet_tensorflow():
         from keras_mixer.studies.page import write_page
+        from keras_mixer.studies.trials import drawn_plots
 
-    write_page(options.html, experiments, command_line("report", options, arguments))
+    plots = [plot for folder in dict.fromkeys(arguments) for plot in drawn_plots(folder)]
+    write_page(options.html, experiments, command_line("report", options, arguments), plots)
     say(f"page: {Path(options.html) / INDEX}")
 
 

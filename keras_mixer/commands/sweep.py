@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import re
 from pathlib import Path
+from shlex import quote
 
 from keras_mixer import console
 from keras_mixer.commands.shared import check_writable, publish_table, write
@@ -78,9 +79,6 @@ class SweepOptions:
     )
     output: str | None = option(None, "Write the table to this file instead of printing it.")
     csv: str | None = option(None, "Write a row for each epoch of each run to this file.")
-    plots: str | None = option(
-        None, "Folder for plots of the search, as SVG (default: plots in --output_dir)."
-    )
 
 
 def sweep(options, arguments):
@@ -116,7 +114,8 @@ def sweep(options, arguments):
     publish_table("sweep", options, [], study_trials.as_table(result, search), last)
     if options.csv:
         write(options.csv, study_trials.as_csv(result, search))
-    study_trials.draw(study, Path(options.plots) if options.plots else folder / "plots")
+    study_trials.draw(study, folder)
+    console.say(f"a page with plots: keras-mixer report {quote(str(folder))} --html=DIR")
 
 
 def _check(options, arguments, space):
@@ -126,10 +125,9 @@ def _check(options, arguments, space):
             check_writable(path, flag)
     if options.output and options.output == options.csv:
         raise InputError(f"--csv={options.csv} is the file of --output; give another one")
-    for flag in ("plots", "output_dir"):
-        path = getattr(options, flag)
-        if path and Path(path).exists() and not Path(path).is_dir():
-            raise InputError(f"--{flag}={path}: a file is in the way; give a folder")
+    folder = Path(options.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output_dir={folder}: a file is in the way; give a folder")
     if options.sampler == "grid" and options.trials != SweepOptions.trials:
         raise InputError(
             f"--trials={options.trials} is for --sampler=random or tpe; a grid has all combinations"

@@ -1,5 +1,6 @@
 """Robustness of a model: accuracy on corrupted images, and on images with permuted pixels."""
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -10,7 +11,7 @@ from keras_mixer.preprocessing.corruption_constants import SEVERITIES
 from keras_mixer.preprocessing.corruptions import corrupt
 from keras_mixer.preprocessing.input_pipeline import broken_images_named, evaluation_batches
 from keras_mixer.preprocessing.permute import permute
-from keras_mixer.preprocessing.resize import to_model_range
+from keras_mixer.preprocessing.resize import permuted, to_model_range
 from keras_mixer.training.fast_mixing import faster
 from keras_mixer.training.losses import check_finite
 
@@ -86,6 +87,8 @@ def permutation_scores(subject, kinds, seed=0):
 def accuracy_of_variants(subject, variants, description):
     """Computes the top-1 accuracy on variants of images, each of which is decoded once.
 
+    The pixels of a model with `Preprocessing.permutation` are permuted after the variant.
+
     Args:
         subject: `evaluate.Subject`.
         variants: dict of functions from (float32 images `(batch, height, width, channels)` in
@@ -98,12 +101,16 @@ def accuracy_of_variants(subject, variants, description):
     Raises:
         InputError: If an output of the model is not finite.
     """
-    batches = evaluation_batches(subject.split, subject.spec, subject.batch_size)
+    spec = subject.spec
+    ordered = spec.replace(
+        preprocessing=dataclasses.replace(spec.preprocessing, permutation="none")
+    )
+    batches = evaluation_batches(subject.split, ordered, subject.batch_size)
     model, correct = faster(subject.model, subject.batch_size), dict.fromkeys(variants, 0)
     with broken_images_named(subject.split):
         steps = console.track(_each(variants, batches), description, len(batches) * len(variants))
         for name, images, labels in steps:
-            logits = model.predict_on_batch(images)
+            logits = model.predict_on_batch(permuted(images, spec))
             check_finite(logits)
             correct[name] += np.sum(logits.argmax(axis=1) == subject.class_of[labels])
     return {name: float(count / len(subject.split)) for name, count in correct.items()}

@@ -14,6 +14,7 @@ from keras_mixer.model.variants import IMAGE_SHAPE, MIXER, VARIANTS
 
 LOSSES = ("softmax", "sigmoid")
 INTERPOLATIONS = ("bilinear", "bicubic")
+PERMUTATIONS = ("none", "patches+pixels", "global")  # of pixels; see preprocessing/permute.py
 CNN_FILTERS = (32, 64)  # of the convolutions of a CNN baseline
 FORMAT = 2  # version of model.json; a new field with a default needs no new version
 SMALLEST_CROP = 0.1
@@ -243,22 +244,26 @@ def variant_values(variant):
 
 
 _RANGE = "pixels 0 to 255 scaled to [-1, 1]"
+_CHOICES = {"interpolation": INTERPOLATIONS, "permutation": PERMUTATIONS}
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
     """How images are resized to the model's image shape; see `preprocessing.resize`.
 
-    The pixels, from 0 to 255, are then scaled to [-1, 1] for every model.
+    The pixels, from 0 to 255, are then scaled to [-1, 1] for every model, and permuted for those of
+    the paper's study of inductive biases.
 
     Attributes:
         eval_crop: float. 0: the whole image is resized, ignoring its aspect ratio. From 0.1 to 1:
             share of each side kept by a center crop after resizing (timm's `crop_pct`).
         interpolation: string, one of `INTERPOLATIONS`; both are antialiased.
+        permutation: string, one of `PERMUTATIONS`: the order of pixels.
     """
 
     eval_crop: float = 0.0
     interpolation: str = "bilinear"
+    permutation: str = "none"
 
     def __post_init__(self):
         crop = self.eval_crop
@@ -268,14 +273,12 @@ class Preprocessing:
                 f"eval_crop={crop!r:.60}: expected 0, or a number from {SMALLEST_CROP} to 1; every "
                 f"image is enlarged by its inverse"
             )
-        if self.interpolation not in INTERPOLATIONS:
-            raise InputError(
-                f"interpolation={self.interpolation!r:.60}: expected one of "
-                f"{', '.join(INTERPOLATIONS)}"
-            )
+        for name, choices in _CHOICES.items():
+            if (value := getattr(self, name)) not in choices:
+                raise InputError(f"{name}={value!r:.60}: expected one of {', '.join(choices)}")
 
     def __str__(self):
-        return f"eval_crop {self.eval_crop:.4g}, {self.interpolation}, {_RANGE}"
+        return f"eval_crop {self.eval_crop:.4g}, {self.interpolation}, {_RANGE}{self._permuted}"
 
     @property
     def sentence(self):
@@ -283,7 +286,12 @@ class Preprocessing:
         crop, how = f"{self.eval_crop:.4g}", " whole, without its aspect ratio"
         if self.eval_crop:
             how = f", and the central {crop} of each side cropped"
-        return f"resized{how} (eval_crop {crop}), {self.interpolation} and antialiased; {_RANGE}"
+        filtered = f"(eval_crop {crop}), {self.interpolation} and antialiased"
+        return f"resized{how} {filtered}; {_RANGE}{self._permuted}"
+
+    @property
+    def _permuted(self):
+        return "" if self.permutation == "none" else f", permuted: {self.permutation}"
 
 
 def _is_text(value):

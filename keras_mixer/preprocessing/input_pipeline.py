@@ -18,7 +18,7 @@ from keras_mixer.data.tfrecords import RecordImages, refuse_records
 from keras_mixer.errors import InputError
 from keras_mixer.preprocessing.augment import augment, inception_crop, mix
 from keras_mixer.preprocessing.decode import decode_image, find_undecodable
-from keras_mixer.preprocessing.resize import fit_images, preprocess, to_model_range
+from keras_mixer.preprocessing.resize import fit_images, preprocess, to_inputs
 
 ORDER_SALT = 0x4D49  # so that order and augmentation have different seeds
 EVALUATION_BATCH_SIZE = 256
@@ -79,9 +79,10 @@ def training_batches(
         labels = tf.one_hot(labels, num_classes)
         images, labels = mix(images, labels, step_seed, mixup=mixup, cutmix=cutmix)
         smoothed = labels * (1 - label_smoothing) + label_smoothing / num_classes
+        inputs = to_inputs(images, spec)
         if class_weights is None:
-            return to_model_range(images), smoothed
-        return to_model_range(images), smoothed, tf.linalg.matvec(labels, class_weights)
+            return inputs, smoothed
+        return inputs, smoothed, tf.linalg.matvec(labels, class_weights)
 
     index_of = functools.partial(shuffled_index, seed=seed, count=len(split), batch_size=batch_size)
     prepare = _random_crop(spec, seed, inception_crop) if inception_crop else _whole_image(spec)

@@ -233,6 +233,21 @@ def picture(image, description, smallest=0):
     }
 
 
+def vector_picture(svg, description):
+    """Returns an SVG file as a picture, which can neither run scripts nor load what it links to.
+
+    Args:
+        svg: bytes, by matplotlib, with a width and a height in points.
+        description: Text for those who do not see it.
+    """
+    root = ElementTree.fromstring(svg)
+    width, height = (
+        round(float(root.get(side).removesuffix("pt"))) for side in ("width", "height")
+    )
+    uri = f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+    return {"uri": uri, "width": width, "height": height, "alt": description, "sharp": False}
+
+
 _TILE = 28  # pixels of width to which smaller tiles are enlarged
 _WIDEST = 960  # pixels of a mosaic
 _GAP = (128, 128, 128, 110)  # color between tiles, seen on light and dark

@@ -72,13 +72,14 @@ class Experiment(NamedTuple):
         return figures.line_style(self.number)
 
 
-def write_page(folder, experiments, command):
+def write_page(folder, experiments, command, plots=()):
     """Writes the page, index.html, and the data of its figures, .csv, to a folder.
 
     Args:
         folder: Path, see `page_folder.check_page_folder`.
         experiments: dict, see `report.read_experiments`.
         command: Command line that makes the page, for its foot.
+        plots: list of (SVG file as bytes, description), on the search of a sweep.
     """
     numbered = enumerate(experiments.items(), 1)
     experiments = [
@@ -90,7 +91,7 @@ def write_page(folder, experiments, command):
         for name, rows in itertools.chain(_of_all(experiments), *map(_of_one, experiments))
         if rows
     }
-    html = render(experiments, command, files)
+    html = render(experiments, command, files, plots)
     write_page_folder(folder, {INDEX: html.encode(), **files})
 
 
@@ -259,13 +260,14 @@ def _plain(value):
 # === Rendering ===
 
 
-def render(experiments, command="", files=()):
+def render(experiments, command="", files=(), plots=()):
     """Returns the page as a string of HTML.
 
     Args:
         experiments: list of `Experiment`.
         command: Command line that makes the page.
         files: Names of the .csv files beside it.
+        plots: As for `write_page`.
     """
     runs = [run for experiment in experiments for run in experiment.runs]
     template = _environment().get_template("page.html")
@@ -282,6 +284,7 @@ def render(experiments, command="", files=()):
         scored=SCORED,
         curves=_draw_curves(experiments),
         comparisons=_comparisons(experiments),
+        plots=list(itertools.starmap(figures.vector_picture, plots)),
         drawn={e.number: _draw_findings(e) for e in experiments if e.findings},
     )
 

@@ -1,6 +1,7 @@
 """Report: a Markdown table of finished runs, mean ± standard deviation over seeds."""
 
 import dataclasses
+import itertools
 import statistics
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def read_experiments(directories, presets=None):
     """Reads finished runs; those that differ only in their seed are one experiment.
 
     Args:
-        directories: Paths of run directories.
+        directories: Paths of run directories, and of folders of sweeps, which stand for their runs.
         presets: dict from the flag that names a preset to the set of its flags, or None. A run that
             has all flags of a preset, at most a quarter of them with other values, is shown as the
             longest such preset and the flags that differ.
@@ -57,12 +58,20 @@ def read_experiments(directories, presets=None):
         InputError: If no directory holds a finished run; prints those that do not.
     """
     experiments = {}
-    for directory in dict.fromkeys(Path(name).resolve() for name in directories):
+    for directory in dict.fromkeys(itertools.chain(*map(_runs_at, directories))):
         if run := _read(directory, presets or {}):
             experiments.setdefault((run["experiment"], run["identity"]), []).append(run)
     if not experiments:
         raise InputError("none of the directories holds a finished run")
     return experiments
+
+
+def _runs_at(path):
+    """Returns the resolved paths of run directories that a path stands for."""
+    path = Path(path).resolve()
+    with path_errors(path):
+        of_sweep = [] if (path / CONFIG).exists() else sorted(path.glob(f"*/seed-*/{CONFIG}"))
+    return [config.parent for config in of_sweep] or [path]
 
 
 def as_table(experiments):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from keras_mixer import console
+from keras_mixer.errors import path_errors
 from keras_mixer.files import rows_as_csv, write_atomically
 from keras_mixer.studies.report import made_on, spread
 from keras_mixer.studies.space import shown_setting
@@ -164,7 +165,13 @@ def _epoch(row):
 
 # === Plots ===
 
-PLOTS = ("optimization_history", "param_importances", "parallel_coordinate", "slice")
+PLOTS = {
+    "optimization_history": "Validation top-1 of each setting in the order of trials, and the best",
+    "param_importances": "Share of the variance of validation top-1 that each option explains",
+    "parallel_coordinate": "A line for each setting through its values and its validation top-1",
+    "slice": "Validation top-1 by the values of each option",
+}
+_FOLDER = "plots"  # in the folder of the sweep
 
 
 def draw(study, folder):
@@ -172,10 +179,11 @@ def draw(study, folder):
 
     Args:
         study: Optuna study.
-        folder: `Path`, made if needed.
+        folder: `Path` of the sweep.
     """
     import matplotlib
 
+    folder = folder / _FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     with quiet_optuna(), matplotlib.rc_context({"backend": "agg", "svg.hashsalt": "sweep"}):
         for name in PLOTS:
@@ -196,6 +204,13 @@ def _draw(study, name, path):
     figure.savefig(picture, format="svg", bbox_inches="tight", metadata={"Date": None})
     plt.close("all")
     write_atomically(path, picture.getvalue())
+
+
+def drawn_plots(folder):
+    """Returns a list of (SVG file as bytes, description) of the plots in the folder of a sweep."""
+    with path_errors(folder):
+        paths = {Path(folder) / _FOLDER / f"{name}.svg": text for name, text in PLOTS.items()}
+        return [(path.read_bytes(), text) for path, text in paths.items() if path.is_file()]
 
 
 @contextlib.contextmanager

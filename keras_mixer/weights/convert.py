@@ -55,6 +55,8 @@ def convert_weights(source, target, image_shape=None, mean=None, std=None):
         before = _normalized(read_unadapted(source, image_shape), source, mean, std)
         if target.suffix and before.spec.architecture.model != MIXER:
             raise InputError(f"{target}: formats of others hold Mixers, and {source} is a baseline")
+        if target.suffix and before.spec.preprocessing.permutation != "none":
+            raise InputError(f"{target}: formats of others have no place for permuted pixels")
         with _new_folders(target.parent):
             after = _write(target, before)
     if before.spec.class_names and not after.spec.class_names:
