@@ -14,7 +14,7 @@ from keras_mixer.weights.convert import write_folder
 from keras_mixer.weights.pretrained import read_pretrained
 from keras_mixer.weights.tensor_layouts import expected_shapes
 
-SPEC = ModelSpec(SMALL, ("a", "b", "ü"), Preprocessing(0.875, "bicubic"), "sigmoid")
+SPEC = ModelSpec(SMALL, ("a", "b", "ü"), Preprocessing(0.875, "bicubic"), "sigmoid", "trained on ü")
 JSON = {
     "format": 2,
     "architecture": {
@@ -25,6 +25,7 @@ JSON = {
     "class_names": ["a", "b", "ü"],
     "preprocessing": {"eval_crop": 0.875, "interpolation": "bicubic", "permutation": "none"},
     "loss": "sigmoid",
+    "provenance": "trained on ü",
 }  # fmt: skip
 
 
@@ -204,7 +205,7 @@ def test_missing_fields_are_named(name):
 
 @pytest.mark.parametrize("values, message", [
     ({"format": 2}, "^expected the fields architecture, class_names, .*, missing: architecture$"),
-    (JSON | {"mean": 0.5}, "^expected the fields architecture, .*, received .*, loss, mean$"),
+    (JSON | {"mean": 0.5}, "^expected the fields architecture, .*, received .*, provenance, mean$"),
     (JSON | {"architecture": JSON["architecture"] | {"heads": 8}}, "received .*, heads$"),
     (JSON | {"preprocessing": {"mean": 0.5}}, "^expected the fields eval_crop, .*, received mean$"),
     (JSON | {"preprocessing": None}, "^expected the fields eval_crop, .*, received NoneType$"),
@@ -235,6 +236,12 @@ def test_class_names_are_one_for_each_class(names):
     with pytest.raises(InputError) as error:
         SPEC.replace(class_names=names)
     assert str(error.value) == f"class_names: expected 3 names, received {names!r:.60}"
+
+
+@pytest.mark.parametrize("provenance", [None, 1, ["a"], "\ud800"])
+def test_provenance_is_text(provenance):
+    with pytest.raises(InputError, match="^provenance: expected text, received "):
+        SPEC.replace(provenance=provenance)
 
 
 @pytest.mark.parametrize("loss", ["hinge", None, ["softmax"], "x" * 1000])

@@ -531,6 +531,33 @@ def test_convert_command(tmp_path, capfd):
     assert "exists already; give another name" in capfd.readouterr().err
 
 
+def test_weights_of_a_run_say_where_they_come_from(trained, tmp_path, capfd):
+    target = tmp_path / "mixer.safetensors"
+    assert main(["convert", str(trained.directory), str(target)]) == 0
+    scores = trained.scores
+    expected = (
+        rf"trained by --.*--dim=16 .* on digits: 1,293, 144, 360 images \(training, validation, "
+        rf"test\); validation: {scores['validation']['top1']:.2%} of 144 images, "
+        rf"test: {scores['test']['top1']:.2%} of 360 images"
+    )
+    provenance = load_mixer(target).spec.provenance
+    assert re.fullmatch(expected, provenance)
+    assert str(trained.directory) not in provenance, "no path of this machine"
+    capfd.readouterr()
+    assert main(["convert", str(target), str(tmp_path / "folder")]) == 0
+    assert f"({provenance})" in capfd.readouterr().err
+    assert load_mixer(tmp_path / "folder").spec.provenance == provenance
+
+
+def test_weights_without_a_finished_run_have_no_provenance(trained, tmp_path):
+    shutil.copytree(trained.directory, tmp_path / "run")
+    (tmp_path / "run" / "metrics.json").unlink()
+    for source in (tmp_path / "run", trained.best):
+        target = tmp_path / f"{source.name}.safetensors"
+        assert main(["convert", str(source), str(target)]) == 0
+        assert load_mixer(target).spec.provenance == ""
+
+
 @pytest.mark.parametrize("arguments, message", [
     (["x"], "expected SOURCE and TARGET"),
     ([str(GOLDEN / "timm_mixer.safetensors"), "x.pth"], "expected a name that ends in .npz"),

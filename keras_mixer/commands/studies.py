@@ -8,10 +8,16 @@ import shutil
 import sys
 from pathlib import Path
 
-from keras_mixer.commands.shared import check_writable, command_line, publish_table, write
+from keras_mixer.commands.shared import (
+    check_writable,
+    command_line,
+    presets_in,
+    publish_table,
+    write,
+)
 from keras_mixer.config.command_line import parse
-from keras_mixer.config.options import COUNT, SEED, as_flags, option, options_of
-from keras_mixer.config.presets import preset_folder, preset_path
+from keras_mixer.config.options import COUNT, SEED, option, options_of
+from keras_mixer.config.presets import preset_path
 from keras_mixer.config.training import Config
 from keras_mixer.console import quiet_tensorflow, say
 from keras_mixer.data.datasets import AVG5
@@ -50,7 +56,7 @@ def report(options, arguments):
         check_writable(options.output)
     if options.html:
         check_page_folder(options.html)
-    experiments = read_experiments(arguments, _presets(options.presets))
+    experiments = read_experiments(arguments, presets_in(options.presets))
     publish_table("report", options, arguments, as_table(experiments))
     if options.html:
         _write_page(options, arguments, experiments)
@@ -64,18 +70,6 @@ def _write_page(options, arguments, experiments):
     plots = [plot for folder in dict.fromkeys(arguments) for plot in drawn_plots(folder)]
     write_page(options.html, experiments, command_line("report", options, arguments), plots)
     say(f"page: {Path(options.html) / INDEX}")
-
-
-def _presets(folder):
-    """Returns a dict from the flag that names a preset to the set of its flags."""
-    presets = {}
-    for path in sorted(Path(folder or preset_folder()).glob("*.flags")):
-        name = f"--flagfile={path.as_posix()}" if folder else f"--preset={path.stem}"
-        try:
-            presets[name] = set(as_flags(parse(Config, [f"--flagfile={path}"])[0]))
-        except InputError as error:
-            raise InputError(f"{path}: {error}; fix it, or give another --presets") from error
-    return presets
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 
-from keras_mixer.commands.shared import only
+from keras_mixer.commands.shared import only, provenance_of
 from keras_mixer.config.data import DatasetOptions
 from keras_mixer.config.options import FRACTION, PIXELS, named_as_flags, option
 from keras_mixer.console import printable, quiet_tensorflow, say
@@ -56,7 +56,9 @@ def convert(options, arguments):
     if len(arguments) != 2:
         raise InputError(f"expected SOURCE and TARGET, received {len(arguments)} arguments")
     with named_as_flags(type(options)):
-        written = convert_weights(*arguments, options.image_shape, options.mean, options.std)
+        written = convert_weights(
+            *arguments, options.image_shape, options.mean, options.std, provenance_of(arguments[0])
+        )
     say(f"{arguments[1]}: {summary(written)}")
     print(printable(arguments[1]))
 

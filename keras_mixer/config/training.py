@@ -122,7 +122,8 @@ class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fiel
     checkpoint: str | None = option(
         None,
         "Pretrained weights to fine-tune: a run directory, official .npz, timm's .safetensors or "
-        ".pth, .keras or .weights.h5 of keras_mixer, or official:NAME, which is downloaded once. "
+        ".pth, .keras or .weights.h5 of keras_mixer, official:NAME, which is downloaded once, or "
+        "preset:cifar10, which is included. "
         "The architecture is the checkpoint's; weights are adapted to image_shape and patch_shape "
         "if given; if the classes differ, the head is new.",
         basic=True,

@@ -308,12 +308,14 @@ class ModelSpec:
         class_names: One name per class; None if unknown.
         preprocessing: `Preprocessing`.
         loss: One of `LOSSES`; also the function that turns logits into probabilities.
+        provenance: How the weights were trained, and their scores; empty if it is not known.
     """
 
     architecture: Architecture
     class_names: tuple[str, ...] | None = None
     preprocessing: Preprocessing = Preprocessing()
     loss: str = "softmax"
+    provenance: str = ""
 
     def __post_init__(self):
         names, count = self.class_names, self.architecture.num_classes
@@ -326,6 +328,8 @@ class ModelSpec:
             raise InputError(
                 f"loss: expected one of {', '.join(LOSSES)}, received {self.loss!r:.60}"
             )
+        if not _is_text(self.provenance):
+            raise InputError(f"provenance: expected text, received {self.provenance!r:.60}")
 
     @property
     def names(self):

@@ -23,7 +23,7 @@ WRITERS = {".npz": official.write, ".safetensors": timm.write, "": write_folder}
 _OWN = "a model of our own"
 
 
-def convert_weights(source, target, image_shape=None, mean=None, std=None):
+def convert_weights(source, target, image_shape=None, mean=None, std=None, provenance=""):
     """Writes pretrained weights in the format of the target's suffix, and reads them back.
 
     The target is there once it has been read back as the same model; else nothing is left behind.
@@ -36,6 +36,8 @@ def convert_weights(source, target, image_shape=None, mean=None, std=None):
         mean, std: Tuple of floats, one for all channels or one for each, that timm subtracts from
             images in [0, 1] and divides them by; folded into the stem. Only for timm's files
             without a config.json; None for 0.5.
+        provenance: `ModelSpec.provenance` to write, where a format has a place for it; empty for
+            that of the source.
 
     Returns:
         `Pretrained`, as read from the target; its `source` describes the source.
@@ -53,6 +55,8 @@ def convert_weights(source, target, image_shape=None, mean=None, std=None):
         if target.exists():
             raise InputError(f"{target}: exists already; give another name")
         before = _normalized(read_unadapted(source, image_shape), source, mean, std)
+        if provenance:
+            before = before._replace(spec=before.spec.replace(provenance=provenance))
         if target.suffix and before.spec.architecture.model != MIXER:
             raise InputError(f"{target}: formats of others hold Mixers, and {source} is a baseline")
         if target.suffix and before.spec.preprocessing.permutation != "none":

@@ -18,8 +18,9 @@ def load_mixer(
 
     Args:
         path: A run directory, its best/, an official .npz of either layout, timm's .safetensors or
-            .pth (which needs torch), a .keras or .weights.h5 of a `build_mixer` model, or
-            `official:NAME`, a key of `registry.OFFICIAL`, which is downloaded once.
+            .pth (which needs torch), a .keras or .weights.h5 of a `build_mixer` model,
+            `official:NAME`, a key of `registry.OFFICIAL`, which is downloaded once, or
+            `preset:cifar10`, which is included.
         image_shape: (height, width) of the new images, in pixels, or an int for both. Defaults to
             the checkpoint's.
             A file that has only the number of patches is taken to be of this shape where it fits,

@@ -30,9 +30,11 @@ READERS = {
     ".weights.h5": keras_files.read_weights,
 }
 KNOWN = (
-    "a run directory, an official .npz, timm's .safetensors or .pth, our .keras or .weights.h5, or "
-    "official:NAME for a released file"
+    "a run directory, an official .npz, timm's .safetensors or .pth, our .keras or .weights.h5, "
+    "official:NAME for a released file, or preset:NAME for one that is included"
 )
+PRESET = "preset:"
+INCLUDED = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.safetensors"))}
 
 # What failed downloads contain instead of weights: (start of the file, what it is, advice).
 _FAILED_DOWNLOADS = (
@@ -76,6 +78,8 @@ def read_pretrained(path, image_shape=None):
     """
     if str(path).startswith(SCHEME):
         return _read_release(release_named(str(path).removeprefix(SCHEME)), image_shape)
+    if str(path).startswith(PRESET):
+        return _recognize(_included(str(path).removeprefix(PRESET)), image_shape)
     _refuse_remote(path)
     with path_errors(path):
         return _recognize(Path(path), image_shape)
@@ -103,6 +107,13 @@ def _read_release(release, image_shape):
         return _recognize(file, image_shape)
     except InputError as error:
         raise InputError(f"{error}; delete {file} to have it downloaded again") from error
+
+
+def _included(name):
+    """Returns the path of weights that are part of the package."""
+    if name not in INCLUDED:
+        raise InputError(f"{PRESET}{name}: expected one of {', '.join(INCLUDED)}")
+    return INCLUDED[name]
 
 
 def _recognize(path, image_shape):
@@ -173,10 +184,15 @@ def summary(pretrained):
     spec, _, source = pretrained
     sizes, shape = spec.architecture, "×".join(map(str, spec.architecture.image_shape))
     return (
-        f"{source or 'a Mixer'}: {_describe_sizes(sizes)}, images of {shape} "
+        f"{source or 'a Mixer'}{_in_parentheses(spec.provenance)}: {_describe_sizes(sizes)}, "
+        f"images of {shape} "
         f"({spec.preprocessing}), {sizes.num_classes} classes, {sizes.activation}, "
         f"LayerNorm epsilon 1e-06"
     )
+
+
+def _in_parentheses(text):
+    return f" ({console.printable(text)})" if text else ""
 
 
 def _describe_sizes(sizes):
