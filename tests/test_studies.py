@@ -136,7 +136,7 @@ def preset(trained):
 
 
 def test_transfer_chooses_on_held_out_images_and_tests_once(preset, tmp_path, counted):
-    arguments = {"digits": preset}, [1e-5, 0.01], [3, 4], tmp_path, True
+    arguments = {("digits", FINE_TUNED): preset}, [1e-5, 0.01], [3, 4], tmp_path, True
     counted.stop_at = 2
     with pytest.raises(Interrupted):
         study_transfer(*arguments)
@@ -183,10 +183,10 @@ def test_learning_rates_are_compared_by_the_weights_that_final_runs_keep(
 
 
 def test_one_learning_rate_leaves_nothing_to_choose(preset, tmp_path, counted):
-    [result] = study_transfer({"p": preset}, [0.01], [0], tmp_path)
+    [result] = study_transfer({("p", FINE_TUNED): preset}, [0.01], [0], tmp_path)
     assert result.choice == {}
     assert counted.names == ["lr-0.01-seed-0"]
-    more = study_transfer({"p": preset}, [0.01, 1e-5], [0], tmp_path)[0]
+    more = study_transfer({("p", FINE_TUNED): preset}, [0.01, 1e-5], [0], tmp_path)[0]
     assert counted.names[1:] == ["lr-0.01", "lr-1e-05"], "a larger grid keeps what was trained"
     assert more.scores("top1") == result.scores("top1")
 
@@ -194,11 +194,13 @@ def test_one_learning_rate_leaves_nothing_to_choose(preset, tmp_path, counted):
 def test_transfer_refuses_before_it_trains(preset, tmp_path, no_training):
     no_training()
     other = {"checkpoint": str(tmp_path / "none"), "batch_size": 64}
+    arms = {("a", FINE_TUNED): preset, ("b", FINE_TUNED): Config(**other)}
     with pytest.raises(InputError, match="no such checkpoint"):
-        study_transfer({"a": preset, "b": Config(**other)}, [0.1], [0], tmp_path)
+        study_transfer(arms, [0.1], [0], tmp_path)
     without = Config(checkpoint=preset.checkpoint, batch_size=64, validation_fraction=0.0)
+    arms = {("a", FINE_TUNED): preset, ("b", FINE_TUNED): without}
     with pytest.raises(InputError, match=r"b: no images are held out.*--lrs=0.1,0.2"):
-        study_transfer({"a": preset, "b": without}, [0.1, 0.2], [0], tmp_path)
+        study_transfer(arms, [0.1, 0.2], [0], tmp_path)
 
 
 def result_of(dataset, *scores):
@@ -223,7 +225,7 @@ def test_avg5_is_the_mean_of_five_sets_within_each_seed(monkeypatch):
     published = {
         "cifar10": Published(0.9682, "a paper", ""), "avg5": Published(0.925, "its Table 3", ""),
     }  # fmt: skip
-    lines = as_table(results, published).splitlines()
+    lines = as_table(results, {FINE_TUNED: published}).splitlines()
     assert lines[3] == (
         f"| cifar10 | fine-tuned | 1,000, 100 | 0.03 | 21.00 ± {statistics.stdev([20, 22]):.2f} | "
         "31.00 ± 1.41 | 96.82 |"
@@ -235,12 +237,29 @@ def test_avg5_is_the_mean_of_five_sets_within_each_seed(monkeypatch):
     ended = f"{choice[:-2]}; chosen: 0.03, at the end of what was tried."
     assert ended in as_table(results, {}).splitlines()
     assert "Published avg5: its Table 3." in lines
-    four = as_table(results[1:], published).splitlines()
+    four = as_table(results[1:], {FINE_TUNED: published}).splitlines()
     assert four[6].startswith("| mean of 4 | fine-tuned |")
     assert "92.50" not in four[6]
 
 
 # === As commands ===
+
+
+def test_transfer_compares_checkpoints(run, trained, tmp_path):
+    """One table, a row for each; models of one architecture are trained from scratch once."""
+    for name in ("one", "two"):
+        assert run("convert", trained.directory, f"{name}.safetensors")[0] == 0
+    (tmp_path / "mine.flags").write_text("--batch_size=64\n--jit=false\n")
+    words = ["--checkpoint=one.safetensors,two.safetensors", "--datasets=mine.flags", "--seeds=0"]
+    words += ["--lrs=0.01", "--scratch", "--output=t.md", "--", "--num_steps=1"]
+    status, _, err = run("transfer", *words)
+    assert status == 0, err
+    rows = [line.split(" | ") for line in (tmp_path / "t.md").read_text().splitlines()[2:5]]
+    starts = ["one.safetensors", "two.safetensors", "from scratch, as one.safetensors"]
+    assert [row[1] for row in rows] == starts
+    assert rows[0][4] == rows[1][4] > rows[2][4], "the same weights"
+    folders = {path.name for path in (tmp_path / "runs" / "transfer" / "mine").iterdir()}
+    assert folders == {*starts[:2], "from-scratch,-as-one.safetensors"}
 
 
 def test_transfer_from_an_official_file_to_other_images_and_patches(run, trained, tmp_path):

@@ -76,7 +76,9 @@ def _write_page(options, arguments, experiments):
 class TransferOptions:
     """Flags of `transfer`."""
 
-    checkpoint: str | None = option(None, "Pretrained weights to start from, as for train.")
+    checkpoint: tuple[str, ...] | None = option(
+        None, "Pretrained weights to start from, as for train; several are compared in one table."
+    )
     datasets: tuple[str, ...] = option(
         AVG5,
         "Datasets: NAME means --preset=finetune_NAME; a path ending in .flags is used as given.",
@@ -98,20 +100,25 @@ class TransferOptions:
 
 
 def transfer(options, arguments):
-    """Fine-tunes a checkpoint on several datasets; flags after -- go to every run."""
+    """Fine-tunes checkpoints on several datasets; flags after -- go to every run."""
     if options.checkpoint is None:
         raise InputError("--checkpoint: expected the weights to start from")
     if options.output:
         check_writable(options.output)
-    extra = [f"--checkpoint={options.checkpoint}", *arguments]
-    presets = {_preset_name(name): _finetuning(name, extra) for name in options.datasets}
     with quiet_tensorflow():
-        from keras_mixer.studies.transfer import as_table, study_transfer
+        from keras_mixer.studies.transfer import FINE_TUNED, as_table, study_transfer
 
+    checkpoints = list(dict.fromkeys(options.checkpoint))
+    starts = checkpoints if len(checkpoints) > 1 else [FINE_TUNED]
+    arms = {
+        (_preset_name(name), start): _finetuning(name, [f"--checkpoint={checkpoint}", *arguments])
+        for name in options.datasets
+        for start, checkpoint in zip(starts, checkpoints, strict=True)
+    }
     seeds, lrs = (list(dict.fromkeys(values)) for values in (options.seeds, options.lrs))
-    results = study_transfer(presets, lrs, seeds, options.output_dir, options.scratch)
-    release = release_of(options.checkpoint)
-    table = as_table(results, release.finetuned if release else {})
+    results = study_transfer(arms, lrs, seeds, options.output_dir, options.scratch)
+    releases = {start: release_of(path) for start, path in zip(starts, checkpoints, strict=True)}
+    table = as_table(results, {start: r.finetuned for start, r in releases.items() if r})
     publish_table("transfer", options, [], table, last=["--", *arguments] if arguments else [])
 
 

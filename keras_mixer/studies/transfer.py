@@ -1,4 +1,4 @@
-"""Transfer: one checkpoint fine-tuned on several datasets, by the paper's protocol (section 3).
+"""Transfer: checkpoints fine-tuned on several datasets, by the paper's protocol (section 3).
 
 For every dataset the learning rate is chosen on held-out training images; then the model is
 trained on all of them, once per seed, and scored once on the test images. Without held-out images
@@ -6,6 +6,7 @@ those runs keep their last weights, so the choice compares the accuracies of las
 """
 
 import dataclasses
+import re
 import statistics
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +29,7 @@ class Result(NamedTuple):
 
     Attributes:
         name: Name of the dataset's preset.
-        start: `FINE_TUNED` or `SCRATCH`.
+        start: `FINE_TUNED`, the checkpoint if there are several, or begins with `SCRATCH`.
         choice: dict from learning rate to validation accuracy; {} if only one was given.
         lr: float. The learning rate of the runs.
         runs: list of `Run`, one per seed, scored on their `eval_split`.
@@ -45,29 +46,28 @@ class Result(NamedTuple):
         return [100 * run.scores[run.config.eval_split][metric] for run in self.runs]
 
 
-def study_transfer(presets, lrs, seeds, output_dir, scratch=False):
+def study_transfer(tuned, lrs, seeds, output_dir, scratch=False):
     """Fine-tunes on several datasets, and returns a list of `Result`; skips finished runs.
 
     Args:
-        presets: dict from name to `Config` with the checkpoint to start from.
+        tuned: dict from (name of a dataset's preset, name of a start) to `Config` with the
+            checkpoint to start from.
         lrs: Learning rates to choose from, on the validation split with the first seed.
         seeds: Seeds of the runs that are scored: on the test split, or validation without one.
         output_dir: Folder for the run directories.
-        scratch: bool. Also train models of the same sizes from scratch, with the same schedule and
-            a learning rate chosen in the same way.
+        scratch: bool. Also train models of the same sizes from scratch, once for each dataset and
+            architecture, with the same schedule and a learning rate chosen in the same way.
 
     Raises:
         InputError: If data, checkpoint or a config are not valid; before anything is trained.
         RunError, Interrupted: See `run_job`.
     """
-    plans = {name: plan_run(config) for name, config in presets.items()}
-    for name, plan in plans.items():
+    plans = {arm: plan_run(config) for arm, config in tuned.items()}
+    for (name, _), plan in plans.items():
         _check(name, plan.dataset, lrs)
-    arms = {
-        (name, start): config
-        for name, preset in presets.items()
-        for start, config in _starts(preset, plans[name].config, scratch).items()
-    }
+    arms = tuned | (_from_scratch(tuned, plans) if scratch else {})
+    names = [name for name, _ in tuned]
+    arms = dict(sorted(arms.items(), key=lambda item: names.index(item[0][0])))  # by dataset
     choices = len(lrs) if len(lrs) > 1 else 0
     jobs = JobSequence(len(arms) * (choices + len(seeds)))
     return [
@@ -75,13 +75,16 @@ def study_transfer(presets, lrs, seeds, output_dir, scratch=False):
     ]
 
 
-def _starts(config, resolved, scratch):
-    """Returns a dict from start to config for a dataset."""
-    if not scratch:
-        return {FINE_TUNED: config}
+def _from_scratch(tuned, plans):
+    """Returns the arms that are trained from scratch: one for each dataset and architecture."""
     plain = {name: getattr(Config, name) for name in OF_CHECKPOINTS}
-    sizes = resolved.architecture()
-    return {FINE_TUNED: config, SCRATCH: dataclasses.replace(config, **plain, **sizes)}
+    found = {}
+    for (name, start), config in tuned.items():
+        sizes = plans[name, start].config.architecture()
+        label = SCRATCH if start == FINE_TUNED else f"{SCRATCH}, as {start}"
+        key = name, *map(str, sizes.values())
+        found.setdefault(key, ((name, label), dataclasses.replace(config, **plain, **sizes)))
+    return dict(found.values())
 
 
 def _check(name, dataset, lrs):
@@ -96,7 +99,7 @@ def _check(name, dataset, lrs):
 def _train_arm(jobs, arm, config, lrs, seeds, output_dir):
     """Chooses a learning rate, then trains with every seed; returns a `Result`."""
     name, start = arm
-    folder = output_dir / name / start.replace(" ", "-")
+    folder = output_dir / name / folder_name(start)
     config = dataclasses.replace(config, eval_split=None, export=False, overwrite=False)
     whole = dataclasses.replace(config, validation_fraction=0.0)
     own_split = len(lrs) > 1 and _has_validation(whole)
@@ -120,6 +123,11 @@ def _train_arm(jobs, arm, config, lrs, seeds, output_dir):
         seeded = dataclasses.replace(config, seed=seed, output_dir=str(directory))
         runs.append(jobs.run(f"{name}, {start}, lr {best:g}, seed {seed}", seeded))
     return Result(name, start, choice, best, runs)
+
+
+def folder_name(start):
+    """Returns the name of the folder of a start's runs."""
+    return re.sub(r"[^\w.,-]+", "-", start)
 
 
 def _has_validation(config):
@@ -148,7 +156,8 @@ def as_table(results, published):
 
     Args:
         results: list of `Result`.
-        published: dict from the name of a dataset, or `"avg5"`, to `registry.Published`.
+        published: dict from a start to a dict from the name of a dataset, or `"avg5"`, to
+            `registry.Published`.
     """
     lines = [*_HEADER, *(_row(result, published) for result in results)]
     for start in dict.fromkeys(result.start for result in results):
@@ -165,7 +174,7 @@ def as_table(results, published):
             "",
             *_without_test(results),
             *_choices(results),
-            *(f"Published {name}: {figure.source}.\n" for name, figure in published.items()),
+            *_sources(published),
             *(f"{sentence}\n" for sentence in made_on(run.directory for run in runs)),
         ]
     )
@@ -187,7 +196,7 @@ def _row(result, published):
         f"{result.lr:g}",
         spread(result.scores("top1")),
         spread(result.scores("top5")),
-        _published(result.runs[0].config.dataset, result.start, published),
+        _published(result.runs[0].config.dataset, published.get(result.start, {})),
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -203,14 +212,21 @@ def _mean_row(arm, published):
     }
     five = sorted(result.runs[0].config.dataset for result in arm) == sorted(AVG5)
     name = "Avg-5" if five else f"mean of {len(arm)}"
-    figure = _published("avg5", arm[0].start, published) if five else "–"
+    figure = _published("avg5", published.get(arm[0].start, {})) if five else "–"
     cells = [name, arm[0].start, "", "", spread(means["top1"]), spread(means["top5"]), figure]
     return f"| {' | '.join(cells)} |"
 
 
-def _published(name, start, published):
-    known = start == FINE_TUNED and name in published
-    return f"{100 * published[name].top1:.2f}" if known else "–"
+def _published(name, figures):
+    return f"{100 * figures[name].top1:.2f}" if name in figures else "–"
+
+
+def _sources(published):
+    """Yields a line for each published accuracy of each start."""
+    for start, figures in published.items():
+        of = "" if start == FINE_TUNED else f" of {start}"
+        for name, figure in figures.items():
+            yield f"Published {name}{of}: {figure.source}.\n"
 
 
 def _choices(results):
