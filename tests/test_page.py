@@ -19,8 +19,9 @@ import keras_mixer
 from keras_mixer import InputError
 from keras_mixer.studies import figures
 from keras_mixer.studies.analysis import accuracy_interval, compare, pair_opposites
+from keras_mixer.studies.curves import Line, distinct, line_of
 from keras_mixer.studies.examination import Findings, draw_mixer
-from keras_mixer.studies.page import Experiment, _line, render, write_page
+from keras_mixer.studies.page import Experiment, render, write_page
 from keras_mixer.studies.page_folder import INDEX, check_page_folder, write_page_folder
 from keras_mixer.studies.report import read_experiments
 from keras_mixer.weights import model_folder
@@ -185,9 +186,25 @@ def test_seeds_are_a_mean_with_a_band():
     """Also where one stopped early, or has no value."""
     first = [{"epoch": e, "lr": v} for e, v in ((1, "1"), (2, "3"), (3, "5"))]
     other = [{"epoch": e, "lr": v} for e, v in ((1, "2"), (2, ""))]
-    experiment = Experiment(3, "", [{"rows": first}, {"rows": other}], None)
-    assert _line(experiment, "lr") == (3, [1, 2, 3], [1.5, 3, 5], [1, 3, 5], [2, 3, 5])
-    assert _line(experiment, "loss").epochs == []
+    runs = [{"rows": first}, {"rows": other}]
+    assert line_of(3, runs, "lr") == (3, [1, 2, 3], [1.5, 3, 5], [1, 3, 5], [2, 3, 5])
+    assert line_of(3, runs, "loss").epochs == []
+
+
+def test_curves_are_drawn_with_what_experiments_differ_in(runs, run, tmp_path):
+    status, _, _ = run("report", *runs, f"--plot={tmp_path}/curves.svg")
+    assert status == 0
+    picture = (tmp_path / "curves.svg").read_text()
+    for text in ("Validation accuracy", "Learning rate", "the rest (2)", "lr=0.02 (1)"):
+        assert f"<!-- {text} -->" in picture
+    status, _, err = run("report", *runs, f"--plot={tmp_path}/curves.doc")
+    assert (status, err.count("\n")) == (2, 1) and "expected a name in .png, .svg, .pdf" in err
+
+
+def test_names_lose_the_words_that_all_have():
+    names = ["--dim=4 --lr=1", "--dim=8 --lr=1", "--lr=1"]
+    assert distinct(names) == ["dim=4", "dim=8", "the rest"]
+    assert distinct(names[:1]) == ["dim=4 lr=1"]
 
 
 # === Statistics ===
@@ -392,7 +409,7 @@ def test_hostile_names_in_figures_are_drawn_as_they_are():
 
 
 def test_figures_have_the_colors_of_the_page_and_ids_of_their_own():
-    line = figures.Line(1, [1, 2, 3], [1, 2, 3], [0, 1, 2], [2, 3, 4])
+    line = Line(1, [1, 2, 3], [1, 2, 3], [0, 1, 2], [2, 3, 4])
     one, two = (figures.draw_lines(name, "Loss", [line]) for name in ("one", "two"))
     ids = [re.findall(r' id="([^"]+)"', svg) for svg in (one, two)]
     assert ids[0] and not set(ids[0]) & set(ids[1])

@@ -23,10 +23,13 @@ from keras_mixer.console import quiet_tensorflow, say
 from keras_mixer.data.datasets import AVG5
 from keras_mixer.errors import InputError, named
 from keras_mixer.studies import benchmark as benchmark_study
+from keras_mixer.studies.curves import draw_curves
 from keras_mixer.studies.page_folder import INDEX, check_page_folder
 from keras_mixer.studies.report import as_table, read_experiments
 from keras_mixer.training.open_run import plan_run
 from keras_mixer.weights.registry import release_of
+
+PICTURES = (".png", ".svg", ".pdf")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +40,9 @@ class ReportOptions:
     html: str | None = option(
         None,
         "Folder for a page, too: curves, intervals, confusion, calibration, mistakes and weights.",
+    )
+    plot: str | None = option(
+        None, "Draw loss, accuracy and learning rate by epoch to this file (.png, .svg, .pdf)."
     )
     presets: str | None = option(
         None,
@@ -52,12 +58,17 @@ def report(options, arguments):
     """
     if not arguments:
         raise InputError("expected at least one RUN")
-    if options.output:
-        check_writable(options.output)
+    for flag in ("output", "plot"):
+        if path := getattr(options, flag):
+            check_writable(path, flag)
+    if options.plot and Path(options.plot).suffix not in PICTURES:
+        raise InputError(f"--plot={options.plot}: expected a name in {', '.join(PICTURES)}")
     if options.html:
         check_page_folder(options.html)
     experiments = read_experiments(arguments, presets_in(options.presets))
     publish_table("report", options, arguments, as_table(experiments))
+    if options.plot:
+        draw_curves(options.plot, experiments)
     if options.html:
         _write_page(options, arguments, experiments)
 

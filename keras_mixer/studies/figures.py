@@ -8,7 +8,6 @@ import functools
 import io
 import re
 import warnings
-from typing import NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
@@ -17,11 +16,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from keras_mixer.studies.curves import COLORS, line_style
+
 # Colors that matplotlib draws with, by what the page has for them.
 _INK, _LINE, _ACCENT = "#f0f2f0", "#f0f2f1", "#f0f2f2"
-SERIES = 6  # colors of the page, --series-0 and so on
-DASHES = ((), (6, 3), (2, 2), (8, 3, 2, 3))  # with the colors, 12 kinds of lines
-_SERIES = [f"#f0f1{number:02x}" for number in range(SERIES)]
+_SERIES = [f"#f0f1{number:02x}" for number in range(COLORS)]
 _CSS = {_INK: "currentColor", _LINE: "var(--line)", _ACCENT: "var(--accent)"}
 _CSS |= {color: f"var(--series-{number})" for number, color in enumerate(_SERIES)}
 
@@ -107,30 +106,9 @@ def _adapted(attribute, value, name):
 # === Figures ===
 
 
-class Line(NamedTuple):
-    """The runs of an experiment over epochs, which differ in their seed.
-
-    Attributes:
-        number: int. Number of the experiment, from 1, which its color and dashes are by.
-        epochs: list of floats.
-        mean, low, high: lists of floats, over the runs that have the epoch.
-    """
-
-    number: int
-    epochs: list[float]
-    mean: list[float]
-    low: list[float]
-    high: list[float]
-
-
-def line_style(number):
-    """Returns the (index of the color, dashes) of an experiment's line, by its number from 1."""
-    return (number - 1) % SERIES, DASHES[(number - 1) % len(DASHES)]
-
-
 @_drawn
 def draw_lines(figure, lines):
-    """Draws a list of `Line` over epochs, each with a band from the lowest to the highest run."""
+    """Draws a list of `curves.Line`, each with a band from the lowest to the highest run."""
     figure.set_size_inches(4.4, 2.6)
     axes = figure.subplots()
     for line in lines:

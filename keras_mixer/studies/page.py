@@ -24,20 +24,13 @@ from keras_mixer.errors import InputError
 from keras_mixer.files import rows_as_csv
 from keras_mixer.studies import figures
 from keras_mixer.studies.analysis import accuracy_interval, compare
+from keras_mixer.studies.curves import CURVES, line_of, line_style, number_in
 from keras_mixer.studies.examination import Findings, examine
 from keras_mixer.studies.page_folder import GENERATOR, INDEX, write_page_folder
 from keras_mixer.studies.report import made_on, settings
 from keras_mixer.training.run import BEST
 from keras_mixer.weights.model_folder import read_spec
 
-# Columns of history.csv that are drawn, with their titles.
-CURVES = {
-    "val_accuracy": "Validation accuracy",
-    "accuracy": "Training accuracy",
-    "val_loss": "Validation loss",
-    "loss": "Training loss",
-    "lr": "Learning rate",
-}
 SCORED = ("validation", "test")
 
 
@@ -69,7 +62,7 @@ class Experiment(NamedTuple):
     @property
     def line(self):
         """(index of the color, dashes) of its lines in the curves."""
-        return figures.line_style(self.number)
+        return line_style(self.number)
 
 
 def write_page(folder, experiments, command, plots=()):
@@ -138,16 +131,8 @@ def _score(scores):
 
 
 def _median(rows, column):
-    values = [value for row in rows if math.isfinite(value := _number(row, column))]
+    values = [value for row in rows if math.isfinite(value := number_in(row, column))]
     return statistics.median(values) if values else None
-
-
-def _number(row, column):
-    """Returns a value of a row of history.csv; NaN for an empty one, as without validation."""
-    try:
-        return float(row.get(column) or "nan")
-    except ValueError:
-        return math.nan
 
 
 def _parameters(directory):
@@ -319,25 +304,12 @@ def _draw_curves(experiments):
     """Returns a list of (title, SVG) for the columns of history.csv that have values."""
     drawn = []
     for column, title in CURVES.items():
-        lines = [_line(experiment, column) for experiment in experiments]
+        lines = [line_of(e.number, e.runs, column) for e in experiments]
         if lines := [line for line in lines if line.epochs]:
             description = f"{title} by epoch; the numbers are in curves.csv"
             name = column.replace("_", "-")
             drawn.append((title, figures.draw_lines(name, description, lines)))
     return drawn
-
-
-def _line(experiment, column):
-    """Returns the `figures.Line` of a column of history.csv over the runs of an experiment."""
-    values = {}
-    for row in itertools.chain(*(run["rows"] for run in experiment.runs)):
-        epoch, value = _number(row, "epoch"), _number(row, column)
-        if math.isfinite(epoch) and math.isfinite(value):
-            values.setdefault(epoch, []).append(value)
-    epochs = sorted(values)
-    of_runs = (statistics.mean, min, max)
-    spread = [[choose(values[epoch]) for epoch in epochs] for choose in of_runs]
-    return figures.Line(experiment.number, epochs, *spread)
 
 
 def _draw_findings(experiment):

@@ -154,14 +154,16 @@ def _follows(flags, preset):
 
 def made_on(directories):
     """Returns a list of sentences on the machines and versions that run directories come from."""
-    machines = (_machine(read_record(directory)["environment"]) for directory in directories)
-    return [f"Made on {machine}." for machine in dict.fromkeys(machines)]
+    machines = (describe_machine(read_record(path)["environment"]) for path in directories)
+    return list(dict.fromkeys(machines))
 
 
-def _machine(environment):
+def describe_machine(environment):
+    """Returns a sentence on a machine and its versions; see `environment.environment`."""
     return (
-        f"{environment['cpu']}, {environment['cores']} cores, Python {environment['python']}, "
-        f"TensorFlow {environment['tensorflow']}, Keras {environment['keras']}"
+        f"Made on {environment['cpu']}, {environment['cores']} cores, Python "
+        f"{environment['python']}, TensorFlow {environment['tensorflow']}, Keras "
+        f"{environment['keras']}."
     )
 
 
