@@ -1,5 +1,6 @@
 """Tests `keras_mixer/studies/page.py` and what it is made of: the HTML report of runs."""
 
+import base64
 import collections
 import csv
 import itertools
@@ -56,11 +57,19 @@ def runs(trained, tmp_path_factory):
     ]
 
 
+# As sweeps draw, but with what must neither run nor be loaded.
+PLOT = b"""<svg xmlns="http://www.w3.org/2000/svg" width="200.4pt" height="100pt" onload="alert(1)">
+<script>console.error("ran")</script><image href="http://localhost:9/x.png" width="9" height="9"/>
+<rect width="200" height="100"/></svg>"""
+PLOTS = [(PLOT, "Top-1 of each setting")]
+COMMAND = "keras-mixer report runs/* --html=report"
+
+
 @pytest.fixture(scope="module")
 def folder(runs, tmp_path_factory):
     """The folder of their page."""
     folder = tmp_path_factory.mktemp("report")
-    write_page(folder, read_experiments(runs), "keras-mixer report runs/* --html=report")
+    write_page(folder, read_experiments(runs), COMMAND, PLOTS)
     return folder
 
 
@@ -174,6 +183,14 @@ def test_runs_and_curves_are_written_as_they_are(folder, runs, trained):
     for row, own in zip(curves, history, strict=False):
         for name in ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "lr"):
             assert row[name] == own[name]
+
+
+def test_plots_of_a_search_are_pictures(page):
+    (plot,) = [image for image in page.all("img") if "svg" in image["src"]]
+    content = plot["src"].removeprefix("data:image/svg+xml;base64,")
+    assert base64.b64decode(content) == PLOT
+    assert (plot["width"], plot["height"], plot["alt"]) == ("200", "100", "Top-1 of each setting")
+    assert "Search Optuna’s plots" in page.text
 
 
 def test_experiments_are_told_by_what_differs(page):
@@ -340,7 +357,7 @@ def test_the_page_can_be_read_without_seeing_it(page):
 
 
 def test_the_same_runs_give_the_same_bytes(folder, runs, tmp_path):
-    write_page(tmp_path, read_experiments(runs), "keras-mixer report runs/* --html=report")
+    write_page(tmp_path, read_experiments(runs), COMMAND, PLOTS)
     names = sorted(path.name for path in folder.iterdir())
     assert names == sorted(path.name for path in tmp_path.iterdir())
     for name in names:
