@@ -17,6 +17,7 @@ import pytest
 from conftest import GOLDEN, ROOT, SMALL, randomize
 from safetensors.numpy import load_file, save_file
 
+import keras_mixer
 from keras_mixer import InputError, build_mixer, load_mixer
 from keras_mixer.__main__ import main
 from keras_mixer.model.architecture import Architecture, ModelSpec, Preprocessing
@@ -25,7 +26,7 @@ from keras_mixer.weights import keras_files, official, tensor_layouts, timm
 from keras_mixer.weights.convert import WRITERS, convert_weights, write_folder
 from keras_mixer.weights.load import model_weights
 from keras_mixer.weights.model_folder import digest
-from keras_mixer.weights.pretrained import Pretrained, read_pretrained, summary
+from keras_mixer.weights.pretrained import INCLUDED, Pretrained, read_pretrained, summary
 
 DEEP = SMALL.replace(depth=11)  # as text, the names of its blocks sort otherwise
 
@@ -513,6 +514,43 @@ def test_whole_models_in_hdf5_are_programs(tmp_path):
     (tmp_path / "x.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
     with pytest.raises(InputError, match=r"programs: save it with model\.save_weights"):
         read_pretrained(tmp_path / "x.h5")
+
+
+# === Weights in the package ===
+
+
+@pytest.mark.parametrize("name", INCLUDED)
+def test_included_weights_are_small_and_say_where_they_come_from(name):
+    spec, arrays, _ = read_pretrained(f"preset:{name}")
+    assert INCLUDED[name].stat().st_size <= 5e6
+    assert sum(array.size for array in arrays.values()) == spec.architecture.parameters
+    assert len(spec.class_names) == spec.architecture.num_classes
+    assert re.match(rf"trained by --preset={name} .*; validation: .*, test: [0-9.]+% of", spec.provenance)
+    assert "/" not in spec.provenance, "no path of a machine"
+
+
+def test_cifar10_is_in_the_package(capfd):
+    assert "cifar10" in INCLUDED
+    model = load_mixer("preset:cifar10", num_classes=3)
+    assert model.output_shape == (None, 3)
+    assert "preset:cifar10: " in capfd.readouterr().err
+
+
+def test_included_weights_classify_as_they_were_scored():
+    folder = ROOT / "data" / "cifar10"
+    if not folder.exists():
+        pytest.skip("needs data/cifar10, JPEG copies in class folders")
+    model = load_mixer("preset:cifar10")
+    names = model.spec.class_names
+    paths = [path for name in names for path in sorted((folder / "test" / name).iterdir())[:50]]
+    found = keras_mixer.predict(model, paths, top_k=1)
+    right = [answer["class"] == path.parent.name for (answer,), path in zip(found, paths, strict=True)]
+    assert abs(np.mean(right) - float(re.search("test: ([0-9.]+)%", model.spec.provenance)[1]) / 100) < 0.08
+
+
+def test_unknown_included_weights_are_one_line(tmp_path, capfd):
+    assert main(["predict", "preset:cifar", "x.png"]) == 2
+    assert capfd.readouterr().err == "error: preset:cifar: expected one of cifar10\n"
 
 
 # === convert ===

@@ -32,7 +32,8 @@ CASES = {
     "d": "--variant=S/16 --channels=3 --batch_size=16",
     "m": "--image_shape=28 --patch_shape=14 --depth=10 --dim=128 --tokens_mlp_dim=128 "
     "--channels_mlp_dim=128 --channels=1 --batch_size=64",
-    MNIST: "--preset=mnist --data_dir=data/mnist --optimizer=sgd --batch_size=64",
+    MNIST: "--dataset=mnist --data_dir=data/mnist --patch_shape=14 --depth=10 --dim=128 "
+    "--tokens_mlp_dim=128 --channels_mlp_dim=128 --crop_padding=2 --optimizer=sgd --batch_size=64",
     "digits": "--preset=digits",
     "mnist": "--preset=mnist --data_dir=data/mnist",
     "fashion_mnist": "--preset=fashion_mnist --data_dir=data/fashion_mnist",
