@@ -1,4 +1,4 @@
-"""Tests `keras_mixer/studies/page.py` and what it is made of: the HTML report of runs."""
+"""Tests `keras_mixer/reports/page.py` and what it is made of: the HTML report of runs."""
 
 import base64
 import collections
@@ -18,13 +18,13 @@ from PIL import Image
 
 import keras_mixer
 from keras_mixer import InputError
-from keras_mixer.studies import figures
-from keras_mixer.studies.analysis import accuracy_interval, compare, pair_opposites
-from keras_mixer.studies.curves import Line, distinct, line_of
-from keras_mixer.studies.examination import Findings, draw_mixer
-from keras_mixer.studies.page import Experiment, render, write_page
-from keras_mixer.studies.page_folder import INDEX, check_page_folder, write_page_folder
-from keras_mixer.studies.report import read_experiments
+from keras_mixer.reports import figures
+from keras_mixer.reports.analysis import accuracy_interval, compare, pair_opposites
+from keras_mixer.reports.curves import Line, distinct, line_of
+from keras_mixer.reports.examination import Findings, draw_mixer
+from keras_mixer.reports.page import Experiment, render, write_page
+from keras_mixer.reports.page_folder import INDEX, check_page_folder, write_page_folder
+from keras_mixer.reports.report import read_experiments
 from keras_mixer.weights import model_folder
 
 # === What is tested: three runs of two experiments, and their page ===

@@ -1,4 +1,4 @@
-"""Tests `keras_mixer/studies/preview.py`: the contact sheet shows what a model will be given."""
+"""Tests `keras_mixer/reports/preview.py`: the contact sheet shows what a model will be given."""
 
 import io
 import sys
@@ -10,7 +10,7 @@ from PIL import Image
 from keras_mixer import Config
 from keras_mixer.__main__ import main
 from keras_mixer.preprocessing.input_pipeline import evaluation_batches
-from keras_mixer.studies.preview import CAPTION, contact_sheet
+from keras_mixer.reports.preview import CAPTION, contact_sheet
 from keras_mixer.training.open_run import plan_run
 
 FACTOR, CELL = 12, 100  # digits of 8 pixels are enlarged to 96; 4 of margin

@@ -1,4 +1,4 @@
-"""Tests `keras_mixer/studies/report.py`: a table of finished runs."""
+"""Tests `keras_mixer/reports/report.py`: a table of finished runs."""
 
 import csv
 import json
@@ -7,7 +7,7 @@ import statistics
 import pytest
 
 from keras_mixer import InputError
-from keras_mixer.studies.report import tabulate
+from keras_mixer.reports.report import tabulate
 
 DATA = "photos: 1,000, 20, 30"
 ENVIRONMENT = {"cpu": "a CPU", "cores": "2", "python": "3", "tensorflow": "2", "keras": "3"}

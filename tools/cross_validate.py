@@ -25,7 +25,7 @@ from keras_mixer.config.training import Config
 from keras_mixer.data.sources import open_dataset
 from keras_mixer.errors import InputError
 from keras_mixer.jobs import JobSequence
-from keras_mixer.studies.report import made_on, spread
+from keras_mixer.reports.report import made_on, spread
 from keras_mixer.training.run import read_history
 
 _HEADER = "| recipe | accuracy | parameters | training time |\n|---|---|---|---|"

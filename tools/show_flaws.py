@@ -23,7 +23,7 @@ from keras_mixer.commands.shared import check_writable, write
 from keras_mixer.config.command_line import parse
 from keras_mixer.config.training import Config
 from keras_mixer.errors import InputError
-from keras_mixer.studies.report import describe_machine, spread
+from keras_mixer.reports.report import describe_machine, spread
 from keras_mixer.training.environment import environment
 from keras_mixer.training.open_run import plan_run
 

@@ -21,7 +21,6 @@ from keras_mixer.preprocessing.corruption_constants import CORRUPTIONS, SEVERITI
 from keras_mixer.preprocessing.permute import KINDS
 from keras_mixer.training.open_run import read_run
 from keras_mixer.training.run import CONFIG
-from keras_mixer.weights.model_folder import is_model_folder, read_spec
 from keras_mixer.weights.pretrained import announce, read_pretrained
 
 
@@ -216,14 +215,11 @@ class ExportOptions:
 
 
 def export(options, arguments):
-    """Exports a run's best weights as a SavedModel with its preprocessing inside."""
-    run = Path(only(arguments, "RUN"))
-    with path_errors(run):
-        folder = next((f for f in (run / "best", run) if is_model_folder(f)), None)
-    if folder is None:
-        raise InputError(f"{run}: not a run directory (it holds no best/model.json)")
-    check_target(options.export_dir, options.name, read_spec(folder))
+    """Exports a run's best weights, or any others, as a SavedModel that takes raw images."""
+    path = only(arguments, "RUN or checkpoint")
+    pretrained = announce(read_pretrained(path), path)
+    check_target(options.export_dir, options.name, pretrained.spec)
     with quiet_tensorflow():
         from keras_mixer.inference.export import export_model
 
-    print(export_model(folder, options.export_dir, options.name))
+    print(export_model(path, options.export_dir, options.name))

@@ -17,7 +17,7 @@ from keras_mixer.config.training import Config
 from keras_mixer.data.image_checks import starts_like_image
 from keras_mixer.errors import InputError, path_errors
 from keras_mixer.files import is_special, write_through
-from keras_mixer.studies.report import read_experiments
+from keras_mixer.reports.report import read_experiments
 from keras_mixer.training.run import CONFIG, describe_scores, read_metrics
 
 

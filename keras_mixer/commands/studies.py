@@ -22,10 +22,10 @@ from keras_mixer.config.training import Config
 from keras_mixer.console import quiet_tensorflow, say
 from keras_mixer.data.datasets import AVG5
 from keras_mixer.errors import InputError, named
+from keras_mixer.reports.curves import draw_curves
+from keras_mixer.reports.page_folder import INDEX, check_page_folder
+from keras_mixer.reports.report import as_table, read_experiments
 from keras_mixer.studies import benchmark as benchmark_study
-from keras_mixer.studies.curves import draw_curves
-from keras_mixer.studies.page_folder import INDEX, check_page_folder
-from keras_mixer.studies.report import as_table, read_experiments
 from keras_mixer.training.open_run import plan_run
 from keras_mixer.weights.registry import release_of
 
@@ -75,7 +75,7 @@ def report(options, arguments):
 
 def _write_page(options, arguments, experiments):
     with quiet_tensorflow():
-        from keras_mixer.studies.page import write_page
+        from keras_mixer.reports.page import write_page
         from keras_mixer.studies.trials import drawn_plots
 
     plots = [plot for folder in dict.fromkeys(arguments) for plot in drawn_plots(folder)]

@@ -64,7 +64,7 @@ def preview(options, arguments):
     check_writable(options.output)
     run = plan_run(options)
     with quiet_tensorflow():
-        from keras_mixer.studies.preview import contact_sheet
+        from keras_mixer.reports.preview import contact_sheet
 
     images = min(options.images, len(run.dataset.train))
     picture = io.BytesIO()

@@ -28,19 +28,20 @@ from keras_mixer.preprocessing.resize import preprocess
 from keras_mixer.training.fast_mixing import use_fast_mixing
 from keras_mixer.training.losses import PROBABILITIES
 from keras_mixer.weights import model_folder
-from keras_mixer.weights.load import load_mixer
+from keras_mixer.weights.load import build_pretrained
+from keras_mixer.weights.pretrained import read_pretrained
 
 TOLERANCE = 1e-5
 
 
-def export_model(folder, export_dir, name):
-    """Exports a trained model, in float32, to `export_dir/name/version/`.
+def export_model(path, export_dir, name):
+    """Exports a model, in float32, to `export_dir/name/version/`.
 
     The export is written to a temporary folder, reloaded and compared with the Keras model, and
     then renamed to the next version number.
 
     Args:
-        folder: `Path` of a model folder, such as a run's best/.
+        path: A run directory or other weights, as for `load_mixer`.
         export_dir: Folder for exports.
         name: Name of the model.
 
@@ -51,8 +52,9 @@ def export_model(folder, export_dir, name):
         InputError: If the model cannot be read, or the target is not valid; see `check_target`.
         RunError: If the disk is full, or the export differs from the model.
     """
-    check_target(export_dir, name, model_folder.read_spec(folder))
-    model = load_mixer(folder, dtype="float32")
+    pretrained = read_pretrained(path)
+    check_target(export_dir, name, pretrained.spec)
+    model = build_pretrained(pretrained, path, dtype="float32")
     home = Path(export_dir) / name
     with _disk_errors(home):
         home.mkdir(parents=True, exist_ok=True)

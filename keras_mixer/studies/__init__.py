@@ -1,1 +1,1 @@
-"""Studies over several runs, and previews of augmentation."""
+"""Studies that train: sweeps, transfer, resizing; and the benchmark."""

@@ -15,7 +15,7 @@ from keras_mixer.config.training import Config
 from keras_mixer.errors import InputError
 from keras_mixer.inference.evaluate import compute_logits, score
 from keras_mixer.jobs import JobSequence, without_retracing_warnings
-from keras_mixer.studies.report import made_on, spread
+from keras_mixer.reports.report import made_on, spread
 from keras_mixer.training.open_run import read_run
 from keras_mixer.weights.load import load_mixer
 from keras_mixer.weights.resize import resized_architecture

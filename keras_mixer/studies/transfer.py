@@ -17,7 +17,7 @@ from keras_mixer.data.datasets import AVG5
 from keras_mixer.data.sources import open_dataset
 from keras_mixer.errors import InputError
 from keras_mixer.jobs import JobSequence
-from keras_mixer.studies.report import made_on, spread
+from keras_mixer.reports.report import made_on, spread
 from keras_mixer.training.open_run import plan_run
 from keras_mixer.training.run import Run, read_history
 

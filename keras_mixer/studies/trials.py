@@ -11,7 +11,7 @@ from typing import NamedTuple
 from keras_mixer import console
 from keras_mixer.errors import path_errors
 from keras_mixer.files import rows_as_csv, write_atomically
-from keras_mixer.studies.report import made_on, spread
+from keras_mixer.reports.report import made_on, spread
 from keras_mixer.studies.space import shown_setting
 from keras_mixer.training.run import HISTORY, Run, read_history, read_metrics
 

@@ -22,12 +22,12 @@ from keras_mixer import console
 from keras_mixer.config.options import shown
 from keras_mixer.errors import InputError
 from keras_mixer.files import rows_as_csv
-from keras_mixer.studies import figures
-from keras_mixer.studies.analysis import accuracy_interval, compare
-from keras_mixer.studies.curves import CURVES, line_of, line_style, number_in
-from keras_mixer.studies.examination import Findings, examine
-from keras_mixer.studies.page_folder import GENERATOR, INDEX, write_page_folder
-from keras_mixer.studies.report import made_on, settings
+from keras_mixer.reports import figures
+from keras_mixer.reports.analysis import accuracy_interval, compare
+from keras_mixer.reports.curves import CURVES, line_of, line_style, number_in
+from keras_mixer.reports.examination import Findings, examine
+from keras_mixer.reports.page_folder import GENERATOR, INDEX, write_page_folder
+from keras_mixer.reports.report import made_on, settings
 from keras_mixer.training.run import BEST
 from keras_mixer.weights.model_folder import read_spec
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from keras_mixer.studies.curves import COLORS, line_style
+from keras_mixer.reports.curves import COLORS, line_style
 
 # Colors that matplotlib draws with, by what the page has for them.
 _INK, _LINE, _ACCENT = "#f0f2f0", "#f0f2f1", "#f0f2f2"

@@ -13,9 +13,9 @@ from keras_mixer.preprocessing.input_pipeline import (
     broken_images_named,
     evaluation_batches,
 )
-from keras_mixer.studies.analysis import confident_mistakes, pair_opposites
-from keras_mixer.studies.figures import mosaic, picture, stem_tiles, weight_tiles
-from keras_mixer.studies.preview import contact_sheet, tile
+from keras_mixer.reports.analysis import confident_mistakes, pair_opposites
+from keras_mixer.reports.figures import mosaic, picture, stem_tiles, weight_tiles
+from keras_mixer.reports.preview import contact_sheet, tile
 from keras_mixer.training.fast_mixing import use_threads_for
 from keras_mixer.training.open_run import read_run
 from keras_mixer.weights.load import load_mixer

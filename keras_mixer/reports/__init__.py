@@ -1,0 +1,1 @@
+"""Reports on finished runs, as tables, pictures and pages; previews of augmentation."""
