@@ -41,13 +41,6 @@ CLAIMS = (
         "cifar10.md",
         "--preset=cifar10 --dataset=folder --precision=bfloat16",
     ),
-    Claim(
-        "MNIST in ten epochs",
-        "97.79",
-        "one run, model chosen on the test images",
-        "mnist.md",
-        "--preset=mnist",
-    ),
 )
 
 
