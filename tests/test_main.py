@@ -221,7 +221,7 @@ def test_predict_with_a_run(command, run, trained, tmp_path, write_image):
         ("evaluate {run} --output=no/where.json", "--output=no/where.json"),
         ("predict {run}", "expected a run and at least one image"),
         ("predict nowhere x.png", "nowhere: no such checkpoint"),
-        ("export nowhere", "nowhere: not a run directory"),
+        ("export nowhere", "nowhere: no such checkpoint"),
     ],
 )
 def test_commands_report_bad_input_in_one_line(run, trained, line, message):

@@ -191,7 +191,7 @@ def test_a_run_on_permuted_images_predicts_and_exports_alike(tmp_path, run):
     )
     status, _, _ = run("convert", folder, tmp_path / "ours")
     assert status == 0
-    assert load_mixer(tmp_path / "ours").spec == model.spec
+    assert load_mixer(tmp_path / "ours").spec.preprocessing == model.spec.preprocessing
 
 
 # === The command ===
