@@ -287,8 +287,8 @@ def test_transfer_from_an_official_file_to_other_images_and_patches(run, trained
     [
         ("transfer", "--checkpoint: expected the weights to start from"),
         (
-            "transfer --checkpoint=x --datasets=digits",
-            "--datasets=digits: --preset=finetune_digits: expected one of cifar10, ",
+            "transfer --checkpoint=x --datasets=birds",
+            "--datasets=birds: --preset=finetune_birds: expected one of cifar10, ",
         ),
         ("resizing", "expected at least one RUN"),
         ("resizing x --shapes=8", "--shapes: expected image/patch such as 56/8"),

@@ -38,7 +38,7 @@ CASES = {
     "mnist": "--preset=mnist --data_dir=data/mnist",
     "fashion_mnist": "--preset=fashion_mnist --data_dir=data/fashion_mnist",
     "cifar10": "--preset=cifar10 --dataset=folder --data_dir=data/cifar10",
-    "photos": "--preset=photos --data_dir=data/photos_small",
+    "photos": "--preset=photos_scratch --data_dir=data/photos_small",
 }
 PRESETS = ("digits", "mnist", "fashion_mnist", "cifar10", "photos")
 SECTIONS = {  # title: cases, flags

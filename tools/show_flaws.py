@@ -1,7 +1,7 @@
 """Shows what four flaws of a public Mixer trainer cost, one at a time, with everything else equal.
 
     python tools/show_flaws.py --output=results/flaws.md --plot=results/flaws.png \
-        -- --preset=photos --data_dir=data/photos
+        -- --preset=photos_scratch --data_dir=data/photos
 
 The flaws: one mixer layer applied `depth` times, whose weights are shared; a cosine and a linear
 schedule that count batches where epochs are meant, and whose fractions are wrong; augmentation of

@@ -17,7 +17,7 @@ from keras_mixer.commands.shared import (
 )
 from keras_mixer.config.command_line import parse
 from keras_mixer.config.options import COUNT, SEED, option, options_of
-from keras_mixer.config.presets import preset_path
+from keras_mixer.config.presets import preset_names, preset_path
 from keras_mixer.config.training import Config
 from keras_mixer.console import quiet_tensorflow, say
 from keras_mixer.data.datasets import AVG5
@@ -92,7 +92,8 @@ class TransferOptions:
     )
     datasets: tuple[str, ...] = option(
         AVG5,
-        "Datasets: NAME means --preset=finetune_NAME; a path ending in .flags is used as given.",
+        "Datasets: NAME means --preset=finetune_NAME, or --preset=NAME where there is none; a path "
+        "ending in .flags is used as given.",
     )
     seeds: tuple[int, ...] = option((0, 1, 2), "Seeds; one run each.", **SEED)
     lrs: tuple[float, ...] = option(
@@ -137,10 +138,15 @@ def _preset_name(name):
     return Path(name).stem.removeprefix("finetune_") if name.endswith(".flags") else name
 
 
+def _protocol(name):
+    names = preset_names()
+    return name if name in names and f"finetune_{name}" not in names else f"finetune_{name}"
+
+
 def _finetuning(name, extra):
     if not name.endswith(".flags"):
         with named(f"--datasets={name}"):
-            return parse(Config, [f"--flagfile={preset_path(f'finetune_{name}')}", *extra])[0]
+            return parse(Config, [f"--flagfile={preset_path(_protocol(name))}", *extra])[0]
     if not Path(name).is_file():
         raise InputError(f"--datasets={name}: no such flagfile")
     return parse(Config, [f"--flagfile={name}", *extra])[0]
