@@ -6,13 +6,27 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import randomize
 
 from keras_mixer import build_mixer
 from keras_mixer.model.layers import MixerBlock
+from keras_mixer.training import fast_mixing
 from keras_mixer.training.fast_mixing import faster, infer, mix, use_fast_mixing
+
+draw_mask = fast_mixing._dropout_mask
 
 SHAPE = (6, 9, 32)  # 9 patches: the mean over them cannot be taken in two steps
 RANDOM = {"dropout": 0.3, "stochastic_depth": 0.4}
+
+
+@pytest.fixture(autouse=True)
+def masks_of_the_layers(monkeypatch):
+    """Has the fast form draw its masks of dropout by Keras's layers, to be comparable."""
+    monkeypatch.setattr(
+        fast_mixing,
+        "_dropout_mask",
+        lambda layer, shape, dtype: layer(tf.ones(shape, dtype), training=True),
+    )
 
 
 def build_layer(dtype="float32", **options):
@@ -123,6 +137,50 @@ def test_random_masks_matter():
     """Guards the tests above: without dropout or stochastic depth, results are far away."""
     for options in ({"dropout": 0.3}, {"stochastic_depth": 0.4}):
         assert max(errors(both()[1], both(**options)[1])) > 0.1
+
+
+def dropout_layer(rate=0.3, seed=1):
+    layer = keras.layers.Dropout(rate, seed=seed)
+    layer.build((None, 8))
+    return layer
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.3, 0.9])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_masks_of_dropout_keep_and_scale(rate, dtype):
+    shape = (50, 40, 100)
+    mask = tf.cast(draw_mask(dropout_layer(rate), shape, tf.as_dtype(dtype)), tf.float32).numpy()
+    np.testing.assert_allclose(
+        np.unique(mask), [0, 1 / (1 - rate)], rtol=1e-6 if dtype == "float32" else 4e-3
+    )
+    for axis in ((0, 1, 2), (0, 1), (1, 2)):  # no image and no channel is kept more often
+        shares = np.mean(mask > 0, axis)
+        error = np.sqrt(rate * (1 - rate) / (mask.size / shares.size))
+        assert np.abs(shares - (1 - rate)).max() < 5 * error
+
+
+def test_masks_of_dropout_are_independent_and_repeatable():
+    layers = [dropout_layer(), dropout_layer(), dropout_layer(seed=2)]
+    shape, dtype = (40, 50, 50), tf.float32
+    first, again, other = (draw_mask(layer, shape, dtype).numpy() for layer in layers)
+    following = tf.function(lambda: draw_mask(layers[0], shape, dtype))().numpy()
+    assert (first == again).all(), "the same seed"
+    assert (following == draw_mask(layers[1], shape, dtype).numpy()).all(), "also in a graph"
+    pairs = {"a step later": (first, following), "another layer": (first, other)}
+    pairs["a row further"] = (first[:, 1:], first[:, :-1])
+    pairs["the next value"] = (first[..., 1:], first[..., :-1])
+    for what, (a, b) in pairs.items():
+        assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 5 / np.sqrt(a.size), what
+
+
+def test_training_draws_new_masks_in_every_step(monkeypatch):
+    monkeypatch.setattr(fast_mixing, "_dropout_mask", draw_mask)
+    model = build_mixer((8, 8), (2, 2), channels=1, depth=2, dim=16, num_classes=3, dropout=0.5)
+    randomize(model)
+    fast, images = use_fast_mixing(model, 16), np.ones((16, 8, 8, 1), "float32")
+    first, second = (fast(images, training=True).numpy() for _ in range(2))
+    assert len(np.unique(first.round(5), axis=0)) == 16, "every image has its own"
+    assert np.abs(first - second).min(axis=1).max() > 1e-4
 
 
 def test_batch_size_may_be_unknown():
