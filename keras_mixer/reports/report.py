@@ -160,8 +160,9 @@ def made_on(directories):
 
 def describe_machine(environment):
     """Returns a sentence on a machine and its versions; see `environment.environment`."""
+    cores = environment["cores"]
     return (
-        f"Made on {environment['cpu']}, {environment['cores']} cores, Python "
+        f"Made on {environment['cpu']}, {cores} core{'' if cores == 1 else 's'}, Python "
         f"{environment['python']}, TensorFlow {environment['tensorflow']}, Keras "
         f"{environment['keras']}."
     )
