@@ -7,10 +7,14 @@ import statistics
 import pytest
 
 from keras_mixer import InputError
-from keras_mixer.reports.report import tabulate
+from keras_mixer.reports.report import as_table, read_experiments
 
 DATA = "photos: 1,000, 20, 30"
 ENVIRONMENT = {"cpu": "a CPU", "cores": "2", "python": "3", "tensorflow": "2", "keras": "3"}
+
+
+def tabulate(directories, presets=None):
+    return as_table(read_experiments(directories, presets))
 
 
 @pytest.fixture

@@ -34,11 +34,6 @@ _HEADER = (
 )
 
 
-def tabulate(directories, presets=None):
-    """Returns the table of `as_table` on the runs that `read_experiments` reads."""
-    return as_table(read_experiments(directories, presets))
-
-
 def read_experiments(directories, presets=None):
     """Reads finished runs; those that differ only in their seed are one experiment.
 
