@@ -195,6 +195,7 @@ def test_what_cannot_be_scored_is_one_line(run, trained, few_digits, folder, tmp
         ((trained.directory, *on_folder, folder), "does not know 3 of the data's 3 classes: ant,"),
         (("mixer.npz", *on_folder, few_digits[0]), "has 10 classes without names, the data have 3"),
         (("mixer.npz",), "mixer.npz: no run, so it has no data; say on which to score it: --data"),
+        (("preset:cifar10",), "preset:cifar10: no run, so it has no data; say on which to score"),
         (("nowhere",), "nowhere: no such run$"),
         ((trained.directory, "--data_dir", few_digits[0]), "--dataset=digits is embedded"),
         ((trained.directory, "--test_fraction=0.5"), "--test_fraction=0.5 is for other data than"),

@@ -216,6 +216,10 @@ def test_curves_are_drawn_with_what_experiments_differ_in(runs, run, tmp_path):
         assert f"<!-- {text} -->" in picture
     status, _, err = run("report", *runs, f"--plot={tmp_path}/curves.doc")
     assert (status, err.count("\n")) == (2, 1) and "expected a name in .png, .svg, .pdf" in err
+    status, _, err = run("report", *runs, "--plot=it.svg", "--output=it.svg")
+    assert (status, err) == (2, "error: --plot=it.svg is the file of --output; give another one\n")
+    status, _, err = run("report", *runs, f"--presets={tmp_path}")
+    assert (status, err) == (2, f"error: --presets={tmp_path}: expected a folder of .flags files\n")
 
 
 def test_names_lose_the_words_that_all_have():
@@ -461,8 +465,8 @@ def test_unfinished_runs_are_named_and_left_out(run, runs, tmp_path):
     status, out, err = run("report", "a", "b", "--html=page")
     assert (status, out) == (2, "")
     assert err.splitlines() == [
-        f"{tmp_path}/a: left out, no finished run (it holds no metrics.json)",
-        f"{tmp_path}/b: left out, no finished run (it holds no history.csv)",
+        f"{tmp_path}/a: left out: no finished run (it holds no metrics.json)",
+        f"{tmp_path}/b: left out: no finished run (it holds no history.csv)",
         "error: none of the directories holds a finished run",
     ]
     assert not (tmp_path / "page").exists()

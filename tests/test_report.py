@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import statistics
 
 import pytest
@@ -32,7 +33,7 @@ def runs(tmp_path):
     ):
         run = tmp_path / str(index)
         run.mkdir()
-        config = {"dataset": "folder", "data_dir": "/data/photos"}
+        config = {"dataset": "folder", "data_dir": "/data/photos", "seed": index}
         images = {"train": 1000, "validation": 20, "test": 30}
         record = {
             "format": 2, "config": config, "data": {"identity": "", "images": images},
@@ -56,7 +57,14 @@ def test_seeds_of_an_experiment_share_a_row(runs):
     assert table[2] == f"| `--dim=8` | {DATA} | 3 | 92.00 ± {std} | 93.00 ± {std} | 4 | 10 s |"
     assert table[3] == f"| `--dim=16` | {DATA} | 1 | 49.00 | 50.00 | 4 | 18 s |"
     assert table[4].startswith(f"| `the defaults` | {DATA} | 1 |")
+    assert table[-3].startswith("Accuracy in percent, mean ± sample standard deviation")
     assert table[-1] == "Made on a CPU, 2 cores, Python 3, TensorFlow 2, Keras 3."
+
+
+def test_one_core_is_one(runs):
+    path = runs[0] / "config.json"
+    path.write_text(path.read_text().replace('"cores": "2"', '"cores": 1'))
+    assert tabulate(runs[:1]).endswith("Made on a CPU, 1 core, Python 3, TensorFlow 2, Keras 3.\n")
 
 
 def test_other_data_get_a_row_of_their_own_and_a_run_counts_once(runs):
@@ -74,11 +82,48 @@ def test_unfinished_runs_are_named_and_left_out(runs, capsys):
     assert f"| `--dim=8` | {DATA} | 2 |" in table
     assert "the defaults" not in table
     assert capsys.readouterr().err.splitlines() == [
-        f"{runs[1]}: left out, no finished run (it holds no metrics.json)",
-        f"{runs[4]}: left out, no finished run (it holds no config.json)",
+        f"{runs[1]}: left out: no finished run (it holds no metrics.json)",
+        f"{runs[4]}: left out: no finished run (it holds no config.json)",
     ]
     with pytest.raises(InputError, match="none of the directories holds a finished run"):
         tabulate([runs[1], runs[4]])
+
+
+def test_damaged_runs_are_named_and_left_out(runs, capsys):
+    lines = (runs[0] / "history.csv").read_text().splitlines()
+    (runs[0] / "history.csv").write_text("\n".join([*lines[:3], "2"]))
+    (runs[1] / "history.csv").write_text("epoch,lr\n1,2\nx,y,z\n")
+    (runs[2] / "metrics.json").write_text('{"test": {"top1": 0.')
+    (runs[3] / "config.json").write_text("[]")
+    assert tabulate(runs).count("| `") == 1
+    warned = capsys.readouterr().err.splitlines()
+    assert warned[:2] == [f"{run}: left out: {run}/history.csv: damaged" for run in runs[:2]]
+    assert warned[2].startswith(f"{runs[2]}: left out: {runs[2]}/metrics.json: damaged")
+    assert warned[3].startswith(f"{runs[3]}: left out: {runs[3]}/config.json was not written by")
+
+
+def test_runs_of_a_sweep_that_were_scored_later_share_a_row(runs):
+    """The sweep scores the first seed on validation images, and on the test images at the end."""
+    with open(runs[0] / "flags.txt", "a") as file:
+        file.write("--eval_split=validation\n")
+    assert f"| `--dim=8` | {DATA} | 3 |" in tabulate(runs)
+    (runs[0] / "metrics.json").write_text('{"validation": {"top1": 0.5}}')
+    table = tabulate(runs).splitlines()
+    assert f"| `--dim=8` | {DATA} | 1 | 50.00 | – | 4 | 6 s |" in table
+    assert any(line.startswith(f"| `--dim=8` | {DATA} | 2 |") for line in table)
+
+
+def test_the_same_seed_twice_is_said(runs, tmp_path, capsys):
+    shutil.copytree(runs[0], tmp_path / "copy")
+    tabulate([runs[0], tmp_path / "copy"])
+    said = f"the same experiment with the same seed 0: {runs[0]}, {tmp_path}/copy\n"
+    assert capsys.readouterr().err == said
+
+
+def test_names_do_not_break_the_table(runs):
+    (runs[0] / "flags.txt").write_text("--checkpoint=a|b`c\n")
+    row = tabulate(runs[:1]).splitlines()[2]
+    assert row.startswith("| `` --checkpoint=a\\|b`c `` | ")
 
 
 def test_report_of_a_real_run(command, trained, tmp_path):

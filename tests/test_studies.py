@@ -287,8 +287,16 @@ def test_transfer_from_an_official_file_to_other_images_and_patches(run, trained
     [
         ("transfer", "--checkpoint: expected the weights to start from"),
         (
+            "transfer --checkpoint=x --datasets=photos -- --learning_rate=0.5",
+            "--lr after --: is one of --lrs; leave it out there",
+        ),
+        (
+            "transfer --checkpoint=x --datasets=photos -- --seed=7",
+            "--seed after --: is set by transfer for every run; leave it out there, and give --see",
+        ),
+        (
             "transfer --checkpoint=x --datasets=birds",
-            "--datasets=birds: --preset=finetune_birds: expected one of cifar10, ",
+            "--datasets=birds: expected a path that ends in .flags, or one of cifar10, ",
         ),
         ("resizing", "expected at least one RUN"),
         ("resizing x --shapes=8", "--shapes: expected image/patch such as 56/8"),

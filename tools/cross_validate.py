@@ -51,8 +51,18 @@ def read_images(config):
     """Returns the names, relative to data_dir, and the class names of the images to train on."""
     dataset = open_dataset(**config.dataset_options() | {"validation_fraction": 0.0})
     images = dataset.train
+    if not hasattr(images, "listing"):
+        raise InputError(f"--dataset={config.dataset}: expected folder or csv, images in files")
     names = list(map(os.fsdecode, images.listing.names))
     return names, [dataset.class_names[label] for label in images.labels]
+
+
+def check_quotes(recipe):
+    """Raises an `InputError` if a recipe is not a list of words, as a shell reads it."""
+    try:
+        shlex.split(recipe)
+    except ValueError as error:
+        raise InputError(f"--recipe={recipe}: {error}") from error
 
 
 def cross_validate(recipes, common, folds, folder):
@@ -102,6 +112,10 @@ def main():
     parser.add_argument("--output", default="-", help="write the table to this file")
     words = parser.parse_args(arguments[:end])
     check_writable(words.output)  # before hours of training
+    if words.folds < 2:
+        raise InputError(f"--folds={words.folds}: expected at least 2")
+    for recipe in words.recipe:
+        check_quotes(recipe)
     runs = cross_validate(words.recipe, common, words.folds, words.output_dir)
     line = shlex.join(["python", "tools/cross_validate.py", *arguments])
     machines = made_on(run.directory for folds in runs.values() for run in folds)

@@ -141,7 +141,8 @@ def _run_of(path, options):
     """Opens a run; explains what else the arguments may have been meant for."""
     other = "--dataset=folder --data_dir=..."
     with path_errors(path):
-        if Path(path).exists() and not (Path(path) / CONFIG).exists():
+        weights = ":" in path and not Path(path).exists()  # such as preset:cifar10
+        if weights or (Path(path).exists() and not (Path(path) / CONFIG).exists()):
             raise InputError(
                 f"{path}: no run, so it has no data; say on which to score it: {other}"
             )

@@ -18,6 +18,7 @@ from keras_mixer.data.image_checks import starts_like_image
 from keras_mixer.errors import InputError, path_errors
 from keras_mixer.files import is_special, write_through
 from keras_mixer.reports.report import read_experiments
+from keras_mixer.studies.space import option_named
 from keras_mixer.training.run import CONFIG, describe_scores, read_metrics
 
 
@@ -33,6 +34,27 @@ def only(arguments, what):
     return arguments[0]
 
 
+def refuse_options(arguments, taken):
+    """Raises an `InputError` for options after -- that the command sets itself.
+
+    Args:
+        arguments: list of strings: flags of train.
+        taken: dict from the name of an option to why it is not free.
+    """
+    given = {option_named(re.split("[= ]", word.lstrip("-"))[0]) for word in arguments}
+    for name in sorted(given & taken.keys()):
+        raise InputError(
+            f"--{name} after --: {taken[name]}; leave it out there{_INSTEAD.get(name, '')}"
+        )
+
+
+_INSTEAD = {
+    "checkpoint": ", and give --checkpoint before --",
+    "output_dir": ", and give --output_dir before --",
+    "seed": ", and give --seeds before --",
+}
+
+
 # === Runs by their presets ===
 
 
@@ -42,8 +64,10 @@ def presets_in(folder=None):
     Args:
         folder: Folder of flagfiles; None for that of `--preset`.
     """
-    presets = {}
-    for path in sorted(Path(folder or preset_folder()).glob("*.flags")):
+    presets, paths = {}, sorted(Path(folder or preset_folder()).glob("*.flags"))
+    if folder and not paths:
+        raise InputError(f"--presets={folder}: expected a folder of .flags files")
+    for path in paths:
         name = f"--flagfile={path.as_posix()}" if folder else f"--preset={path.stem}"
         try:
             presets[name] = set(as_flags(parse(Config, [f"--flagfile={path}"])[0]))

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import io
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from keras_mixer.commands.shared import (
     command_line,
     presets_in,
     publish_table,
+    refuse_options,
     write,
 )
 from keras_mixer.config.command_line import parse
@@ -26,6 +28,7 @@ from keras_mixer.reports.curves import draw_curves
 from keras_mixer.reports.page_folder import INDEX, check_page_folder
 from keras_mixer.reports.report import as_table, read_experiments
 from keras_mixer.studies import benchmark as benchmark_study
+from keras_mixer.studies.space import OWN
 from keras_mixer.training.open_run import plan_run
 from keras_mixer.weights.registry import release_of
 
@@ -63,6 +66,8 @@ def report(options, arguments):
             check_writable(path, flag)
     if options.plot and Path(options.plot).suffix not in PICTURES:
         raise InputError(f"--plot={options.plot}: expected a name in {', '.join(PICTURES)}")
+    if options.plot and options.plot == options.output:
+        raise InputError(f"--plot={options.plot} is the file of --output; give another one")
     if options.html:
         check_page_folder(options.html)
     experiments = read_experiments(arguments, presets_in(options.presets))
@@ -117,10 +122,12 @@ def transfer(options, arguments):
         raise InputError("--checkpoint: expected the weights to start from")
     if options.output:
         check_writable(options.output)
+    own = dict.fromkeys(("checkpoint", *OWN), "is set by transfer for every run")
+    refuse_options(arguments, own | {"lr": "is one of --lrs"})
     with quiet_tensorflow():
         from keras_mixer.studies.transfer import FINE_TUNED, as_table, study_transfer
 
-    checkpoints = list(dict.fromkeys(options.checkpoint))
+    checkpoints = list(dict.fromkeys(map(_normal, options.checkpoint)))
     starts = checkpoints if len(checkpoints) > 1 else [FINE_TUNED]
     arms = {
         (_preset_name(name), start): _finetuning(name, [f"--checkpoint={checkpoint}", *arguments])
@@ -134,19 +141,29 @@ def transfer(options, arguments):
     publish_table("transfer", options, [], table, last=["--", *arguments] if arguments else [])
 
 
+def _normal(path):
+    """Returns a path without what changes nothing, such as ./; names with a colon as they are."""
+    return path if ":" in path else os.path.normpath(path)
+
+
 def _preset_name(name):
     return Path(name).stem.removeprefix("finetune_") if name.endswith(".flags") else name
 
 
 def _protocol(name):
+    """Returns the path of the flagfile that fine-tunes on a dataset."""
     names = preset_names()
-    return name if name in names and f"finetune_{name}" not in names else f"finetune_{name}"
+    for preset in (f"finetune_{name}", name):
+        if preset in names:
+            return preset_path(preset)
+    known = dict.fromkeys(preset.removeprefix("finetune_") for preset in names)
+    raise InputError(f"expected a path that ends in .flags, or one of {', '.join(known)}")
 
 
 def _finetuning(name, extra):
     if not name.endswith(".flags"):
         with named(f"--datasets={name}"):
-            return parse(Config, [f"--flagfile={preset_path(_protocol(name))}", *extra])[0]
+            return parse(Config, [f"--flagfile={_protocol(name)}", *extra])[0]
     if not Path(name).is_file():
         raise InputError(f"--datasets={name}: no such flagfile")
     return parse(Config, [f"--flagfile={name}", *extra])[0]

@@ -2,12 +2,11 @@
 
 import dataclasses
 import functools
-import re
 from pathlib import Path
 from shlex import quote
 
 from keras_mixer import console
-from keras_mixer.commands.shared import check_writable, publish_table, write
+from keras_mixer.commands.shared import check_writable, publish_table, refuse_options, write
 from keras_mixer.config.command_line import parse
 from keras_mixer.config.options import COUNT, SEED, option
 from keras_mixer.config.resolve import resolve
@@ -15,7 +14,7 @@ from keras_mixer.config.training import Config
 from keras_mixer.errors import InputError, path_errors
 from keras_mixer.studies import sweep as study_sweep
 from keras_mixer.studies import trials as study_trials
-from keras_mixer.studies.space import OWN, option_named, parse_space
+from keras_mixer.studies.space import OWN, parse_space
 from keras_mixer.training.open_run import check_sizes, plan_run
 from keras_mixer.training.run import Run
 
@@ -132,17 +131,9 @@ def _check(options, arguments, space):
         raise InputError(
             f"--trials={options.trials} is for --sampler=random or tpe; a grid has all combinations"
         )
-    given = {option_named(re.split("[= ]", word.lstrip("-"))[0]) for word in arguments}
     varied = {name for names in space for name in names.split("+")}
-    for name in sorted(given & {*OWN, *varied}):
-        where = "is in --space" if name in varied else "is set by the sweep for every run"
-        raise InputError(f"--{name} after --: {where}; leave it out there{_INSTEAD.get(name, '')}")
-
-
-_INSTEAD = {
-    "seed": ", and give --seeds before --",
-    "output_dir": ", and give --output_dir before --",
-}
+    own = {name: "is set by the sweep for every run" for name in OWN}
+    refuse_options(arguments, own | dict.fromkeys(varied, "is in --space"))
 
 
 def _config(flags, setting):

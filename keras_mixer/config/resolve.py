@@ -53,8 +53,16 @@ def resolve(config, dataset, checkpoint=None):
                 if getattr(config, name) is None and name not in filled:
                     filled[name] = value
         given, config = config, dataclasses.replace(config, **filled)
-        architecture = Architecture.of_model(**config.architecture(), channels=channels)
+        sizes = config.architecture()
+        if config.model != MIXER and config.permutation != "patches+pixels":
+            sizes["patch_shape"] = None  # the image is one patch
+        architecture = Architecture.of_model(**sizes, channels=channels)
         _check_baseline(given, architecture)
+        if config.permutation == "patches+pixels" and architecture.grid == (1, 1):
+            raise InputError(
+                f"--permutation={config.permutation}: expected several patches, received an image "
+                f"that is one; give a smaller --patch_shape, or --permutation=global"
+            )
         spec = ModelSpec(architecture, dataset.class_names, config.preprocessing(), config.loss)
         sizes = {name: getattr(architecture, name) for name in config.architecture()}
         return _consistent(dataclasses.replace(config, **sizes)), spec

@@ -6,6 +6,7 @@ import functools
 import numpy as np
 
 from keras_mixer import console
+from keras_mixer.errors import InputError
 from keras_mixer.inference.evaluate import as_table as scores_as_table
 from keras_mixer.preprocessing.corruption_constants import SEVERITIES
 from keras_mixer.preprocessing.corruptions import corrupt
@@ -74,8 +75,17 @@ def permutation_scores(subject, kinds, seed=0):
 
     Returns:
         dict of JSON values: `seed`, and `top1`, a dict of the accuracy with each kind.
+
+    Raises:
+        InputError: If the image is one patch, so that "patches+pixels" would be "global".
     """
-    patch_shape = subject.spec.architecture.patch_shape
+    sizes = subject.spec.architecture
+    patch_shape = sizes.patch_shape
+    if "patches+pixels" in kinds and sizes.grid == (1, 1):
+        raise InputError(
+            "--permute=patches+pixels: expected a model of several patches, received one whose "
+            "image is one; give --permute=global"
+        )
     variants = {
         kind: lambda images, first, kind=kind: permute(images, kind, patch_shape, seed)
         for kind in kinds
@@ -153,5 +163,5 @@ def _corruptions_as_table(scores, clean):
 
 def _permutations_as_table(scores, unpermuted):
     rows = {**scores["top1"], "none": unpermuted}
-    head = f"top-1 on permuted images (seed {scores['seed']}; the model was not trained on them)"
+    head = f"top-1 on permuted images (seed {scores['seed']}; not the order of its training)"
     return "\n".join([head, *(f"{kind:<18}{top1:>8.2%}" for kind, top1 in rows.items())])

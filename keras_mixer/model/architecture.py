@@ -160,8 +160,9 @@ class Architecture:
 class Baseline(Architecture):
     """Hyperparameters of a baseline; see `baselines.build_baseline`.
 
-    It has `depth` dense layers of `dim` units. The image is one patch, and the fields of mixer
-    layers have their defaults, whatever is given.
+    It has `depth` dense layers of `dim` units. Patches are for `Preprocessing.permutation` alone;
+    without a `patch_shape` that divides the image, it is one. The other fields of mixer layers have
+    their defaults, whatever is given.
 
     Raises:
         InputError: As `Architecture`, or if the image is too small for the convolutions of a CNN.
@@ -170,7 +171,10 @@ class Baseline(Architecture):
     model: str
 
     def __post_init__(self):
-        neutral = {"patch_shape": self.image_shape, **dict.fromkeys(_WIDTHS), **DEFAULTS}
+        neutral = {"patch_shape": self.patch_shape, **dict.fromkeys(_WIDTHS), **DEFAULTS}
+        sides = zip(self.image_shape, self.patch_shape or (), strict=False)
+        if self.patch_shape is None or any(side % part for side, part in sides):
+            neutral["patch_shape"] = self.image_shape
         for name in OF_MIXER_LAYERS:
             object.__setattr__(self, name, neutral[name])
         super().__post_init__()

@@ -108,6 +108,7 @@ def _draw_panel(panel, title, lines):
     for line in lines:
         index, dashes = line_style(line.number)
         look = {"color": f"C{index}", "linewidth": 1.3, "linestyle": (0, dashes or (1, 0))}
+        look["marker"] = "o" if len(line.epochs) == 1 else ""
         panel.plot(line.epochs, line.mean, **look)
         if line.low != line.high:
             panel.fill_between(line.epochs, line.low, line.high, color=f"C{index}", alpha=0.15)

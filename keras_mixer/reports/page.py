@@ -22,6 +22,7 @@ from keras_mixer import console
 from keras_mixer.config.options import shown
 from keras_mixer.errors import InputError
 from keras_mixer.files import rows_as_csv
+from keras_mixer.jobs import without_retracing_warnings
 from keras_mixer.reports import figures
 from keras_mixer.reports.analysis import accuracy_interval, compare
 from keras_mixer.reports.curves import CURVES, line_of, line_style, number_in
@@ -91,7 +92,8 @@ def write_page(folder, experiments, command, plots=()):
 def _examine(directory, number, count):
     """Returns the `Findings` on a run; None, with a warning, without its data or weights."""
     try:
-        return examine(directory, f"examining run {number} of {count}")
+        with without_retracing_warnings():
+            return examine(directory, f"examining run {number} of {count}")
     except InputError as error:
         console.warn(f"{directory}: only its curves and scores are shown: {error}")
         return None

@@ -20,7 +20,7 @@ from keras_mixer.training.run import (
 )
 
 # Flags that runs of one experiment may differ in: the seed, and most that do not change the result.
-_KEPT = ("eval_split", "train_split", "validation_split", "test_split")
+_KEPT = ("train_split", "validation_split", "test_split")
 _IGNORED = {"seed"} | {
     field.name
     for field in dataclasses.fields(Config)
@@ -31,6 +31,11 @@ _HEADER = (
     "| experiment | data: training, validation, test images | runs | validation top-1 | test top-1 "
     "| epochs | training time |",
     "|---|---|---|---|---|---|---|",
+)
+
+_LEGEND = (
+    "Accuracy in percent, mean ± sample standard deviation over the runs, which differ in their "
+    "seed; training time is the median."
 )
 
 
@@ -44,7 +49,8 @@ def read_experiments(directories, presets=None):
             longest such preset and the flags that differ.
 
     Returns:
-        dict from (experiment, identity of the data) to a list of runs, each a dict of `directory`,
+        dict from (experiment, identity of the data and names of the splits that are scored) to a
+        list of runs, each a dict of `directory`,
         `experiment`, `identity`, `data` (name and numbers of images, as text), `scores` by split,
         `epochs`, `seconds` of training steps, `flags`, `record` (config.json) and `rows` of its
         history.
@@ -55,10 +61,22 @@ def read_experiments(directories, presets=None):
     experiments = {}
     for directory in dict.fromkeys(itertools.chain(*map(_runs_at, directories))):
         if run := _read(directory, presets or {}):
-            experiments.setdefault((run["experiment"], run["identity"]), []).append(run)
+            same = run["identity"], *sorted(run["scores"])
+            experiments.setdefault((run["experiment"], same), []).append(run)
     if not experiments:
         raise InputError("none of the directories holds a finished run")
+    for runs in experiments.values():
+        _note_repeated_seeds(runs)
     return experiments
+
+
+def _note_repeated_seeds(runs):
+    of_seed = {}
+    for run in runs:
+        of_seed.setdefault(run["record"]["config"].get("seed"), []).append(str(run["directory"]))
+    for seed, directories in of_seed.items():
+        if len(directories) > 1:
+            console.warn(f"the same experiment with the same seed {seed}: {', '.join(directories)}")
 
 
 def _runs_at(path):
@@ -72,23 +90,30 @@ def _runs_at(path):
 def as_table(experiments):
     """Returns a Markdown table with a row for each of `read_experiments`'s experiments.
 
-    Scores are percentages, mean ± sample standard deviation; the time is the mean of the training
-    steps, without start-up and validation. Below the table are the machines and versions.
+    Scores are percentages, mean ± sample standard deviation; the time is the median of that of the
+    training steps, without start-up and validation. Below the table are the machines and versions.
     """
     rows = [_row(experiment, runs) for (experiment, _), runs in experiments.items()]
     machines = made_on(run["directory"] for runs in experiments.values() for run in runs)
-    return "\n".join([*_HEADER, *rows, "", *machines]) + "\n"
+    return "\n".join([*_HEADER, *rows, "", _LEGEND, "", *machines]) + "\n"
 
 
 def _read(directory, presets):
-    """Returns what is reported of a run; None, with a warning, if it is not finished."""
+    """Returns what is reported of a run; None, with a warning, if it is unfinished or damaged."""
+    try:
+        return _read_finished(directory, presets)
+    except InputError as error:
+        console.warn(f"{directory}: left out: {error}")
+        return None
+
+
+def _read_finished(directory, presets):
     with path_errors(directory):
         record, (scores, _) = read_record(directory), read_metrics(directory)
         found = {CONFIG: record, METRICS: scores}
         found |= {name: (directory / name).exists() for name in (HISTORY, FLAGS)}
         if missing := [name for name in found if not found[name]]:
-            console.warn(f"{directory}: left out, no finished run (it holds no {missing[0]})")
-            return None
+            raise InputError(f"no finished run (it holds no {missing[0]})")
         # Names of folders need not be UTF-8.
         flags = (directory / FLAGS).read_text("utf-8", "backslashreplace").splitlines()
     rows = read_history(directory)
@@ -98,12 +123,20 @@ def _read(directory, presets):
         "data": _data(record),
         "scores": scores,
         "epochs": len(rows),
-        "seconds": sum(float(row["seconds"]) for row in rows),
+        "seconds": _seconds(directory, rows),
         "directory": directory,
         "flags": flags,
         "record": record,
         "rows": rows,
     }
+
+
+def _seconds(directory, rows):
+    """Returns the seconds of all training steps, by history.csv."""
+    try:
+        return sum(float(row["seconds"]) for row in rows)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{directory / HISTORY}: damaged") from error
 
 
 def settings(run):
@@ -157,7 +190,7 @@ def describe_machine(environment):
     """Returns a sentence on a machine and its versions; see `environment.environment`."""
     cores = environment["cores"]
     return (
-        f"Made on {environment['cpu']}, {cores} core{'' if cores == 1 else 's'}, Python "
+        f"Made on {environment['cpu']}, {cores} core{'' if str(cores) == '1' else 's'}, Python "
         f"{environment['python']}, TensorFlow {environment['tensorflow']}, Keras "
         f"{environment['keras']}."
     )
@@ -168,11 +201,17 @@ def _row(experiment, runs):
         spread([100 * run["scores"][split]["top1"] for run in runs if split in run["scores"]])
         for split in ("validation", "test")
     ]
-    seconds = statistics.mean(run["seconds"] for run in runs)
+    seconds = statistics.median(run["seconds"] for run in runs)
     fewest, most = (choose(run["epochs"] for run in runs) for choose in (min, max))
     epochs = fewest if fewest == most else f"{fewest}–{most}"
-    cells = [f"`{experiment}`", runs[0]["data"], len(runs), *scores, epochs, f"{seconds:.0f} s"]
-    return f"| {' | '.join(map(str, cells))} |"
+    cells = [code(experiment), runs[0]["data"], len(runs), *scores, epochs, f"{seconds:.0f} s"]
+    escaped = [str(cell).replace("|", r"\|") for cell in cells]
+    return f"| {' | '.join(escaped)} |"
+
+
+def code(text):
+    """Returns text as code of Markdown."""
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
 
 
 def spread(values):

@@ -62,6 +62,7 @@ def study_transfer(tuned, lrs, seeds, output_dir, scratch=False):
         InputError: If data, checkpoint or a config are not valid; before anything is trained.
         RunError, Interrupted: See `run_job`.
     """
+    _check_folders({start for _, start in tuned})
     plans = {arm: plan_run(config) for arm, config in tuned.items()}
     for (name, _), plan in plans.items():
         _check(name, plan.dataset, lrs)
@@ -85,6 +86,17 @@ def _from_scratch(tuned, plans):
         key = name, *map(str, sizes.values())
         found.setdefault(key, ((name, label), dataclasses.replace(config, **plain, **sizes)))
     return dict(found.values())
+
+
+def _check_folders(starts):
+    of_folder = {}
+    for start in sorted(starts):
+        other = of_folder.setdefault(folder_name(start), start)
+        if other != start:
+            raise InputError(
+                f"--checkpoint={other},{start}: both need the folder {folder_name(start)} in "
+                f"--output_dir; rename one"
+            )
 
 
 def _check(name, dataset, lrs):
@@ -169,8 +181,7 @@ def as_table(results, published):
         [
             *lines,
             "",
-            f"Test accuracies in percent, {len(results[0].runs)} seeds each, mean ± standard "
-            f"deviation.",
+            f"Test accuracies in percent, {_seeds(len(results[0].runs))}.",
             "",
             *_without_test(results),
             *_choices(results),
@@ -178,6 +189,10 @@ def as_table(results, published):
             *(f"{sentence}\n" for sentence in made_on(run.directory for run in runs)),
         ]
     )
+
+
+def _seeds(count):
+    return f"{count} seeds each, mean ± sample standard deviation" if count > 1 else "one seed each"
 
 
 def _without_test(results):

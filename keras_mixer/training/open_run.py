@@ -19,7 +19,7 @@ from keras_mixer.config.training import Config
 from keras_mixer.data.datasets import SPLITS
 from keras_mixer.data.shared_images import note_shared_images
 from keras_mixer.data.sources import open_dataset
-from keras_mixer.errors import InputError, path_errors, some_of
+from keras_mixer.errors import InputError, named, path_errors, some_of
 from keras_mixer.files import write_atomically
 from keras_mixer.model.architecture import Architecture
 from keras_mixer.training.environment import environment, note_changes
@@ -40,7 +40,7 @@ from keras_mixer.training.run import (
     write_json,
 )
 from keras_mixer.weights.model_folder import SPEC, WEIGHTS, digest
-from keras_mixer.weights.pretrained import read_pretrained
+from keras_mixer.weights.pretrained import check_order, read_pretrained
 
 
 @contextlib.contextmanager
@@ -232,12 +232,16 @@ def _starting_point(config, record):
 
 
 def check_sizes(run):
-    """Raises an `InputError` if the data of a run are too few for its config."""
+    """Raises an `InputError` if a run's data are too few for its config, or weights do not fit."""
     if run.steps_per_epoch == 0:
         raise InputError(
             f"--batch_size={run.config.batch_size}: there are only {len(run.dataset.train)} "
             f"training images; give at most that many"
         )
+    if run.pretrained:
+        shapes = run.spec.architecture.image_shape, run.spec.architecture.patch_shape
+        with named(f"--checkpoint={run.config.checkpoint}"):
+            check_order(run.pretrained.spec, *shapes)
     if run.config.early_stopping and run.dataset.validation is None:
         raise InputError(
             f"--early_stopping={run.config.early_stopping} needs a validation split; "

@@ -158,11 +158,31 @@ def _refuse_failed_download(path):
             raise InputError(f"{path}: not weights, but {what}; {advice}")
 
 
+def check_order(spec, image_shape=None, patch_shape=None):
+    """Refuses other shapes for a model of permuted pixels: their order would be another one.
+
+    Args:
+        spec: `ModelSpec` of the weights.
+        image_shape: (height, width) of the new images; None for the same.
+        patch_shape: The same of the new patches.
+    """
+    sizes, kind = spec.architecture, spec.preprocessing.permutation
+    shapes = sizes.image_shape, sizes.patch_shape
+    wanted = tuple(image_shape or shapes[0]), tuple(patch_shape or shapes[1])
+    if kind != "none" and wanted != shapes:
+        images, patches = ("x".join(map(str, shape)) for shape in shapes)
+        raise InputError(
+            f"weights of permuted pixels ({kind}) cannot be adapted to another size, where the "
+            f"order is another one; expected images of {images} and patches of {patches}"
+        )
+
+
 def adapt_pretrained(pretrained, image_shape=None, patch_shape=None, resize_tokens="auto"):
     """Returns a `Pretrained` adapted to another image or patch shape, and prints the changes.
 
-    Args, Raises: As `resize.resize_weights`.
+    Args, Raises: As `resize.resize_weights`, and `check_order`.
     """
+    check_order(pretrained.spec, image_shape, patch_shape)
     architecture, arrays, changes = resize_weights(
         pretrained.spec.architecture, pretrained.arrays, image_shape, patch_shape, resize_tokens
     )
