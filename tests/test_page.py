@@ -208,11 +208,12 @@ def test_seeds_are_a_mean_with_a_band():
     assert line_of(3, runs, "loss").epochs == []
 
 
-def test_curves_are_drawn_with_what_experiments_differ_in(runs, run, tmp_path):
+def test_curves_are_drawn_with_what_experiments_differ_in(runs, trained, run, tmp_path):
     status, _, _ = run("report", *runs, f"--plot={tmp_path}/curves.svg")
     assert status == 0
     picture = (tmp_path / "curves.svg").read_text()
-    for text in ("Validation accuracy", "Learning rate", "the rest (2)", "lr=0.02 (1)"):
+    rates = f"lr={trained.config.lr:g} (2)", "lr=0.02 (1)"
+    for text in ("Validation accuracy", "Learning rate", *rates):
         assert f"<!-- {text} -->" in picture
     status, _, err = run("report", *runs, f"--plot={tmp_path}/curves.doc")
     assert (status, err.count("\n")) == (2, 1) and "expected a name in .png, .svg, .pdf" in err

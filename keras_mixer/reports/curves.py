@@ -5,6 +5,8 @@ import math
 import statistics
 from typing import NamedTuple
 
+from keras_mixer.reports.report import differences
+
 # Columns of history.csv that are drawn, with their titles.
 CURVES = {
     "val_accuracy": "Validation accuracy",
@@ -88,7 +90,7 @@ def _draw(experiments):
     panels = figure.subplots(2, 3).ravel()
     for panel, (title, lines) in itertools.zip_longest(panels, drawn.items(), fillvalue=("", ())):
         _draw_panel(panel, title, lines)
-    names = distinct([name for name, _ in experiments])
+    names = _names(experiments)
     labels = [f"{name} ({len(runs)})" for name, runs in zip(names, every, strict=True)]
     figure.legend(panels[0].get_lines(), labels, loc="outside lower left", fontsize=8)
     return figure
@@ -100,11 +102,14 @@ def _lines(every, column):
 
 
 def _draw_panel(panel, title, lines):
+    from matplotlib.ticker import MaxNLocator
+
     panel.set_visible(bool(lines))
     panel.set_title(title, fontsize=10)
     panel.set_xlabel("epoch", fontsize=8)
     panel.tick_params(labelsize=8)
     panel.grid(alpha=0.3)
+    panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     for line in lines:
         index, dashes = line_style(line.number)
         look = {"color": f"C{index}", "linewidth": 1.3, "linestyle": (0, dashes or (1, 0))}
@@ -112,6 +117,17 @@ def _draw_panel(panel, title, lines):
         panel.plot(line.epochs, line.mean, **look)
         if line.low != line.high:
             panel.fill_between(line.epochs, line.low, line.high, color=f"C{index}", alpha=0.15)
+
+
+def _names(experiments):
+    """Returns short names of experiments: by their flags, or by the options that differ."""
+    by_flags = distinct([name for name, _ in experiments])
+    options = differences(runs[0] for runs in experiments.values())
+    by_options = [
+        " ".join(f"{name}={values[i]}" for name, values in options) or name
+        for i, name in enumerate(by_flags)
+    ]
+    return min(by_flags, by_options, key=lambda names: max(map(len, names)))
 
 
 def distinct(names):

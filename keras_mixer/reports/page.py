@@ -19,7 +19,6 @@ import jinja2
 from markupsafe import Markup
 
 from keras_mixer import console
-from keras_mixer.config.options import shown
 from keras_mixer.errors import InputError
 from keras_mixer.files import rows_as_csv
 from keras_mixer.jobs import without_retracing_warnings
@@ -28,7 +27,7 @@ from keras_mixer.reports.analysis import accuracy_interval, compare
 from keras_mixer.reports.curves import CURVES, line_of, line_style, number_in
 from keras_mixer.reports.examination import Findings, examine
 from keras_mixer.reports.page_folder import GENERATOR, INDEX, write_page_folder
-from keras_mixer.reports.report import made_on, settings
+from keras_mixer.reports.report import differences, made_on
 from keras_mixer.training.run import BEST
 from keras_mixer.weights.model_folder import read_spec
 
@@ -144,22 +143,6 @@ def _parameters(directory):
         return None
 
 
-def _differences(experiments):
-    """Returns a list of (option, its value in each experiment) for options that differ."""
-    values = [settings(experiment.runs[0]) for experiment in experiments]
-    rows = (
-        (name, [_shown(own.get(name)) for own in values])
-        for name in dict.fromkeys(itertools.chain(*values))
-    )
-    return [(name, row) for name, row in rows if len(set(row)) > 1]
-
-
-def _shown(value):
-    if isinstance(value, float):
-        return f"{value:g}"
-    return "–" if value is None else shown(tuple(value) if isinstance(value, list) else value)
-
-
 def _comparisons(experiments):
     """Returns a dict per set of images: the `best` experiment and `rows` of (other, Comparison)."""
     groups = {}
@@ -266,7 +249,7 @@ def render(experiments, command="", files=(), plots=()):
         experiments=experiments,
         data_sets=list(dict.fromkeys(experiment.data for experiment in experiments)),
         machines=made_on(run["directory"] for run in runs),
-        differences=_differences(experiments),
+        differences=differences(experiment.runs[0] for experiment in experiments),
         runs=_run_rows(experiments),
         scored=SCORED,
         curves=_draw_curves(experiments),

@@ -6,6 +6,7 @@ import statistics
 from pathlib import Path
 
 from keras_mixer import console
+from keras_mixer.config.options import shown
 from keras_mixer.config.training import Config
 from keras_mixer.data.datasets import SPLITS
 from keras_mixer.errors import InputError, path_errors
@@ -143,6 +144,22 @@ def settings(run):
     """Returns the options of a run of `read_experiments` that may change its result, as a dict."""
     config = run["record"]["config"]
     return {name: value for name, value in config.items() if name not in _IGNORED}
+
+
+def differences(runs):
+    """Returns a list of (option, its value in each run) for options in which runs differ."""
+    values = list(map(settings, runs))
+    rows = (
+        (name, [_shown(own.get(name)) for own in values])
+        for name in dict.fromkeys(itertools.chain(*values))
+    )
+    return [(name, row) for name, row in rows if len(set(row)) > 1]
+
+
+def _shown(value):
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "–" if value is None else shown(tuple(value) if isinstance(value, list) else value)
 
 
 def _data(record):

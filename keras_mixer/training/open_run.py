@@ -71,7 +71,8 @@ def open_run(config, check=None):
         if record and not config.overwrite:
             _check_same_run(run, record)
             _check_same_data(directory, record, dataset)
-            note_changes(record["environment"])
+            if not run.finished:
+                note_changes(record["environment"])
         else:
             note_shared_images(dataset)
         if check:
