@@ -101,9 +101,6 @@ class PerBatch(keras.optimizers.schedules.LearningRateSchedule):
     def __call__(self, step):
         return tf.gather(self.rates, tf.cast(step, tf.int32))
 
-    def get_config(self):
-        raise NotImplementedError("schedules of flaws are not saved")
-
 
 def _cosine(step, warmup, end):
     if step < warmup:

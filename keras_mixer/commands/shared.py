@@ -175,6 +175,22 @@ def check_writable(path, flag="output"):
         raise InputError(f"--{flag}={path}: {problem}")
 
 
+def check_outputs(options, *flags):
+    """Checks the given ones of several flags as `check_writable`, and that no two are one file.
+
+    Args:
+        options: Options with these flags.
+        *flags: Names of flags, each the path of a file or None.
+    """
+    taken = {}
+    for flag in flags:
+        if path := getattr(options, flag):
+            check_writable(path, flag)
+            if other := taken.get(path):
+                raise InputError(f"--{flag}={path} is the file of --{other}; give another one")
+            taken[path] = flag
+
+
 def _problem(path):
     """Returns why a path cannot be written, or None; raises an OSError if it cannot exist."""
     with contextlib.suppress(FileNotFoundError):

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from keras_mixer.commands.shared import (
+    check_outputs,
     check_writable,
     command_line,
     presets_in,
@@ -61,13 +62,9 @@ def report(options, arguments):
     """
     if not arguments:
         raise InputError("expected at least one RUN")
-    for flag in ("output", "plot"):
-        if path := getattr(options, flag):
-            check_writable(path, flag)
+    check_outputs(options, "output", "plot")
     if options.plot and Path(options.plot).suffix not in PICTURES:
         raise InputError(f"--plot={options.plot}: expected a name in {', '.join(PICTURES)}")
-    if options.plot and options.plot == options.output:
-        raise InputError(f"--plot={options.plot} is the file of --output; give another one")
     if options.html:
         check_page_folder(options.html)
     experiments = read_experiments(arguments, presets_in(options.presets))

@@ -6,7 +6,7 @@ from pathlib import Path
 from shlex import quote
 
 from keras_mixer import console
-from keras_mixer.commands.shared import check_writable, publish_table, refuse_options, write
+from keras_mixer.commands.shared import check_outputs, publish_table, refuse_options, write
 from keras_mixer.config.command_line import parse
 from keras_mixer.config.options import COUNT, SEED, option
 from keras_mixer.config.resolve import resolve
@@ -119,11 +119,7 @@ def sweep(options, arguments):
 
 def _check(options, arguments, space):
     """Refuses what would be found late, or would be ignored."""
-    for flag in ("output", "csv"):
-        if path := getattr(options, flag):
-            check_writable(path, flag)
-    if options.output and options.output == options.csv:
-        raise InputError(f"--csv={options.csv} is the file of --output; give another one")
+    check_outputs(options, "output", "csv")
     folder = Path(options.output_dir)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output_dir={folder}: a file is in the way; give a folder")

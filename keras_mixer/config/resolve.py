@@ -58,14 +58,18 @@ def resolve(config, dataset, checkpoint=None):
             sizes["patch_shape"] = None  # the image is one patch
         architecture = Architecture.of_model(**sizes, channels=channels)
         _check_baseline(given, architecture)
-        if config.permutation == "patches+pixels" and architecture.grid == (1, 1):
-            raise InputError(
-                f"--permutation={config.permutation}: expected several patches, received an image "
-                f"that is one; give a smaller --patch_shape, or --permutation=global"
-            )
+        _check_permutation(config, architecture)
         spec = ModelSpec(architecture, dataset.class_names, config.preprocessing(), config.loss)
         sizes = {name: getattr(architecture, name) for name in config.architecture()}
         return _consistent(dataclasses.replace(config, **sizes)), spec
+
+
+def _check_permutation(config, architecture):
+    if config.permutation == "patches+pixels" and architecture.grid == (1, 1):
+        raise InputError(
+            f"--permutation={config.permutation}: expected several patches, received an image that "
+            f"is one; give a smaller --patch_shape, or --permutation=global"
+        )
 
 
 def _check_data(config, num_classes, channels, checkpoint):

@@ -51,10 +51,9 @@ def read_experiments(directories, presets=None):
 
     Returns:
         dict from (experiment, identity of the data and names of the splits that are scored) to a
-        list of runs, each a dict of `directory`,
-        `experiment`, `identity`, `data` (name and numbers of images, as text), `scores` by split,
-        `epochs`, `seconds` of training steps, `flags`, `record` (config.json) and `rows` of its
-        history.
+        list of runs, each a dict of `directory`, `experiment`, `identity`, `data` (name and numbers
+        of images, as text), `scores` by split, `epochs`, `seconds` of training steps, `flags`,
+        `record` (config.json) and `rows` of its history.
 
     Raises:
         InputError: If no directory holds a finished run; prints those that do not.
@@ -221,12 +220,12 @@ def _row(experiment, runs):
     seconds = statistics.median(run["seconds"] for run in runs)
     fewest, most = (choose(run["epochs"] for run in runs) for choose in (min, max))
     epochs = fewest if fewest == most else f"{fewest}–{most}"
-    cells = [code(experiment), runs[0]["data"], len(runs), *scores, epochs, f"{seconds:.0f} s"]
+    cells = [_code(experiment), runs[0]["data"], len(runs), *scores, epochs, f"{seconds:.0f} s"]
     escaped = [str(cell).replace("|", r"\|") for cell in cells]
     return f"| {' | '.join(escaped)} |"
 
 
-def code(text):
+def _code(text):
     """Returns text as code of Markdown."""
     return f"`` {text} ``" if "`" in text else f"`{text}`"
 
