@@ -25,10 +25,9 @@ from keras_mixer.config.training import Config
 from keras_mixer.data.sources import open_dataset
 from keras_mixer.errors import InputError
 from keras_mixer.jobs import JobSequence
-from keras_mixer.reports.report import made_on, spread
+from keras_mixer.reports.markdown import code, spread, table
+from keras_mixer.reports.report import made_on
 from keras_mixer.training.run import read_history
-
-_HEADER = "| recipe | accuracy | parameters | training time |\n|---|---|---|---|"
 
 
 def write_folds(config, folds, folder):
@@ -94,9 +93,10 @@ def as_table(runs):
         accuracies = [100 * float(epochs[-1]["val_accuracy"]) for epochs in histories]
         seconds = np.mean([sum(float(epoch["seconds"]) for epoch in h) for h in histories])
         parameters = folds[0].spec.architecture.parameters
-        rows.append((np.mean(accuracies), recipe, spread(accuracies), parameters, seconds))
-    lines = [f"| `{r}` | {a} | {p:,} | {s:.0f} s |" for _, r, a, p, s in sorted(rows, reverse=True)]
-    return "\n".join([_HEADER, *lines])
+        cells = code(recipe), spread(accuracies), f"{parameters:,}", f"{seconds:.0f} s"
+        rows.append((np.mean(accuracies), cells))
+    columns = ("recipe", "accuracy", "parameters", "training time")
+    return "\n".join(table(columns, (cells for _, cells in sorted(rows, reverse=True))))
 
 
 def main():

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from keras_mixer.commands.shared import check_writable, write
 from keras_mixer.errors import InputError
+from keras_mixer.reports.markdown import code, table
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -60,18 +61,13 @@ CLAIMS = (
 
 def as_table(claims):
     """Returns a Markdown table with a row per claim; raises InputError if a result is missing."""
-    rows = [
-        "| claim | published top-1 | how | test top-1 here | runs | command |",
-        "|---|---|---|---|---|---|",
-        *map(_row, claims),
-    ]
-    return "\n".join(rows)
+    columns = ("claim", "published top-1", "how", "test top-1 here", "runs", "command")
+    return "\n".join(table(columns, map(_row, claims)))
 
 
 def _row(claim):
-    cells = _measured(claim)
-    command = f"`keras-mixer train {claim.experiment}`"
-    return f"| {claim.what} | {claim.published} | {claim.how} | {' | '.join(cells)} | {command} |"
+    command = code(f"keras-mixer train {claim.experiment}")
+    return claim.what, claim.published, claim.how, *_measured(claim), command
 
 
 def _measured(claim):

@@ -10,6 +10,7 @@ from keras_mixer.config.options import shown
 from keras_mixer.config.training import Config
 from keras_mixer.data.datasets import SPLITS
 from keras_mixer.errors import InputError, path_errors
+from keras_mixer.reports.markdown import code, spread, table
 from keras_mixer.training.run import (
     CONFIG,
     FLAGS,
@@ -28,10 +29,9 @@ _IGNORED = {"seed"} | {
     if not field.metadata["result"] and field.name not in _KEPT
 }
 
-_HEADER = (
-    "| experiment | data: training, validation, test images | runs | validation top-1 | test top-1 "
-    "| epochs | training time |",
-    "|---|---|---|---|---|---|---|",
+_COLUMNS = (
+    *("experiment", "data: training, validation, test images", "runs", "validation top-1"),
+    *("test top-1", "epochs", "training time"),
 )
 
 _LEGEND = (
@@ -93,9 +93,9 @@ def as_table(experiments):
     Scores are percentages, mean ± sample standard deviation; the time is the median of that of the
     training steps, without start-up and validation. Below the table are the machines and versions.
     """
-    rows = [_row(experiment, runs) for (experiment, _), runs in experiments.items()]
+    rows = (_row(experiment, runs) for (experiment, _), runs in experiments.items())
     machines = made_on(run["directory"] for runs in experiments.values() for run in runs)
-    return "\n".join([*_HEADER, *rows, "", _LEGEND, "", *machines]) + "\n"
+    return "\n".join([*table(_COLUMNS, rows), "", _LEGEND, "", *machines]) + "\n"
 
 
 def _read(directory, presets):
@@ -220,18 +220,4 @@ def _row(experiment, runs):
     seconds = statistics.median(run["seconds"] for run in runs)
     fewest, most = (choose(run["epochs"] for run in runs) for choose in (min, max))
     epochs = fewest if fewest == most else f"{fewest}–{most}"
-    cells = [_code(experiment), runs[0]["data"], len(runs), *scores, epochs, f"{seconds:.0f} s"]
-    escaped = [str(cell).replace("|", r"\|") for cell in cells]
-    return f"| {' | '.join(escaped)} |"
-
-
-def _code(text):
-    """Returns text as code of Markdown."""
-    return f"`` {text} ``" if "`" in text else f"`{text}`"
-
-
-def spread(values):
-    """Returns a list of floats as text: mean ± sample standard deviation; a dash for no floats."""
-    if len(values) < 2:
-        return f"{values[0]:.2f}" if values else "–"
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+    return code(experiment), runs[0]["data"], len(runs), *scores, epochs, f"{seconds:.0f} s"

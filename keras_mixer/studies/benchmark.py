@@ -18,6 +18,7 @@ from keras_mixer import console
 from keras_mixer.config.options import options_of
 from keras_mixer.config.training import Config
 from keras_mixer.errors import InputError, RunError
+from keras_mixer.reports.markdown import table
 from keras_mixer.training.environment import environment
 from keras_mixer.training.open_run import plan_run
 
@@ -232,6 +233,10 @@ def _scaled(planned, name, factor):
 
 # === Results ===
 
+_COLUMNS = (
+    *("what", "side", "images/s", "range", "ms a call", "of peak", "cores", "memory", "first call"),
+)
+
 
 def as_table(rows, architecture, precision):
     """Returns what `measure` returned as a Markdown table.
@@ -243,24 +248,21 @@ def as_table(rows, architecture, precision):
     """
     *rows, products = rows
     rows.sort(key=lambda row: MEASURES.index(row.measure))
-    columns = "what | side | images/s | range | ms a call | of peak | cores | memory | first call"
     lines = [
         f"{architecture.parameters / 1e6:,.2f} M parameters, "
         f"{architecture.multiply_adds / 1e6:,.1f} M multiply-adds an image; products of large "
         f"matrices in {precision}: {products.rate / 1e9:,.0f} GFLOP/s.",
         "",
-        f"| {columns} |",
-        "|---|---|---|---|---|---|---|---|---|",
-        *(_line(row, architecture, products.rate) for row in rows),
+        *table(_COLUMNS, (_cells(row, architecture, products.rate) for row in rows)),
     ]
     return "\n".join([*lines, "", *_ratios(rows), *_bound(rows), ""])
 
 
-def _line(row, architecture, peak):
+def _cells(row, architecture, peak):
     flops = (
         2 * architecture.multiply_adds * (_BACKWARD if row.measure in ("training", "fit") else 1)
     )
-    cells = (
+    return (
         row.measure,
         row.side,
         f"{row.rate:,.1f}",
@@ -271,7 +273,6 @@ def _line(row, architecture, peak):
         f"{row.memory / 1e6:,.0f} MB",
         f"{row.first_call:.1f} s",
     )
-    return f"| {' | '.join(cells)} |"
 
 
 def _ratios(rows):
@@ -295,12 +296,14 @@ def _bound(rows):
 
 def varied_table(results):
     """Returns what `vary` returned as a Markdown table."""
-    lines = ["| varied | value | images/s | ms a step | memory |", "|---|---|---|---|---|"]
-    for name, points in results.items():
-        for value, row in points:
-            cells = (name, value, f"{row.rate:,.1f}", f"{1000 * row.images / row.rate:,.1f}")
-            lines.append(f"| {' | '.join(map(str, cells))} | {row.memory / 1e6:,.0f} MB |")
-    return "\n".join([*lines, ""])
+    columns = ("varied", "value", "images/s", "ms a step", "memory")
+    rows = ((name, *_point(*point)) for name, points in results.items() for point in points)
+    return "\n".join([*table(columns, rows), ""])
+
+
+def _point(value, row):
+    milliseconds = 1000 * row.images / row.rate
+    return value, f"{row.rate:,.1f}", f"{milliseconds:,.1f}", f"{row.memory / 1e6:,.0f} MB"
 
 
 def as_json(rows, results, architecture):

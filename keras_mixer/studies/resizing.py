@@ -15,7 +15,8 @@ from keras_mixer.config.training import Config
 from keras_mixer.errors import InputError
 from keras_mixer.inference.evaluate import compute_logits, score
 from keras_mixer.jobs import JobSequence, without_retracing_warnings
-from keras_mixer.reports.report import made_on, spread
+from keras_mixer.reports.markdown import spread, table
+from keras_mixer.reports.report import made_on
 from keras_mixer.training.open_run import read_run
 from keras_mixer.weights.load import load_mixer
 from keras_mixer.weights.resize import resized_architecture
@@ -80,17 +81,17 @@ def study_resizing(directories, shapes, num_steps, output_dir):
     runs = _read(directories)
     arms = {shape: _methods(runs[0], shape) for shape in shapes}
     jobs = JobSequence(len(runs) * sum(len(methods) + 1 for methods in arms.values()))
-    lines = []
+    rows = []
     for shape, methods in arms.items():
         untrained = {method: [_untrained(run, shape, method) for run in runs] for method in methods}
         trained = {
             method: [_trained(jobs, run, shape, method, num_steps, output_dir) for run in runs]
             for method in ((*methods, SCRATCH) if num_steps else ())
         }
-        lines.append(_row(runs[0], shape, untrained, trained))
+        rows.append(_row(runs[0], shape, untrained, trained))
     machines = made_on(run.directory for run in runs)
-    table = [*_intro(runs), *_header(num_steps), *lines, "", _SAME_GRID, "", *machines]
-    return "\n".join(table) + "\n"
+    lines = table(_columns(num_steps), rows)
+    return "\n".join([*_intro(runs), *lines, "", _SAME_GRID, "", *machines]) + "\n"
 
 
 def _read(directories):
@@ -159,13 +160,12 @@ def _intro(runs):
     ]
 
 
-def _header(num_steps):
+def _columns(num_steps):
     after = "after an epoch" if num_steps == 1 else f"after {num_steps} epochs"
     names = [f"untrained: {name}" for name in METHODS.values()]
     if num_steps:
         names += [f"{after}: {name}" for name in (*METHODS.values(), "from scratch")]
-    cells = ["images / patches", "grid", *names]
-    return [f"| {' | '.join(cells)} |", "|---" * len(cells) + "|"]
+    return ["images / patches", "grid", *names]
 
 
 def _row(run, shape, untrained, trained):
@@ -176,4 +176,4 @@ def _row(run, shape, untrained, trained):
     cells = [str(shape), "×".join(map(str, grid)), *cells_of(untrained, METHODS)]
     if trained:
         cells += cells_of(trained, (*METHODS, SCRATCH))
-    return f"| {' | '.join(cells)} |"
+    return cells

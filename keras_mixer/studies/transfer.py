@@ -17,7 +17,8 @@ from keras_mixer.data.datasets import AVG5
 from keras_mixer.data.sources import open_dataset
 from keras_mixer.errors import InputError
 from keras_mixer.jobs import JobSequence
-from keras_mixer.reports.report import made_on, spread
+from keras_mixer.reports.markdown import spread, table
+from keras_mixer.reports.report import made_on
 from keras_mixer.training.open_run import plan_run
 from keras_mixer.training.run import Run, read_history
 
@@ -157,9 +158,8 @@ def _validation_accuracy(run, own_split):
     return float(read_history(run.directory)[-1]["val_accuracy"])
 
 
-_HEADER = (
-    "| dataset | start | images: training, test | lr | top-1 | top-5 | published top-1 |",
-    "|---|---|---|---|---|---|---|",
+_COLUMNS = (
+    *("dataset", "start", "images: training, test", "lr", "top-1", "top-5", "published top-1"),
 )
 
 
@@ -171,15 +171,15 @@ def as_table(results, published):
         published: dict from a start to a dict from the name of a dataset, or `"avg5"`, to
             `registry.Published`.
     """
-    lines = [*_HEADER, *(_row(result, published) for result in results)]
+    rows = [_row(result, published) for result in results]
     for start in dict.fromkeys(result.start for result in results):
         arm = [result for result in results if result.start == start]
         if len(arm) > 1:
-            lines.append(_mean_row(arm, published))
+            rows.append(_mean_row(arm, published))
     runs = [run for result in results for run in result.runs]
     return "\n".join(
         [
-            *lines,
+            *table(_COLUMNS, rows),
             "",
             f"Test accuracies in percent, {_seeds(len(results[0].runs))}.",
             "",
@@ -204,7 +204,7 @@ def _without_test(results):
 
 def _row(result, published):
     dataset, scored = result.runs[0].dataset, result.runs[0].config.eval_split
-    cells = [
+    return [
         result.name,
         result.start,
         f"{len(dataset.train):,}, {len(dataset.split(scored)):,}",
@@ -213,7 +213,6 @@ def _row(result, published):
         spread(result.scores("top5")),
         _published(result.runs[0].config.dataset, published.get(result.start, {})),
     ]
-    return f"| {' | '.join(cells)} |"
 
 
 def _mean_row(arm, published):
@@ -228,8 +227,7 @@ def _mean_row(arm, published):
     five = sorted(result.runs[0].config.dataset for result in arm) == sorted(AVG5)
     name = "Avg-5" if five else f"mean of {len(arm)}"
     figure = _published("avg5", published.get(arm[0].start, {})) if five else "–"
-    cells = [name, arm[0].start, "", "", spread(means["top1"]), spread(means["top5"]), figure]
-    return f"| {' | '.join(cells)} |"
+    return [name, arm[0].start, "", "", spread(means["top1"]), spread(means["top5"]), figure]
 
 
 def _published(name, figures):

@@ -11,7 +11,8 @@ from typing import NamedTuple
 from keras_mixer import console
 from keras_mixer.errors import path_errors
 from keras_mixer.files import rows_as_csv, write_atomically
-from keras_mixer.reports.report import made_on, spread
+from keras_mixer.reports.markdown import spread, table
+from keras_mixer.reports.report import made_on
 from keras_mixer.studies.space import shown_setting
 from keras_mixer.training.run import HISTORY, Run, read_history, read_metrics
 
@@ -93,9 +94,7 @@ def as_table(result, search):
     runs = [path for trial in result.trials for path in runs_of(trial, search)]
     return "\n".join(
         [
-            f"| {' | '.join(columns)} |",
-            f"|{'---|' * len(columns)}",
-            *(_line(trial, search) for trial in result.trials),
+            *table(columns, (_row(trial, search) for trial in result.trials)),
             "",
             f"Validation top-1 in percent, {_over(len(search.seeds))}, of the epoch "
             f"that is best by it; settings are compared by it alone.",
@@ -110,19 +109,18 @@ def _over(seeds):
     return "one seed" if seeds == 1 else f"mean ± standard deviation over {seeds} seeds"
 
 
-def _line(trial, search):
+def _row(trial, search):
     runs = runs_of(trial, search)
     histories = [read_history(run) for run in runs]
     seconds = [sum(float(row["seconds"]) for row in rows) for rows in histories]
     scores = [read_metrics(run)[0] for run in runs] if trial.state == "complete" else []
-    cells = [
+    return [
         *trial.setting.values(),
         spread([100 * score["validation"]["top1"] for score in scores]),
         max(map(len, histories), default=0),
         f"{statistics.mean(seconds):.0f} s" if seconds else "–",
         f"{trial.state}: {trial.error}" if trial.error else trial.state,
     ]
-    return f"| {' | '.join(str(cell).replace('|', '/') for cell in cells)} |"
 
 
 def _scored(result):
