@@ -250,7 +250,7 @@ def draw(path, run, results):
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     rates, scores = figure.subplots(1, 2)
     steps = np.arange(run.total_steps)
-    for arm, (build, schedule) in ARMS.items():
+    for arm, (build, schedule) in reversed(ARMS.items()):  # ours in front
         if build is own_layers:
             values = [float(schedule(run)(tf.constant(step))) for step in steps]
             rates.plot(steps, values, label=arm, linewidth=1)
@@ -261,7 +261,7 @@ def draw(path, run, results):
     scores.barh(range(len(top1)), list(map(np.mean, top1)), xerr=errors)
     scores.set_yticks(range(len(top1)), results, fontsize=8)
     scores.invert_yaxis()
-    scores.set_xlabel("test top-1 (%), mean ± standard deviation over seeds")
+    scores.set_xlabel("test top-1 (%), mean ± std")
     figure.savefig(path, dpi=110)
 
 
