@@ -51,7 +51,7 @@ def stored(tmp_path_factory):
     return {
         "arrays": ARRAYS,
         "files": FileImages(list_images(folder)[0], ARRAYS.labels, 3),
-        "records": RecordImages(store, np.arange(N), "image", "label", 3),
+        "records": RecordImages(store, np.arange(N), "image", "label", 3, 5),
     }
 
 
@@ -73,7 +73,7 @@ def of_many_sizes(request, tmp_path):
     if request.param == "files":
         return FileImages(list_images(tmp_path)[0], labels, 3)
     store = TFRecordStore("images", [(str(tmp_path / "images.tfrecord"), 0, N, N)])
-    return RecordImages(store, np.arange(N), "image", "label", 3)
+    return RecordImages(store, np.arange(N), "image", "label", 3, 5)
 
 
 def take(dataset, count):

@@ -3,6 +3,7 @@
 import builtins
 import dataclasses
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -11,15 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tensorflow_datasets as tfds
 from conftest import ROOT, SMALL
+from tensorflow_datasets.proto import tf_example_pb2
 
 import keras_mixer
 from keras_mixer.data.datasets import DATASETS, dataset_row
 from keras_mixer.data.sources import open_dataset
 from keras_mixer.data.splits import ArrayImages
 from keras_mixer.data.tfds import flag_of
-from keras_mixer.data.tfrecords import overlap
+from keras_mixer.data.tfrecords import TFRecordStore, overlap
 from keras_mixer.errors import InputError
 from keras_mixer.inference.few_shot import score_few_shot
 from keras_mixer.model.architecture import ModelSpec
@@ -296,7 +299,7 @@ def shard_of(folder, split="train", number=1):
             lambda p: p.write_bytes(p.read_bytes()[:-7]),
             "does not end where it should.*prepare the dataset",
         ),
-        (lambda p: p.write_bytes(b"\xff" * 8 + p.read_bytes()[8:]), "does not end where it should"),
+        (lambda p: p.write_bytes(b"\xff" * 8 + p.read_bytes()[8:]), "length of record 0 is"),
         (lambda p: p.write_bytes(p.read_bytes() * 2), "holds 14 records, expected 7"),
     ],
 )
@@ -315,7 +318,37 @@ def test_images_damaged_later_are_named(own_shapes):
     second = content.index(b"\x89PNG", content.index(b"\x89PNG") + 1)
     content[second : second + 4] = b"spam"
     shard_of(folder).write_bytes(content)
-    message = r"1 damaged image: record 1 of .*00001-of-00003 \(.*prepare it again"
+    message = r"record 1 of .*00001-of-00003: damaged \(its contents do not match.*prepare"
+    with pytest.raises(InputError, match=message), broken_images_named(split):
+        images_of(split)
+
+
+def test_every_flipped_bit_is_noticed(own_shapes):
+    """In lengths when the set is opened, in contents and checksums when a record is read."""
+    directory, folder = own_shapes
+    content, dice = shard_of(folder).read_bytes(), random.Random(0)
+    for place in [*range(12), *(dice.randrange(12, len(content)) for _ in range(150))]:
+        changed = bytearray(content)
+        changed[place] ^= 1 << dice.randrange(8)
+        shard_of(folder).write_bytes(changed)
+        with pytest.raises(InputError, match=r"00001-of-00003: damaged \("):
+            load(directory).train.read_labels()
+
+
+@pytest.mark.parametrize("label", [3, -2, 1 << 40])
+def test_labels_without_a_class_are_named(shapes, tmp_path, label):
+    """They would be classes of zeros in training."""
+    record = tf_example_pb2.Example()
+    record.features.feature["image"].bytes_list.value.append(load(shapes).train.content(0))
+    record.features.feature["label"].int64_list.value.append(label)
+    path = str(tmp_path / "x.tfrecord")
+    with tf.io.TFRecordWriter(path) as writer:
+        writer.write(record.SerializeToString())
+    store = TFRecordStore("x", [(path, 0, 1, 1)])
+    split = dataclasses.replace(load(shapes).train, store=store, numbers=np.arange(1))
+    message = rf"record 0 of {path}: damaged \(label {label}, expected 0 to 2\)"
+    with pytest.raises(InputError, match=message):
+        split.read_labels()
     with pytest.raises(InputError, match=message), broken_images_named(split):
         images_of(split)
 

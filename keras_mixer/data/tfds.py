@@ -34,12 +34,15 @@ def read_tfds(request):
     image_key, label_key = _feature_keys(builder)
     channels = _channels(builder, image_key)
     expressions = _choose_expressions(builder, request)
+    class_names = tuple(builder.info.features[label_key].names)
     splits = {}
     for name, expression in expressions.items():
         store = _store(builder, expression, image_key, label_key)
-        splits[name] = RecordImages(store, np.arange(len(store)), image_key, label_key, channels)
+        splits[name] = RecordImages(
+            store, np.arange(len(store)), image_key, label_key, channels, len(class_names)
+        )
         _refuse_unlabeled(splits[name], name, expression)
-    return tuple(builder.info.features[label_key].names), splits
+    return class_names, splits
 
 
 # === Finding and preparing ===
@@ -158,7 +161,7 @@ def _channels(builder, image_key):
 
 
 def _refuse_unlabeled(records, name, expression):
-    if len(records) and records.label(0) < 0:
+    if not records.has_labels():
         raise InputError(
             f"--{flag_of(name)}={expression}: its images have no labels; give another split"
         )

@@ -1,7 +1,8 @@
 """Reads images from TFRecord and array_record files by index.
 
 Random access to a TFRecord file needs the offsets of its records; they are collected once from the
-headers and kept in the user's cache folder.
+headers and kept in the user's cache folder. Every record is checked against its checksum when it is
+read, as by TensorFlow, and every label against the number of classes.
 """
 
 import collections
@@ -12,6 +13,7 @@ import os
 import struct
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 
 from keras_mixer import console
@@ -30,6 +32,7 @@ class RecordImages:
         numbers: int64 array `(n,)` of the records' numbers in the store.
         image_key, label_key: Names of the two features.
         channels: Color channels of the images.
+        num_classes: Labels are below this.
         labels: None; they have to be read.
     """
 
@@ -38,6 +41,7 @@ class RecordImages:
     image_key: str
     label_key: str
     channels: int
+    num_classes: int
     labels: None = None
 
     def __len__(self):
@@ -51,7 +55,7 @@ class RecordImages:
         """Returns the serialized examples at these indices, as an object array of bytes.
 
         Raises:
-            InputError: If a file is missing or has become shorter.
+            InputError: If a file is missing, has become shorter, or a record is damaged.
         """
         examples = np.empty(len(indices), object)
         examples[:] = [self.store.read(number) for number in self.numbers[indices]]
@@ -63,11 +67,17 @@ class RecordImages:
         return np.fromiter(map(self.label, indices), np.int64, len(self))
 
     def label(self, index):
-        """Returns the label of one record."""
-        values = self._feature(index, self.label_key).int64_list.value
-        if not values:
-            raise _damaged(self.place(index), f"no {self.label_key}")
-        return values[0]
+        """Returns the label of one record; raises InputError if there is no such class."""
+        [label] = self._feature(index, self.label_key).int64_list.value or [None]
+        if label is None or not 0 <= label < self.num_classes:
+            raise _damaged(
+                self.place(index), f"{self.label_key} {label}, expected 0 to {self.num_classes - 1}"
+            )
+        return label
+
+    def has_labels(self):
+        """Returns whether the first record has one: those without are labeled -1."""
+        return not len(self) or self._feature(0, self.label_key).int64_list.value != [-1]
 
     def sizes(self):
         """Returns the sizes of the records in bytes, an int array `(n,)`."""
@@ -94,9 +104,9 @@ class RecordImages:
 
         try:
             example = tf_example_pb2.Example.FromString(self.store.read(self.numbers[index]))
-        except DecodeError as error:
+            return example.features.feature[key]
+        except (DecodeError, UnicodeDecodeError) as error:
             raise _damaged(self.place(index), "no tf.train.Example") from error
-        return example.features.feature[key]
 
 
 def refuse_records(problems):
@@ -145,15 +155,18 @@ class TFRecordStore:
         return len(self._starts)
 
     def read(self, number):
-        """Returns the content of a record as bytes."""
+        """Returns the content of a record as bytes, which match their checksum."""
         start, stop = self._starts[number], self._stops[number]
-        length = int(stop - start) - _HEADER - _FOOTER
+        length = int(stop - start) - _HEADER
         path = self._paths[self._shards[number]]
         with path_errors(path), open(path, "rb", buffering=0) as file:
             file.seek(int(start) + _HEADER)
             content = file.read(length)
         if len(content) != length:
             raise _damaged(path, "it became shorter during the run")
+        content, checksum = content[:-_FOOTER], content[-_FOOTER:]
+        if _checksum(content) != checksum:
+            raise _damaged(self.place(number), "its contents do not match its checksum")
         return content
 
     def place(self, number):
@@ -198,11 +211,22 @@ def _walk(path, size):
     with path_errors(path), open(path, "rb", buffering=0) as file:
         while bounds[-1] < size:
             file.seek(bounds[-1])
-            header = file.read(8).ljust(8, b"\xff")
-            bounds.append(bounds[-1] + _HEADER + struct.unpack("<Q", header)[0] + _FOOTER)
+            length, checksum = file.read(8), file.read(4)
+            if len(length) < 8 or _checksum(length) != checksum:
+                raise _damaged(path, f"the length of record {len(bounds) - 1} is wrong")
+            bounds.append(bounds[-1] + _HEADER + struct.unpack("<Q", length)[0] + _FOOTER)
     if bounds[-1] != size:
         raise _damaged(path, f"record {len(bounds) - 2} does not end where it should")
     return np.array(bounds, np.int64)
+
+
+def _checksum(content):
+    """Returns the 4 bytes that follow some content: its CRC-32C, rotated and offset.
+
+    https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details
+    """
+    crc = google_crc32c.value(content)
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
 def _load(cache):

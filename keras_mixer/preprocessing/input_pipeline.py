@@ -255,7 +255,10 @@ def _load_records(split, indices):
         split.label_key: tf.io.FixedLenFeature((), tf.int64),
     }
     parsed = tf.io.parse_example(examples, features)
-    return parsed[split.image_key], parsed[split.label_key]
+    label = parsed[split.label_key]
+    known = tf.debugging.Assert(tf.reduce_all((label >= 0) & (label < split.num_classes)), [label])
+    with tf.control_dependencies([known]):
+        return parsed[split.image_key], tf.identity(label)
 
 
 def _read_decoded(positions, index_of, prepare, split, batch_size, drop_remainder):
@@ -366,8 +369,13 @@ def _refuse_files(split):
 
 def _refuse_records(split):
     indices = console.track(range(len(split)), "looking for broken images")
-    contents = ((split.place(index), split.content(index)) for index in indices)
+    contents = ((split.place(index), _checked(split, index)) for index in indices)
     refuse_records(find_undecodable(contents, split.channels))
+
+
+def _checked(split, index):
+    split.label(index)
+    return split.content(index)
 
 
 _REFUSALS = {FileImages: _refuse_files, RecordImages: _refuse_records}
