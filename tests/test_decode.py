@@ -18,6 +18,7 @@ from keras_mixer.inference.export import export_model
 from keras_mixer.inference.predict import classify
 from keras_mixer.model.architecture import ModelSpec, Preprocessing
 from keras_mixer.model.mixer import build_mixer
+from keras_mixer.preprocessing import decode as decode_module
 from keras_mixer.preprocessing.decode import decode_image, decoding_problem, find_undecodable
 from keras_mixer.preprocessing.input_pipeline import evaluation_batches, training_batches
 from keras_mixer.preprocessing.resize import preprocess
@@ -323,3 +324,32 @@ def test_training_evaluation_prediction_and_export_see_the_same(
     by_pixels = serve["serving_default"](images=decode_image(contents[0], channels)[None])
     np.testing.assert_allclose(by_bytes["logits"], expected, rtol=0, atol=1e-4)
     np.testing.assert_allclose(by_pixels["logits"], expected[:1], rtol=0, atol=1e-4)
+
+
+# === Files that would take much memory or time ===
+
+
+@pytest.mark.parametrize("segments", [290, 20_000])
+def test_thousands_of_segments_are_not_walked(segments):
+    """Each takes a millisecond; no camera writes so many before the orientation."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encoded(PHOTO, "JPEG", exif=exif)
+    image = decode_image(content[:2] + b"\xff\xe1\x00\x02" * segments + content[2:], 3)
+    upright = (PHOTO.width, PHOTO.height, 3)
+    assert image.shape == (upright if segments < 300 else (PHOTO.height, PHOTO.width, 3))
+
+
+KINDS = {"JPEG": {}, "PNG": {}, "GIF": {}, "BMP": {}, "WEBP": {}, "lossless": {"lossless": True},
+         "extended": {"exif": b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0"}}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pixels_are_counted_by_the_header(monkeypatch, kind):
+    options = KINDS[kind]
+    content = encoded(Image.new("RGB", (13, 7)), "WEBP" if options else kind, **options)
+    monkeypatch.setattr(decode_module, "MOST_PIXELS", 91)
+    assert decode_module.refuse_large(content) == content
+    monkeypatch.setattr(decode_module, "MOST_PIXELS", 90)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="an image of more than 90 pixels"):
+        decode_module.refuse_large(content)

@@ -22,6 +22,7 @@ from keras_mixer.errors import InputError, some_of
 from keras_mixer.files import cache_folder, write_atomically
 
 MOST_PIXELS = 89_478_485  # Pillow's limit against decompression bombs
+MOST_BYTES = 5 * MOST_PIXELS  # more than any format needs for them; files are read whole
 
 _TAIL = 64  # bytes in which the end of a file is looked for first
 
@@ -67,6 +68,8 @@ def _problem(file):
     head = _read_at(file, 0, 32)
     if not head:
         return "empty file"
+    if size > MOST_BYTES:
+        return f"{size:,} bytes, expected at most {MOST_BYTES:,}"
     kind = _kind_of(head)
     if kind is None:
         return "not a JPEG, PNG, BMP, WebP or GIF image"
@@ -128,7 +131,18 @@ def _jpeg_problem(file, size, image):
     scan = segments[_SCAN]
     if _END_OF_IMAGE in _read_at(file, max(scan, size - _TAIL), _TAIL):
         return None
-    return None if _END_OF_IMAGE in _read_at(file, scan, -1) else "truncated"
+    return None if _holds(file, scan, _END_OF_IMAGE) else "truncated"
+
+
+def _holds(file, offset, mark):
+    """Returns whether there is a mark anywhere from an offset on."""
+    file.seek(offset)
+    last = b""
+    while piece := file.read(1 << 20):
+        if mark in last[-len(mark) :] + piece:
+            return True
+        last = piece
+    return False
 
 
 def _jpeg_segments(file):
@@ -159,7 +173,39 @@ def _gif_problem(file, size, image):
     if image.tile[0][1] != (0, 0, *image.size):
         return "a GIF whose first frame does not fill it: save that frame as PNG"
     tail = _read_at(file, size - _TAIL, _TAIL)
-    return None if tail.rstrip(b"\0").endswith(b";") else "truncated"
+    if not tail.rstrip(b"\0").endswith(b";"):
+        return "truncated"
+    width, height = image.size
+    most = max(1, MOST_PIXELS // (width * height))  # all are decoded, if only one is used
+    if _gif_has_more_frames(file, most):
+        return f"a GIF of more than {most} frames of {width}x{height}: save its first one as PNG"
+    return None
+
+
+def _gif_has_more_frames(file, most):
+    """Returns whether a GIF has more images; GIF89a specification, sections 15 to 26."""
+    offset, frames = 13 + _gif_colors(_read_at(file, 10, 1)), 0
+    while frames <= most and (start := _read_at(file, offset, 10)):
+        if start[0] == 0x2C and len(start) == 10:  # an image: its colors, then a byte
+            frames += 1
+            offset = _gif_blocks_end(file, offset + 11 + _gif_colors(start[9:]))
+        elif start[0] == 0x21:  # an extension
+            offset = _gif_blocks_end(file, offset + 2)
+        else:
+            break
+    return frames > most
+
+
+def _gif_colors(flags):
+    """Returns the size of a table of colors, in bytes, from the byte with its flags."""
+    return 3 * 2 ** (flags[0] % 8 + 1) if flags and flags[0] & 0x80 else 0
+
+
+def _gif_blocks_end(file, offset):
+    """Returns the end of a sequence of blocks: a byte with the size before each, 0 at the end."""
+    while (size := _read_at(file, offset, 1)) and size[0]:
+        offset += 1 + size[0]
+    return offset + 1
 
 
 _CODINGS = {  # (bits per pixel, compression) -> Pillow's names for the order of the channels

@@ -9,6 +9,8 @@ import re
 
 import tensorflow as tf
 
+from keras_mixer.data.image_checks import MOST_PIXELS
+
 # Weights of ITU-R 601 in 65536ths, as in Pillow's convert("L"), which rounds to nearest, too.
 _LUMA = (19595, 38470, 7471)
 
@@ -25,6 +27,7 @@ _UPRIGHT = (
     (True, [0]),
 )
 _ORIENTATION_TAG, _SHORT = 0x0112, 3
+_MOST_SEGMENTS = 300  # before EXIF data, which should be the first; a color profile has up to 255
 
 
 def decode_image(content, channels):
@@ -187,7 +190,8 @@ def _last_application_segment(content):
         return offset, _bytes_at(content, offset, 10)
 
     first = tf.constant(2, tf.int64)
-    return tf.while_loop(goes_on, skip, (first, _bytes_at(content, first, 10)))
+    state = first, _bytes_at(content, first, 10)
+    return tf.while_loop(goes_on, skip, state, maximum_iterations=_MOST_SEGMENTS)
 
 
 def _is_exif(segment):
@@ -240,7 +244,58 @@ def _number(data, little_endian):
     return tf.reduce_sum(tf.cast(data, tf.int64) * weights, axis=-1)
 
 
-# === Images that cannot be decoded ===
+# === Images that must not, or cannot be decoded ===
+
+
+def refuse_large(content):
+    """Returns the bytes of an image file, if its header has at most `MOST_PIXELS` pixels.
+
+    A few kilobytes of PNG can be gigabytes of pixels. Files of a data set are checked before a run
+    (`image_checks.check_image_file`), the requests of an exported model by this.
+
+    Args:
+        content: scalar string tensor.
+
+    Raises:
+        tf.errors.InvalidArgumentError: If there are more.
+    """
+    pixels = _pixels_by_header(content)
+    message = f"an image of more than {MOST_PIXELS} pixels"
+    small = tf.debugging.Assert(pixels <= MOST_PIXELS, [message, pixels])
+    with tf.control_dependencies([small]):
+        return tf.identity(content)
+
+
+def _pixels_by_header(content):
+    """Returns the number of pixels, int64; 0 in formats that cannot be decoded."""
+    head = _bytes_at(content, 0, 30)
+
+    def number(start, stop, little_endian=True):
+        return _number(head[start:stop], little_endian)
+
+    def jpeg():
+        return tf.reduce_prod(tf.cast(tf.io.extract_jpeg_shape(content)[:2], tf.int64))
+
+    def bmp():
+        height = number(22, 26)  # negative from the top down
+        return number(18, 22) * tf.minimum(height, 2**32 - height)
+
+    def lossless_webp():
+        sides = number(21, 25)
+        return (1 + sides % 2**14) * (1 + sides // 2**14 % 2**14)
+
+    sizes = {
+        r"\CPNG\C*": lambda: number(16, 20, False) * number(20, 24, False),
+        r"GIF8\C*": lambda: number(6, 8) * number(8, 10),
+        r"BM\C*": bmp,
+        r"RIFF\C{4}WEBPVP8 ": lambda: number(26, 28) % 2**14 * (number(28, 30) % 2**14),
+        r"RIFF\C{4}WEBPVP8L": lossless_webp,
+        r"RIFF\C{4}WEBPVP8X": lambda: (1 + number(24, 27)) * (1 + number(27, 30)),
+    }
+    start = tf.strings.substr(content, 0, 16)
+    cases = [(tf.strings.regex_full_match(start, p), size) for p, size in sizes.items()]
+    is_jpeg = tf.strings.substr(content, 0, 2) == b"\xff\xd8"  # RE2 has no bytes above 127
+    return tf.case([(is_jpeg, jpeg), *cases], default=lambda: tf.constant(0, tf.int64))
 
 
 def find_undecodable(contents, channels=3):
