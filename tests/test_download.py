@@ -13,7 +13,8 @@ import ssl
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
@@ -122,6 +123,19 @@ def left_over():
     """What lies beside the file, but the lock."""
     folder = place_of(NAME).parent
     return sorted(p.name for p in folder.iterdir() if not p.name.endswith(".lock"))
+
+
+def trickles(after):
+    """Sends so many bytes at once, and then one at a time."""
+
+    def behave(handler):
+        handler.answer(200, CONTENT[:after], {"ETag": '"one"'}, length=len(CONTENT))
+        with suppress(OSError):
+            for byte in CONTENT[after:]:
+                time.sleep(0.01)
+                handler.wfile.write(bytes([byte]))
+
+    return behave
 
 
 # === As it should be ===
@@ -558,3 +572,17 @@ def test_a_run_that_started_from_a_download_goes_on_without_it(
     server.behaviours += [sends(404)] * 10
     assert (fit(config).best / "model.safetensors").read_bytes() == weights
     assert not server.requests
+
+
+def test_a_server_that_trickles_is_asked_again_for_what_is_missing(server, monkeypatch):
+    monkeypatch.setattr(download, "SLOWEST", (1000, 0.3))
+    server.behaviours.append(trickles(after=20_000))
+    assert fetch(NAME).read_bytes() == CONTENT
+    first, second = starts(server)
+    assert first == 0
+    assert 20_000 < second < 21_000
+
+
+def test_a_length_of_thousands_of_digits_is_none(server):
+    server.behaviours.append(sends(length="9" * 5000))
+    assert fetch(NAME).read_bytes() == CONTENT

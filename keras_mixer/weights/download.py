@@ -24,7 +24,8 @@ from keras_mixer.weights.registry import OFFICIAL, SCHEME, SERVER, Release
 MIRROR = "KERAS_MIXER_OFFICIAL"  # environment variable: another server with the same files
 TRIES, PAUSE = 5, 1.0  # attempts without a new byte; seconds before the second, then doubled
 SECONDS_TO_ANSWER = (20, 60)  # to connect, and between two pieces
-PIECE = 1 << 16  # bytes; at most lost if the connection breaks
+PIECE = 1 << 16  # bytes, at most, that are written at once
+SLOWEST = 1000, 60  # bytes a second, over so many seconds; below that, the connection is cut
 _MAGIC = b"PK\x03\x04"  # of .npz files
 _ETAG = re.compile('"[!-~]*"')  # strong ETags only
 _TEMPORARY = (408, 425, 429, 500, 502, 503, 504)
@@ -184,7 +185,7 @@ class _Outcome(NamedTuple):
 def _attempt(session, download, show):
     """Requests the missing bytes. Raises InputError for errors that a retry would not fix."""
     import requests
-    from urllib3.exceptions import MaxRetryError  # wrapped by errors of requests
+    from urllib3.exceptions import HTTPError, MaxRetryError
 
     try:
         with session.get(
@@ -199,6 +200,8 @@ def _attempt(session, download, show):
     ) as error:
         if error.args and isinstance(error.args[0], MaxRetryError):
             return _Outcome(False, f"cannot be reached ({_reason(error)})", connected=False)
+        return _Outcome(False, f"the connection was cut ({_reason(error)})")
+    except HTTPError as error:  # of the body, which requests does not wrap
         return _Outcome(False, f"the connection was cut ({_reason(error)})")
     except requests.RequestException as error:
         raise _error(download, _reason(error)) from error
@@ -245,7 +248,7 @@ def _total_size(response):
     """Returns the size of the whole file from the headers, or None."""
     ranges = response.headers.get("Content-Range", "")
     text = ranges.rpartition("/")[2] if ranges else response.headers.get("Content-Length", "")
-    return int(text) if text.isdecimal() else None
+    return int(text) if text.isdecimal() and len(text) < 20 else None
 
 
 def _fits(download, size):
@@ -264,7 +267,7 @@ def _check_size(download, size):
 
 def _continues(download, response):
     """Returns whether a partial response begins where the part ends, and is of the same file."""
-    begins = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+    begins = re.match(r"bytes (\d{1,19})-", response.headers.get("Content-Range", ""))
     etag = response.headers.get("ETag")
     same = not download.received or etag in (None, download.read_etag())
     return begins and int(begins[1]) == download.received and same
@@ -282,7 +285,7 @@ def _append(download, response, total, show):
     received, most = download.received, download.release.sizes[1]
     _check_room(download, most - received)
     with open(download.part, "ab") as part:
-        for piece in response.iter_content(PIECE):
+        for piece in _pieces(response):
             if received == 0:
                 _check_magic(download, response, piece)
             received += len(piece)
@@ -290,6 +293,21 @@ def _append(download, response, total, show):
             show(received, total or most)
             if received > most:
                 break
+
+
+def _pieces(response):
+    """Yields the body as it comes; raises `requests.Timeout` for a server that trickles."""
+    import requests
+
+    slowest, window = SLOWEST
+    began, count = time.monotonic(), 0
+    while piece := response.raw.read1(PIECE, decode_content=True):
+        yield piece
+        count += len(piece)
+        if (seconds := time.monotonic() - began) > window:
+            if count < slowest * seconds:
+                raise requests.Timeout(f"{count / seconds:,.0f} bytes a second")
+            began, count = time.monotonic(), 0
 
 
 def _check_room(download, wanted):
