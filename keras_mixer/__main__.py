@@ -13,12 +13,15 @@ import shlex
 import signal
 import sys
 
-from keras_mixer.commands.table import COMMANDS
-from keras_mixer.config.command_line import describe, parse
-from keras_mixer.config.options import nearest
-from keras_mixer.console import VERBOSITIES, printable, say, set_verbosity
-from keras_mixer.errors import InputError, RunError
-from keras_mixer.training.signals import Interrupted
+from keras_mixer.interrupts import ending_at_once
+
+with ending_at_once():
+    from keras_mixer.commands.table import COMMANDS
+    from keras_mixer.config.command_line import describe, parse
+    from keras_mixer.config.options import nearest
+    from keras_mixer.console import VERBOSITIES, prepare_streams, printable, say, set_verbosity
+    from keras_mixer.errors import InputError, RunError
+    from keras_mixer.training.signals import Interrupted
 
 
 def main(arguments=None):
@@ -28,6 +31,7 @@ def main(arguments=None):
         arguments: list of strings, the command first. Defaults to `sys.argv[1:]`.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    prepare_streams()
     if not arguments or arguments[0] in ("--help", "-h", "help"):
         print(_overview())
         return 0
@@ -77,6 +81,9 @@ def _usage(name):
     return " ".join(filter(None, ["usage: keras-mixer", name, *words]))
 
 
+_ENDING = [getattr(signal, n) for n in ("SIGTERM", "SIGHUP") if hasattr(signal, n)]
+
+
 @dataclasses.dataclass
 class _Ending:
     status: int = 0
@@ -86,7 +93,10 @@ class _Ending:
 def _exit_statuses(name, arguments):
     """Prints errors that a user can fix as one line; yields an `_Ending` with the exit status."""
     ending = _Ending()
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    before = {number: signal.getsignal(number) for number in _ENDING}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
     try:
         yield ending
     except InputError as error:
@@ -104,7 +114,8 @@ def _exit_statuses(name, arguments):
     except OSError as error:  # a full disk, no permission, a name that is too long
         ending.status = _complain(f"{error}; what was saved before is intact", 1)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _same_command(name, arguments):

@@ -5,6 +5,7 @@ literally: control characters, as in file names, are escaped, and there is no ri
 """
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Sized
@@ -22,6 +23,7 @@ from rich.progress import (
 )
 
 from keras_mixer.errors import InputError
+from keras_mixer.interrupts import ending_at_once
 
 
 class _StandardError:
@@ -42,6 +44,23 @@ class _StandardError:
 
     def __getattr__(self, name):
         return getattr(sys.stderr, name)
+
+
+def prepare_streams():
+    """Makes standard streams that were closed, as by `2>&-`, and lets all print any text.
+
+    Without this, the next file that is opened, such as a checkpoint, would be standard error.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number, which is this one
+        if getattr(sys, name) is None and number:
+            setattr(sys, name, os.fdopen(number, "w", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 _console = Console(
@@ -74,6 +93,11 @@ def warn(text):
 def printable(text):
     """Returns the text with control characters and undecodable bytes escaped, except newlines."""
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in str(text))
+
+
+def one_line(text):
+    """Returns the text as `printable`, newlines escaped as well: a name cannot forge a line."""
+    return printable(text).replace("\n", "\\n")
 
 
 def progress_bar():
@@ -152,10 +176,11 @@ def quiet_tensorflow():
     try:
         with open(os.devnull, "w") as devnull:
             os.dup2(devnull.fileno(), 2)
-        import tensorflow
+        with ending_at_once(stderr):
+            import tensorflow
 
-        tensorflow.config.list_physical_devices()
-        yield
+            tensorflow.config.list_physical_devices()
+            yield
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)

@@ -4,8 +4,12 @@ Devices and pipes, which cannot be replaced, are written to.
 """
 
 import csv
+import hashlib
 import io
+import json
 import os
+import shutil
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +58,61 @@ def write_through(path, content):
             file.write(content)
     else:
         write_atomically(Path(os.path.realpath(path)), content)
+
+
+def read_regular(path, most):
+    """Reads a regular file of at most `most` bytes; a pipe or a device is not waited for.
+
+    Args:
+        path: `Path`.
+        most: int.
+
+    Returns:
+        bytes.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is not a regular file, or larger.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError(f"{path.name} is not a regular file")
+    if found.st_size > most:
+        raise ValueError(f"{path.name} has {found.st_size:,} bytes, expected at most {most:,}")
+    return path.read_bytes()
+
+
+def remove(path):
+    """Removes a file, a link or a folder with all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+SEAL = "sha256"  # of the other values, in a sealed file
+
+
+def write_sealed(path, values):
+    """Replaces a JSON file by a dict of JSON values and their sha256."""
+    content = json.dumps(values | {SEAL: _seal(values)}, indent=2)
+    write_atomically(path, content.encode() + b"\n")
+
+
+def unseal(values):
+    """Returns the values of `write_sealed`, as JSON gave them back, without their sha256.
+
+    Raises:
+        ValueError: If they do not match it.
+    """
+    others = {name: value for name, value in values.items() if name != SEAL}
+    if values.get(SEAL) != _seal(others):
+        raise ValueError("its contents do not match its sha256")
+    return others
+
+
+def _seal(values):
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def nearest_existing(folder):

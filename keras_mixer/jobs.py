@@ -4,12 +4,14 @@ import contextlib
 import logging
 import statistics
 import time
+from pathlib import Path
 
 from keras_mixer import console
 from keras_mixer.errors import InputError, RunError
-from keras_mixer.inference.versions import check_target
+from keras_mixer.inference.versions import check_target, published
 from keras_mixer.training.open_run import note_split_to_score, open_run
 from keras_mixer.training.run import describe_scores
+from keras_mixer.weights import model_folder
 
 
 def run_job(config, callbacks=()):
@@ -31,6 +33,7 @@ def run_job(config, callbacks=()):
     """
     with open_run(config, _check_export) as run:
         if run.finished:
+            run.check_complete()
             console.say(f"{run.directory} is complete; nothing was changed")
         else:
             _train_evaluate_export(run, callbacks)
@@ -52,8 +55,12 @@ def _train_evaluate_export(run, callbacks=()):
     fit_run(run, callbacks)
     score_run(run)
     if run.config.export and "saved_model" not in run.facts:
+        home = Path(run.config.export_dir) / run.config.name
+        sha256 = model_folder.read_facts(run.best)["sha256"]
         with _scores_named(run):
-            target = export_model(run.best, run.config.export_dir, run.config.name)
+            target = published(home, sha256) or export_model(
+                run.best, run.config.export_dir, run.config.name
+            )
         run.write_metrics(saved_model=str(target))
 
 

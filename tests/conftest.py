@@ -7,6 +7,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import csv
 import dataclasses
+import json
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 from PIL import Image
 
 from keras_mixer.data.splits import ArrayImages, Dataset
+from keras_mixer.files import unseal, write_sealed
 from keras_mixer.model.architecture import Architecture
 
 ROOT = Path(__file__).parents[1]
@@ -69,6 +71,13 @@ def read_history(run):
     """Returns the rows of a run's history.csv as dicts of strings."""
     with open(run.directory / "history.csv") as file:
         return list(csv.DictReader(file))
+
+
+def rewrite(path, change):
+    """Changes a sealed file by a function that changes its values, and seals it again."""
+    values = unseal(json.loads(path.read_text()))
+    change(values)
+    write_sealed(path, values)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -50,9 +50,9 @@ def test_round_trip_keeps_every_bit(tmp_path):
         "empty": np.zeros((0, 3), "float32"),
         "transposed": np.arange(6, dtype="float32").reshape(2, 3).T,
     }
-    save_checkpoint(tmp_path, TrainState(3, arrays, {"x": 0.1}))
+    save_checkpoint(tmp_path, TrainState(3, arrays, {"step": 3, "x": 0.1}))
     found = newest_checkpoint(tmp_path)
-    assert found.progress == {"x": 0.1}
+    assert found.progress == {"step": 3, "x": 0.1}
     for name, array in arrays.items():
         assert found.arrays[name].dtype == array.dtype
         np.testing.assert_array_equal(found.arrays[name], array)
@@ -115,6 +115,74 @@ def test_all_damaged_is_an_error_and_not_a_new_beginning(tmp_path):
     with pytest.raises(RunError, match="every checkpoint in .* is damaged"):
         newest_checkpoint(tmp_path)
     assert names(tmp_path) == ["step-0000000001"], "nothing is removed then"
+
+
+def _nested(path):
+    path.mkdir()
+    (path / "manifest.json").write_text("[" * 100_000)
+
+
+def _later_than_its_progress(path):
+    shutil.copytree(max(path.parent.glob("step-*")), path)
+
+
+def _with_a_pipe(name):
+    def make(path):
+        shutil.copytree(max(path.parent.glob("step-*")), path)
+        (path / name).unlink()
+        os.mkfifo(path / name)
+
+    return make
+
+
+# What may be in the place of the newest checkpoint, by a function of its path.
+IN_PLACE = {
+    "a file": lambda path: path.write_text(""),
+    "a link to a file": lambda path: path.symlink_to("/etc/hostname"),
+    "a dangling link": lambda path: path.symlink_to("nowhere"),
+    "a loop": lambda path: path.symlink_to(path),
+    "nested": _nested,
+    "another step's": _later_than_its_progress,
+    **{f"a pipe for {name}": _with_a_pipe(name) for name in FILES},
+}
+
+
+@pytest.mark.parametrize("make", IN_PLACE.values(), ids=IN_PLACE.keys())
+def test_whatever_is_in_place_of_the_newest_an_intact_older_one_is_found(tmp_path, capsys, make):
+    """And what is written then is kept, at the same step or a lower one."""
+    for step in (1, 2):
+        save_checkpoint(tmp_path, checkpoint(step))
+    make(tmp_path / "step-0000000005")
+    save_checkpoint(tmp_path, checkpoint(3))
+    assert "step-0000000003" in names(tmp_path), "not pruned for a later name"
+    assert_whole(newest_checkpoint(tmp_path), 3)
+    assert "damaged checkpoint skipped" in capsys.readouterr().err
+    make(tmp_path / "step-0000000005")
+    save_checkpoint(tmp_path, checkpoint(5))
+    assert_whole(newest_checkpoint(tmp_path), 5)
+
+
+def test_a_huge_manifest_is_not_read(tmp_path):
+    for step in (1, 2):
+        save_checkpoint(tmp_path, checkpoint(step))
+    with open(tmp_path / "step-0000000002" / "manifest.json", "w") as file:
+        file.truncate(1 << 40)
+    assert_whole(newest_checkpoint(tmp_path), 1)
+
+
+def test_the_checkpoint_of_another_run_is_refused_and_kept(tmp_path):
+    state = checkpoint(1)
+    save_checkpoint(tmp_path, state._replace(progress=state.progress | {"run": "a"}))
+    assert_whole(newest_checkpoint(tmp_path, "a"), 1)
+    with pytest.raises(RunError, match="step-0000000001 is a checkpoint of another run"):
+        newest_checkpoint(tmp_path, "b")
+    assert names(tmp_path) == ["step-0000000001"]
+
+
+def test_the_folder_around_is_not_made_again(tmp_path):
+    with pytest.raises(RunError, match="cannot write a checkpoint"):
+        save_checkpoint(tmp_path / "gone" / "checkpoints", checkpoint(1))
+    assert names(tmp_path) == []
 
 
 def test_what_others_put_there_is_left_alone(tmp_path):

@@ -45,6 +45,29 @@ def test_images_of_other_formats_are_left_out_with_a_warning(folder, capsys):
     assert said.startswith(f"{folder}: 2 images left out (.heic, .tiff); expected .jpg, .jpeg, .pn")
 
 
+def test_a_link_to_itself_is_named_and_nothing_else_is_lost(folder):
+    for name in ("ring", "ant/ring.png", "ant/ring", "ant/ring.heic"):
+        (folder / name).symlink_to(folder / name)
+    assert len(list_images(folder)[0]) == 37
+    message = f"1 unreadable image, .*: {folder}/ant/ring.png \\(not a regular file\\)"
+    with pytest.raises(InputError, match=message):
+        open_dataset("folder", folder)
+    (folder / "ant" / "ring.png").unlink()
+    assert len(open_dataset("folder", folder).class_names) == 3
+
+
+def test_thousands_of_folders_within_each_other_are_listed(folder, monkeypatch):
+    monkeypatch.chdir(folder / "ant")
+    for _ in range(1200):
+        os.mkdir("d")
+        os.chdir("d")
+    shutil.copy(folder / "ant" / "0.png", "deep.png")
+    os.chdir(folder)
+    names = list_images("ant")[0].names.tolist()
+    assert names[-1] == b"d/" * 1200 + b"deep.png"
+    subprocess.run(["rm", "-r", folder / "ant" / "d"], check=True)  # shutil recurses
+
+
 def test_listing_numbers_the_folder_of_each_file(folder):
     listing, found_in = list_images(folder, ["cat", "ant"])
     tops = [name.split(b"/")[0] for name in listing.names.tolist()]

@@ -1,12 +1,13 @@
 """Tests `keras_mixer/console.py`: it prints literally, and never stops a run."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 from conftest import ROOT
 
-from keras_mixer.console import printable, say
+from keras_mixer.console import one_line, printable, say
 
 
 def test_names_are_printed_literally(capsys):
@@ -17,6 +18,7 @@ def test_names_are_printed_literally(capsys):
 def test_printable_keeps_what_can_be_read():
     assert printable("Zürich 猫 line\nline") == "Zürich 猫 line\nline"
     assert printable("caf\udce9") == "caf\\udce9"
+    assert one_line("a.png: cat\nb.png") == "a.png: cat\\nb.png"
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -46,3 +48,20 @@ def test_a_closed_standard_error_stops_nothing():
     process.stderr.close()
     assert process.communicate(b"\n")[0] == b"went on\n"
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_keep_no_command_from_its_end(tmp_path, closed):
+    """Else the next file that is opened would be the stream, and get what is printed."""
+    command = f"{sys.executable} {ROOT}/train.py --help {closed}; echo $? > status"
+    subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, check=True)
+    assert (tmp_path / "status").read_text() == "0\n"
+    code = (
+        "from keras_mixer.console import prepare_streams; prepare_streams(); import sys\n"
+        "with open('file', 'w') as file: print(file.fileno(), file=file)\n"
+        "print('out'); print('é', file=sys.stderr)"
+    )
+    command = f'PYTHONIOENCODING=ascii {sys.executable} -c "{code}" {closed}'
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(["sh", "-c", command], cwd=tmp_path, env=environment, check=True)
+    assert int((tmp_path / "file").read_text()) > 2

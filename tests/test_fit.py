@@ -366,3 +366,58 @@ def test_a_signalled_process_saves_and_tells_how_to_go_on(tmp_path, number, stat
     assert process.returncode == status
     assert f"to continue: python {ROOT / 'train.py'} --depth=2" in said
     assert newest_checkpoint(tmp_path / "run" / "checkpoints").step > 0
+
+
+# === Files of other runs, and files that are gone ===
+
+
+def test_checkpoints_of_another_seed_are_refused(config, interrupted):
+    interrupted(config("other", seed=1), 20)
+    interrupted(config(), 25)
+    folder = config_path(config) / "checkpoints"
+    shutil.rmtree(folder)
+    shutil.copytree(config_path(config).with_name("other") / "checkpoints", folder)
+    with pytest.raises(RunError, match="step-0000000020 is a checkpoint of another run"):
+        fit(config())
+
+
+def test_weights_of_another_run_are_not_scored(config):
+    """Neither when a finished run is given again, nor if it is not scored yet."""
+    run, other = fit(config()), fit(config("other", seed=1))
+    shutil.copy(other.best / "model.safetensors", run.best)
+    with pytest.raises(RunError, match="holds other weights than those of epoch"):
+        fit(config())
+    with open_module.open_run(config()) as opened, pytest.raises(InputError, match="did not save"):
+        opened.check_best()
+
+
+@pytest.mark.parametrize("removed", ["checkpoints", "checkpoints/*"])
+def test_without_its_checkpoints_a_run_says_so(config, interrupted, capsys, removed):
+    """A kill before the first checkpoint leaves an empty folder, and the run begins again."""
+    interrupted(config(), 25)
+    for path in config_path(config).glob(removed):
+        shutil.rmtree(path)
+    if removed == "checkpoints":
+        with pytest.raises(RunError, match="has a history of 1 epochs but no checkpoints/"):
+            fit(config())
+    else:
+        expected = state(fit(config("undisturbed")))
+        assert state(fit(config())) == expected
+        assert "no checkpoint was saved in 1 epochs of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_run_whose_directory_is_taken_away_ends_and_does_not_make_it_again(config, replaced):
+    directory = config_path(config)
+
+    def take_away(*_):
+        shutil.rmtree(directory)
+        if replaced:
+            with open_module.open_run(config(seed=1)):
+                pass
+
+    taken = keras.callbacks.LambdaCallback(on_epoch_begin=take_away)
+    with pytest.raises(RunError, match="holds another run" if replaced else "is gone: it was"):
+        fit(config(), callbacks=[taken])
+    assert not (directory / "history.csv").exists()
+    assert directory.exists() == replaced

@@ -17,8 +17,8 @@ SCRIPTS = [ROOT / "train.py"]
 
 # Floors, from the ground up: a file imports from its own folder or from floors below.
 FLOORS = [
-    *("errors", "files", "console", "model", "data", "preprocessing", "weights", "config"),
-    *("training", "inference", "jobs", "reports", "studies", "commands", "__main__"),
+    *("interrupts", "errors", "files", "console", "model", "data", "preprocessing", "weights"),
+    *("config", "training", "inference", "jobs", "reports", "studies", "commands", "__main__"),
 ]
 
 # Imports within functions, each with what it would cost to import at the top (measured with

@@ -5,29 +5,31 @@ import dataclasses
 import errno
 import gc
 import itertools
-import json
 import logging
 import os
 import runpy
 import shutil
+import subprocess
 import sys
 import weakref
+from pathlib import Path
 from types import SimpleNamespace
 
 import keras
 import pytest
 import tensorflow as tf
-from conftest import ROOT
+from conftest import ROOT, rewrite
 from tensorflow.python.eager import context
 from tensorflow.python.framework import ops
 from tensorflow.python.framework.func_graph import FuncGraph
 
 from keras_mixer import Config, InputError, fit, jobs, run_job
 from keras_mixer.config.options import as_flags
+from keras_mixer.files import write_sealed
 from keras_mixer.inference import evaluate as evaluate_module
 from keras_mixer.inference import export as export_module
 from keras_mixer.inference.export import export_model
-from keras_mixer.inference.versions import check_target
+from keras_mixer.inference.versions import check_target, make_unfinished
 from keras_mixer.training import fit as fit_module
 from keras_mixer.training.checkpoints import newest_checkpoint
 from keras_mixer.training.run import read_metrics
@@ -107,7 +109,7 @@ def test_stopped_before_its_export_a_job_continues_with_that_alone(finished, tmp
     config, run = finished
     shutil.copytree(run.directory, tmp_path / "run")
     metrics = run.scores | {"facts": {"selected_epoch": 1}}
-    (tmp_path / "run" / "metrics.json").write_text(json.dumps(metrics))
+    write_sealed(tmp_path / "run" / "metrics.json", metrics)
     config = dataclasses.replace(config, output_dir=f"{tmp_path}/run", export_dir=str(tmp_path))
     monkeypatch.setattr(keras.Model, "fit", lambda *_, **__: pytest.fail("trains again"))
     monkeypatch.setattr(evaluate_module, "evaluate_run", lambda *_: pytest.fail("scores again"))
@@ -115,6 +117,44 @@ def test_stopped_before_its_export_a_job_continues_with_that_alone(finished, tmp
     assert again.scores == run.scores
     assert again.facts["saved_model"] == f"{tmp_path}/mlp_mixer/1"
     assert (tmp_path / "mlp_mixer" / "1" / "saved_model.pb").is_file()
+
+
+def test_killed_between_publishing_and_noting_it_a_job_publishes_nothing_again(finished, tmp_path):
+    config, run = finished
+    shutil.copytree(run.directory, tmp_path / "run")
+    home = Path(config.export_dir) / config.name
+    before = sorted(os.listdir(home))
+    config = dataclasses.replace(config, output_dir=str(tmp_path / "run"))
+    rewrite(tmp_path / "run" / "metrics.json", lambda values: values["facts"].pop("saved_model"))
+    assert run_job(config).facts["saved_model"] == run.facts["saved_model"]
+    assert sorted(os.listdir(home)) == before
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next_one(tmp_path):
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    left = Path(make_unfinished(tmp_path))
+    dead = left.rename(tmp_path / left.name.replace(str(os.getpid()), str(child.pid)))
+    own, other = Path(make_unfinished(tmp_path)), tmp_path / ".export-elsewhere.1.x"
+    other.mkdir()
+    assert not dead.exists()
+    Path(make_unfinished(tmp_path)).rmdir()
+    assert own.exists(), "of a process that is alive"
+    assert other.exists(), "of another computer"
+
+
+def test_a_damaged_history_is_named_and_written_again_once_metrics_are_gone(finished, tmp_path):
+    config, run = finished
+    directory = tmp_path / "run"
+    shutil.copytree(run.directory, directory)
+    config = dataclasses.replace(config, output_dir=str(directory), export=False)
+    content = (directory / "history.csv").read_bytes()
+    (directory / "history.csv").write_bytes(content.replace(b"0.", b"1.", 1))
+    with pytest.raises(InputError, match=r"history\.csv: damaged; metrics\.json and best"):
+        run_job(config)
+    (directory / "metrics.json").unlink()
+    assert run_job(config).scores == run.scores
+    assert (directory / "history.csv").read_bytes() == content
 
 
 def test_a_model_of_other_classes_is_not_exported_as_a_new_version(finished, folder, tmp_path):
@@ -162,7 +202,7 @@ def test_a_full_disk_at_export_loses_no_score(finished, tmp_path, monkeypatch, r
     config, done = finished
     shutil.copytree(done.directory, tmp_path / "run")
     metrics = done.scores | {"facts": {"selected_epoch": 1}}
-    (tmp_path / "run" / "metrics.json").write_text(json.dumps(metrics))
+    write_sealed(tmp_path / "run" / "metrics.json", metrics)
     words = ["train", *as_flags(config), f"--output_dir={tmp_path}/run", "--export_dir=exports"]
 
     def fail(*_, **__):

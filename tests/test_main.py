@@ -13,7 +13,7 @@ import threading
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, rewrite
 from PIL import Image
 
 from keras_mixer import InputError
@@ -93,9 +93,8 @@ def place(tmp_path_factory, trained):
         Image.new("RGB", (9, 9)).save(folder / "broken" / name / "good.png")
     (folder / "broken" / "b" / "x.jpg").write_text("hello")
     (folder / "run").mkdir()
-    record = json.loads((trained.directory / "config.json").read_text())
-    record["config"] |= {"lr": 0.001}
-    (folder / "run" / "config.json").write_text(json.dumps(record))
+    shutil.copy(trained.directory / "config.json", folder / "run")
+    rewrite(folder / "run" / "config.json", lambda record: record["config"].update(lr=0.001))
     return folder
 
 

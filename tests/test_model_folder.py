@@ -1,6 +1,7 @@
 """Tests `keras_mixer/weights/`: whole or refused, never half."""
 
 import json
+import os
 import shutil
 
 import keras
@@ -34,7 +35,9 @@ def test_folder_gives_back_the_model(model, saved):
     again = load_mixer(saved)
     np.testing.assert_array_equal(again(images), model(images))
     assert again.spec == read_pretrained(saved).spec == SPEC
-    assert model_folder.read_weights(saved)[1] == {"epoch": 3}
+    arrays, facts = model_folder.read_weights(saved)
+    assert facts == {"epoch": 3, "sha256": model_folder.digest(arrays)}
+    assert model_folder.read_facts(saved) == facts
 
 
 def test_overrides_leave_the_weights_alone(model, saved):
@@ -50,6 +53,32 @@ def test_flipped_bits_in_weights_are_noticed(saved, place):
     content[int(place * len(content))] ^= 4
     path.write_bytes(content)
     with pytest.raises(InputError, match="damaged|cannot be read"):
+        load_mixer(saved)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda a: a.astype("int8"), lambda a: a > 0, lambda a: a * np.nan]
+)
+def test_weights_that_are_no_finite_floats_are_refused(saved, change):
+    arrays, _ = model_folder.read_weights(saved)
+    model_folder.write_weights(saved, {name: change(array) for name, array in arrays.items()})
+    with pytest.raises(InputError, match="holds NaN or infinity|is (int8|bool), expected one of"):
+        load_mixer(saved)
+
+
+@pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
+def test_pipes_are_not_waited_for(saved, name):
+    (saved / name).unlink()
+    os.mkfifo(saved / name)
+    with pytest.raises(InputError, match="not a checkpoint|not a regular file"):
+        load_mixer(saved)
+
+
+def test_a_huge_spec_is_not_read(saved):
+    os.truncate(saved / "model.json", 1 << 40)
+    with pytest.raises(
+        InputError, match=r"model\.json has 1,099,511,627,776 bytes, expected at most"
+    ):
         load_mixer(saved)
 
 

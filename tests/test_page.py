@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 import keras
 import numpy as np
 import pytest
+from conftest import rewrite
 from PIL import Image
 
 import keras_mixer
@@ -33,16 +34,14 @@ from keras_mixer.weights import model_folder
 def changed(directory, run, flags=(), noise=0.0, **options):
     """Copies a run; its config and flags differ, and its best weights have some noise."""
     shutil.copytree(run, directory, ignore=shutil.ignore_patterns("checkpoints", ".lock"))
-    path = directory / "config.json"
-    record = json.loads(path.read_text())
-    record["config"] |= options
-    path.write_text(json.dumps(record))
+    rewrite(directory / "config.json", lambda record: record["config"].update(options))
     with open(directory / "flags.txt", "a") as file:
         file.writelines(f"{flag}\n" for flag in flags)
     arrays, facts = model_folder.read_weights(directory / "best")
     draw = np.random.default_rng(0).normal
     arrays = {n: (a + noise * draw(size=a.shape)).astype(a.dtype) for n, a in arrays.items()}
     model_folder.write_weights(directory / "best", arrays, **facts)
+    rewrite(directory / "metrics.json", lambda metrics: metrics.pop("seals", None))
     return directory
 
 
@@ -380,13 +379,8 @@ HOSTILE = (
 def hostile(runs, tmp_path):
     """An experiment whose directory, flags, data and classes have hostile names."""
     directory = changed(tmp_path / '"><b onclick=x>$', runs[0], [f"--name={HOSTILE[1]}"])
-    path = directory / "config.json"
-    record = json.loads(path.read_text())
-    record["config"] |= {
-        "dataset": "folder",
-        "data_dir": f"/x/{HOSTILE[7]}{HOSTILE[0]}".rstrip("/"),
-    }
-    path.write_text(json.dumps(record))
+    data = {"dataset": "folder", "data_dir": f"/x/{HOSTILE[7]}{HOSTILE[0]}".rstrip("/")}
+    rewrite(directory / "config.json", lambda record: record["config"].update(data))
     with open(directory / "flags.txt", "ab") as file:
         file.write(b"--variant=\xff<i>$x\n")
     scores = {name: 0.5 for name in ("top1", "top5", "balanced_accuracy", "macro_f1", "ece", "nll")}

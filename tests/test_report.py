@@ -1,14 +1,16 @@
 """Tests `keras_mixer/reports/report.py`: a table of finished runs."""
 
 import csv
-import json
 import shutil
 import statistics
 
 import pytest
+from conftest import rewrite
 
 from keras_mixer import InputError
+from keras_mixer.files import write_sealed
 from keras_mixer.reports.report import as_table, read_experiments
+from keras_mixer.training.run import FORMAT
 
 DATA = "photos: 1,000, 20, 30"
 ENVIRONMENT = {"cpu": "a CPU", "cores": "2", "python": "3", "tensorflow": "2", "keras": "3"}
@@ -36,13 +38,13 @@ def runs(tmp_path):
         config = {"dataset": "folder", "data_dir": "/data/photos", "seed": index}
         images = {"train": 1000, "validation": 20, "test": 30}
         record = {
-            "format": 2, "config": config, "data": {"identity": "", "images": images},
+            "format": FORMAT, "config": config, "data": {"identity": "", "images": images},
             "environment": ENVIRONMENT,
         }  # fmt: skip
-        (run / "config.json").write_text(json.dumps(record))
+        write_sealed(run / "config.json", record)
         (run / "flags.txt").write_text("".join(f"{flag}\n" for flag in flags))
         scores = {"validation": {"top1": top1 - 0.01}, "test": {"top1": top1}}
-        (run / "metrics.json").write_text(json.dumps(scores))
+        write_sealed(run / "metrics.json", scores)
         with open(run / "history.csv", "w") as file:
             writer = csv.DictWriter(file, ["epoch", "seconds"])
             writer.writeheader()
@@ -62,14 +64,12 @@ def test_seeds_of_an_experiment_share_a_row(runs):
 
 
 def test_one_core_is_one(runs):
-    path = runs[0] / "config.json"
-    path.write_text(path.read_text().replace('"cores": "2"', '"cores": 1'))
+    rewrite(runs[0] / "config.json", lambda record: record["environment"].update(cores=1))
     assert tabulate(runs[:1]).endswith("Made on a CPU, 1 core, Python 3, TensorFlow 2, Keras 3.\n")
 
 
 def test_other_data_get_a_row_of_their_own_and_a_run_counts_once(runs):
-    path = runs[2] / "config.json"
-    path.write_text(path.read_text().replace('"identity": ""', '"identity": "other"'))
+    rewrite(runs[2] / "config.json", lambda record: record["data"].update(identity="other"))
     table = tabulate([*runs, runs[0], runs[0] / ".." / "1"]).splitlines()
     assert table[2].startswith(f"| `--dim=8` | {DATA} | 2 |")
     assert table[3].startswith(f"| `--dim=8` | {DATA} | 1 |")
@@ -99,7 +99,9 @@ def test_damaged_runs_are_named_and_left_out(runs, capsys):
     warned = capsys.readouterr().err.splitlines()
     assert warned[:2] == [f"{run}: left out: {run}/history.csv: damaged" for run in runs[:2]]
     assert warned[2].startswith(f"{runs[2]}: left out: {runs[2]}/metrics.json: damaged")
-    assert warned[3].startswith(f"{runs[3]}: left out: {runs[3]}/config.json was not written by")
+    assert warned[3].startswith(
+        f"{runs[3]}: left out: {runs[3]}/config.json is damaged, or was not"
+    )
 
 
 def test_runs_of_a_sweep_that_were_scored_later_share_a_row(runs):
@@ -107,7 +109,7 @@ def test_runs_of_a_sweep_that_were_scored_later_share_a_row(runs):
     with open(runs[0] / "flags.txt", "a") as file:
         file.write("--eval_split=validation\n")
     assert f"| `--dim=8` | {DATA} | 3 |" in tabulate(runs)
-    (runs[0] / "metrics.json").write_text('{"validation": {"top1": 0.5}}')
+    write_sealed(runs[0] / "metrics.json", {"validation": {"top1": 0.5}})
     table = tabulate(runs).splitlines()
     assert f"| `--dim=8` | {DATA} | 1 | 50.00 | – | 4 | 6 s |" in table
     assert any(line.startswith(f"| `--dim=8` | {DATA} | 2 |") for line in table)

@@ -11,7 +11,6 @@ first step (while Python imports and XLA compiles) would prove nothing and are n
 
 import argparse
 import csv
-import json
 import random
 import signal
 import subprocess
@@ -21,6 +20,7 @@ import time
 from pathlib import Path
 
 from keras_mixer.training.checkpoints import newest_checkpoint
+from keras_mixer.training.run import read_metrics
 from keras_mixer.weights import model_folder
 
 TRAIN = Path(__file__).parents[1] / "train.py"
@@ -72,7 +72,7 @@ def fingerprint(directory):
         "best": {name: array.tobytes() for name, array in weights.items()},
         "facts": [facts, checkpoint.progress["best"], checkpoint.step],
         "history": rows,
-        "metrics": json.loads((directory / "metrics.json").read_text()),
+        "metrics": read_metrics(directory),
     }
 
 

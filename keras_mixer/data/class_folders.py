@@ -5,7 +5,7 @@ import os
 import numpy as np
 
 from keras_mixer.data.image_checks import refuse_unreadable
-from keras_mixer.data.image_listing import IMAGE_SUFFIXES, list_images
+from keras_mixer.data.image_listing import IMAGE_SUFFIXES, leads_to_folder, list_images
 from keras_mixer.data.splits import FileImages
 from keras_mixer.errors import InputError, path_errors, some_of
 
@@ -60,7 +60,7 @@ def subfolders(directory):
 
 def _list_folders(directory):
     with path_errors(directory), os.scandir(directory) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir())
+        return sorted(entry.name for entry in entries if leads_to_folder(entry))
 
 
 def _list_class_names(folder, least):

@@ -96,18 +96,28 @@ def _image_entries(folder, left_out):
 
     Links to files count as files; links to folders are not followed, since they may be circular.
     """
-    with path_errors(os.fsdecode(folder)), os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith(b"."):
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                yield from _image_entries(entry.path, left_out)
-                continue
-            suffix = _suffix(entry.name)
-            if suffix in IMAGE_SUFFIXES and not entry.is_dir():
-                yield entry
-            elif suffix in OTHER_SUFFIXES and not entry.is_dir():
-                left_out[suffix] += 1
+    folders = [folder]  # not by recursion: there may be thousands within each other
+    while folders:
+        folder = folders.pop()
+        with path_errors(os.fsdecode(folder)), os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith(b"."):
+                    continue
+                suffix = _suffix(entry.name)
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                elif suffix in IMAGE_SUFFIXES and not leads_to_folder(entry):
+                    yield entry
+                elif suffix in OTHER_SUFFIXES and not leads_to_folder(entry):
+                    left_out[suffix] += 1
+
+
+def leads_to_folder(entry):
+    """Returns whether a directory entry is a folder or a link to one; a link to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def has_image_suffix(name):

@@ -57,6 +57,7 @@ def subject_of_run(run, split_name, batch_size=EVALUATION_BATCH_SIZE):
         InputError: If the split or the weights do not exist.
     """
     split = run.dataset.split(split_name)
+    run.check_best()
     use_threads_for(batch_size)
     classes = np.arange(len(run.dataset.class_names))
     return Subject(split_name, load_mixer(run.best), run.spec, split, classes, batch_size)
@@ -255,7 +256,7 @@ MOST_CLASSES_IN_CONFUSION = 20
 
 def as_table(scores):
     """Returns the scores of `evaluate_subject` as a text table."""
-    names = [console.printable(row["name"]).replace("\n", "\\n") for row in scores["classes"]]
+    names = [console.one_line(row["name"]) for row in scores["classes"]]
     width = max(map(len, [*names, "class"]))
     lines = [
         f"{scores['split']}: {scores['n']:,} images, top-1 {scores['top1']:.2%}, "

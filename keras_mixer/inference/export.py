@@ -4,7 +4,7 @@ It has two signatures:
 
 - `serving_default`: `images`, uint8 `(batch, height, width, channels)` of any height and width;
 - `serve_bytes`: `image_bytes`, strings `(batch,)`, each a JPEG (its EXIF orientation is applied),
-  PNG, BMP, WebP or GIF (its first frame) file.
+  PNG, BMP, WebP or GIF (its first frame) file of at most `image_checks.MOST_PIXELS` pixels.
 
 Both return `logits` and `probabilities`, float32 `(batch, num_classes)`, and `class_names`, strings
 of the same shape. A SavedModel is a program: load trusted ones only (TensorFlow, SECURITY.md).
@@ -13,7 +13,6 @@ of the same shape. A SavedModel is a program: load trusted ones only (TensorFlow
 import contextlib
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 import keras
@@ -22,8 +21,14 @@ import tensorflow as tf
 
 from keras_mixer.errors import RunError
 from keras_mixer.files import flush_folder, flush_tree
-from keras_mixer.inference.versions import EXTRA, check_target, version_numbers
-from keras_mixer.preprocessing.decode import decode_image
+from keras_mixer.inference.versions import (
+    EXTRA,
+    check_target,
+    make_unfinished,
+    version_numbers,
+    write_source,
+)
+from keras_mixer.preprocessing.decode import decode_image, refuse_large
 from keras_mixer.preprocessing.resize import preprocess
 from keras_mixer.training.fast_mixing import use_fast_mixing
 from keras_mixer.training.losses import PROBABILITIES
@@ -54,15 +59,17 @@ def export_model(path, export_dir, name):
     """
     pretrained = read_pretrained(path)
     check_target(export_dir, name, pretrained.spec)
+    sha256 = model_folder.digest(pretrained.arrays)
     model = build_pretrained(pretrained, path, dtype="float32")
     home = Path(export_dir) / name
     with _disk_errors(home):
         home.mkdir(parents=True, exist_ok=True)
-        temporary = tempfile.mkdtemp(prefix=".export-", dir=home)
+        temporary = make_unfinished(home)
         try:
             build_archive(model).write_out(temporary, verbose=False)
             _compare(temporary, model)
             model_folder.write_spec(Path(temporary) / EXTRA, model.spec)
+            write_source(Path(temporary), sha256)
             os.chmod(temporary, 0o755)
             flush_tree(Path(temporary))
             return _publish(temporary, home)
@@ -98,7 +105,7 @@ def build_archive(model):
 
     def serve_bytes(image_bytes):
         def read(content):
-            return preprocess(decode_image(content, channels), spec)
+            return preprocess(decode_image(refuse_large(content), channels), spec)
 
         prepared = tf.TensorSpec(model.input_shape[1:], tf.float32)
         return respond(tf.map_fn(read, image_bytes, fn_output_signature=prepared))

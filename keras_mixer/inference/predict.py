@@ -11,7 +11,7 @@ import os
 
 import numpy as np
 
-from keras_mixer.console import printable, track, warn
+from keras_mixer.console import one_line, printable, track, warn
 from keras_mixer.data.image_listing import list_images
 from keras_mixer.errors import InputError, some_of
 from keras_mixer.inference.read_image import as_list, read_image, refuse_unreadable
@@ -197,7 +197,7 @@ def predictions_as_text(model, paths, format, top_k=5):
 
 def as_table(rows):
     """Formats predictions as text, a line per image."""
-    return "".join(f"{printable(row['file'])}: {printable(_result_text(row))}\n" for row in rows)
+    return "".join(f"{one_line(row['file'])}: {one_line(_result_text(row))}\n" for row in rows)
 
 
 def _result_text(row):

@@ -1,18 +1,22 @@
 """Versions of an exported model: `export_dir/name/1/`, `2/` and so on, as servers expect them.
 
 A server that watches the folder takes a higher number for an upgrade of the same model. Every
-version keeps its model.json in assets.extra/, the place in a SavedModel for files of one's own.
-TensorFlow is not imported.
+version keeps its model.json in assets.extra/, the place in a SavedModel for files of one's own, and
+the sha256 of the weights it was made of. TensorFlow is not imported.
 """
 
+import contextlib
+import os
+import re
+import socket
 import tempfile
 from pathlib import Path
 
 from keras_mixer.errors import InputError, some_of
-from keras_mixer.files import nearest_existing
+from keras_mixer.files import nearest_existing, remove, write_durably
 from keras_mixer.weights import model_folder
 
-EXTRA = "assets.extra"
+EXTRA, SOURCE = "assets.extra", "weights.sha256"
 
 
 def check_target(export_dir, name, spec):
@@ -50,6 +54,43 @@ def _check_writable(folder, given):
 
 def _first(names):
     return f"{some_of(names[:3])}{', …' * (len(names) > 3)}"
+
+
+def write_source(version, sha256):
+    """Notes in a version, a `Path`, the `model_folder.digest` of the weights it was made of."""
+    write_durably(version / EXTRA / SOURCE, f"{sha256}\n".encode())
+
+
+def published(home, sha256):
+    """Returns the newest version in a folder if it was made of weights with this digest, or None.
+
+    A job that was killed after it had published a version does not publish it again.
+    """
+    for number in version_numbers(home)[-1:]:
+        source = home / str(number) / EXTRA / SOURCE
+        if source.is_file() and source.read_text("ascii", "replace").strip() == sha256:
+            return home / str(number)
+    return None
+
+
+def make_unfinished(home):
+    """Makes a folder for a version that is not finished, and removes those of killed processes.
+
+    Args:
+        home: `Path` of the versions.
+
+    Returns:
+        Path of the folder. Its name has the computer and the process it belongs to.
+    """
+    computer = re.sub(r"\W", "-", socket.gethostname())
+    # On Windows, `os.kill` would end the process that it asks for.
+    for left in home.glob(f".export-{computer}.*.*") if os.name != "nt" else ():
+        with contextlib.suppress(ValueError, PermissionError):  # PermissionError: another user's
+            try:
+                os.kill(int(left.name.split(".")[-2]), 0)
+            except ProcessLookupError:
+                remove(left)
+    return tempfile.mkdtemp(prefix=f".export-{computer}.{os.getpid()}.", dir=home)
 
 
 def version_numbers(home):

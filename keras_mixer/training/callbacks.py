@@ -95,6 +95,7 @@ class EpochEnd(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if epoch_is_open(self.run, self.progress.step):
             return  # stopped within the epoch; the resumed run finishes it
+        self.run.check_there()
         row = self._row(epoch, logs)
         with use_ema_weights(self.model):
             if self.validation is not None:
@@ -103,7 +104,9 @@ class EpochEnd(keras.callbacks.Callback):
                 row |= {"val_loss": scores["loss"], "val_accuracy": scores["accuracy"]}
             if self.validation is None or rank(row) > rank(self.progress.best):
                 facts = {name: row[name] for name in ("epoch", "step", "val_loss", "val_accuracy")}
-                write_weights(self.run.best, model_weights(self.model), **facts)
+                facts["run"] = self.run.identity
+                weights = model_weights(self.model)
+                self.progress.best_sha256 = write_weights(self.run.best, weights, **facts)
                 self.progress.best = row
         if logs is not None:  # for the callbacks after this one
             logs |= {
@@ -200,6 +203,7 @@ class Saver(keras.callbacks.Callback):
         """Writes a checkpoint, unless there is one of this step."""
         if self._saved_step == self.progress.step:
             return
+        self.run.check_there()
         arrays = gather_state(model, self.meters)
         for name, array in arrays.items():
             stop_unless_finite(f"value of {name}", array, self)

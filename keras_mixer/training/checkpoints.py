@@ -13,14 +13,24 @@ import shutil
 from typing import NamedTuple
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from keras_mixer import console
 from keras_mixer.errors import RunError
-from keras_mixer.files import flush_folder, nearest_existing, pack, write_durably
+from keras_mixer.files import (
+    flush_folder,
+    nearest_existing,
+    pack,
+    read_regular,
+    remove,
+    write_durably,
+)
 
 KEPT = 2
 ARRAYS, PROGRESS, MANIFEST = "arrays.safetensors", "progress.json", "manifest.json"
+_MANIFEST_BYTES = 10_000
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError)
 
 
 class TrainState(NamedTuple):
@@ -29,7 +39,7 @@ class TrainState(NamedTuple):
     Attributes:
         step: Optimizer steps taken.
         arrays: dict from name to array.
-        progress: dict of JSON values, the fields of `Progress`.
+        progress: dict of JSON values, the fields of `Progress`: `step` and `run` among them.
     """
 
     step: int
@@ -41,27 +51,27 @@ def save_checkpoint(folder, state):
     """Writes a checkpoint and deletes all but the newest `KEPT`.
 
     Args:
-        folder: `Path` of the run's checkpoints; made if it does not exist.
+        folder: `Path` of the run's checkpoints; made if it does not exist, but not what it is in.
         state: `TrainState`.
 
     Raises:
         RunError: If the disk is full or not writable; earlier checkpoints stay intact.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f"{_name(state.step)}.tmp-{os.getpid()}"
     contents = {ARRAYS: pack(state.arrays), PROGRESS: json.dumps(state.progress).encode()}
+    final = folder / _name(state.step)
     try:
+        folder.mkdir(exist_ok=True)
         _write_folder(temporary, contents)
-        final = folder / _name(state.step)
-        if final.exists():  # damaged
-            shutil.rmtree(final)
+        remove(final)  # damaged, if it is there
         os.rename(temporary, final)
         flush_folder(folder)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise RunError(_why_not_saved(folder, contents, error)) from error
-    for old in _complete(folder)[KEPT:]:
-        shutil.rmtree(old)
+    others = [candidate for candidate in _complete(folder) if candidate != final]
+    for old in others[KEPT - 1 :]:
+        remove(old)
 
 
 def _write_folder(folder, contents):
@@ -111,7 +121,7 @@ def check_space(directory, size):
         )
 
 
-def newest_checkpoint(folder):
+def newest_checkpoint(folder, run=None):
     """Reads the newest intact checkpoint, and prints which damaged ones it skipped.
 
     Deletes damaged checkpoints that are newer, and unfinished ones; the caller must hold the run's
@@ -119,24 +129,30 @@ def newest_checkpoint(folder):
 
     Args:
         folder: `Path` of the run's checkpoints.
+        run: `Run.identity` that the checkpoint must have, or None for any.
 
     Returns:
         A `TrainState`, or None if there are no checkpoints.
 
     Raises:
-        RunError: If there are checkpoints but every one is damaged.
+        RunError: If there are checkpoints but every one is damaged, or it is of another run.
     """
     for unfinished in folder.glob("step-*.tmp-*"):
-        shutil.rmtree(unfinished)
+        remove(unfinished)
     candidates = _complete(folder)
     for index, candidate in enumerate(candidates):
         try:
             state = _read_folder(candidate)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except _DAMAGE as error:
             console.warn(f"damaged checkpoint skipped: {candidate} ({error})")
             continue
+        if run is not None and state.progress.get("run") != run:
+            raise RunError(
+                f"{candidate} is a checkpoint of another run: its flags, data or initial weights "
+                f"were others; move it to where it belongs. Nothing was changed"
+            )
         for damaged in candidates[:index]:
-            shutil.rmtree(damaged)
+            remove(damaged)
         return state
     if candidates:
         raise RunError(
@@ -152,13 +168,17 @@ def _complete(folder):
 
 
 def _read_folder(folder):
-    manifest = json.loads((folder / MANIFEST).read_text())
-    contents = {name: (folder / name).read_bytes() for name in (ARRAYS, PROGRESS)}
+    manifest = json.loads(read_regular(folder / MANIFEST, _MANIFEST_BYTES))
+    contents = {
+        name: read_regular(folder / name, manifest[name]["bytes"]) for name in (ARRAYS, PROGRESS)
+    }
     for name, entry in _manifest(contents).items():
         if manifest[name] != entry:
             raise ValueError(f"{name} does not match its sha256")
-    step = int(folder.name.removeprefix("step-"))
-    return TrainState(step, load(contents[ARRAYS]), json.loads(contents[PROGRESS]))
+    step, progress = int(folder.name.removeprefix("step-")), json.loads(contents[PROGRESS])
+    if progress["step"] != step:
+        raise ValueError(f"its progress is that of step {progress['step']}")
+    return TrainState(step, load(contents[ARRAYS]), progress)
 
 
 def _name(step):

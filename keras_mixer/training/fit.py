@@ -29,7 +29,7 @@ from keras_mixer.training.checkpoints import check_space, newest_checkpoint
 from keras_mixer.training.fast_mixing import number_of_parts, use_fast_mixing, use_threads_for
 from keras_mixer.training.finetuning import describe_trained, freeze_backbone, layer_rates
 from keras_mixer.training.losses import KERAS_LOSSES
-from keras_mixer.training.open_run import open_run
+from keras_mixer.training.open_run import check_beginning, open_run
 from keras_mixer.training.optimizers import build_optimizer
 from keras_mixer.training.progress import Progress, is_over
 from keras_mixer.training.rematerialization import rematerialize
@@ -76,6 +76,7 @@ def fit_run(run, callbacks=()):
     prepare_threads(run.config)
     progress, arrays = _last_state(run)
     if is_over(run, progress):
+        _finish(run, progress)
         return
     keras.utils.set_random_seed(run.config.seed)
     schedule = _schedule(run)
@@ -235,9 +236,20 @@ def _way(config):
     return "no XLA" if plain else "fast mixing"
 
 
+def _finish(run, progress):
+    """Writes the history of a run that is over, and checks that its best weights are there."""
+    run.write_history(progress.rows)
+    if model_folder.read_facts(run.best)["sha256"] != progress.best_sha256:
+        raise RunError(
+            f"{run.best} holds other weights than those of epoch {progress.best['epoch']}, which "
+            f"{run.directory} saved there; restore them, or train again with --overwrite"
+        )
+
+
 def _last_state(run):
-    checkpoint = newest_checkpoint(run.checkpoints)
+    checkpoint = newest_checkpoint(run.checkpoints, run.identity)
     if checkpoint is None:
+        check_beginning(run)
         names = ", ".join(run.dataset.class_names[:5])
         more = ", …" if len(run.dataset.class_names) > 5 else ""
         console.say(
@@ -245,7 +257,7 @@ def _last_state(run):
             f"{len(run.dataset.class_names)} classes ({names}{more}), "
             f"{run.steps_per_epoch:,} steps an epoch, {run.total_steps:,} steps"
         )
-        return Progress(computed_by=_computed_by(run.config)), None
+        return Progress(computed_by=_computed_by(run.config), run=run.identity), None
     progress = Progress(**checkpoint.progress)
     if not is_over(run, progress):
         console.say(f"continuing {run.directory} at step {progress.step} of {run.total_steps}")
@@ -272,10 +284,10 @@ def _note_changes(run, progress):
         )
         progress.computed_by = now
     if progress.best is not None:
-        progress.best = _confirmed_best(run, progress.best)
+        progress.best = _confirmed_best(run, progress)
 
 
-def _confirmed_best(run, row):
+def _confirmed_best(run, progress):
     """Returns the history row of the best epoch, or None if the weights in best/ are of another.
 
     A kill between writing best/ and the checkpoint leaves weights of an epoch that will be
@@ -286,7 +298,7 @@ def _confirmed_best(run, row):
     except InputError as error:
         console.warn(f"{error}: replaced by the best epoch from here on")
         return None
-    return row if facts["step"] == row["step"] else None
+    return progress.best if facts["sha256"] == progress.best_sha256 else None
 
 
 def _validation_batches(run):

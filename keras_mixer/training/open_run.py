@@ -19,8 +19,8 @@ from keras_mixer.config.training import Config
 from keras_mixer.data.datasets import SPLITS
 from keras_mixer.data.shared_images import note_shared_images
 from keras_mixer.data.sources import open_dataset
-from keras_mixer.errors import InputError, named, path_errors, some_of
-from keras_mixer.files import write_atomically
+from keras_mixer.errors import InputError, RunError, named, path_errors, some_of
+from keras_mixer.files import write_atomically, write_sealed
 from keras_mixer.model.architecture import Architecture
 from keras_mixer.training.environment import environment, note_changes
 from keras_mixer.training.run import (
@@ -34,10 +34,10 @@ from keras_mixer.training.run import (
     LOGS,
     METRICS,
     OURS,
-    SHUFFLE,
     Run,
+    identity_of,
+    read_history,
     read_record,
-    write_json,
 )
 from keras_mixer.weights.model_folder import SPEC, WEIGHTS, digest
 from keras_mixer.weights.pretrained import check_order, read_pretrained
@@ -79,7 +79,7 @@ def open_run(config, check=None):
             check(run)
         _clear(directory, config.overwrite)
         _write_records(run, config, start)
-        yield run
+        yield dataclasses.replace(run, identity=read_record(directory)["identity"])
 
 
 def plan_run(config):
@@ -123,7 +123,7 @@ def read_run(directory, data_dir=None, labels=None):
     dataset = open_dataset(**config.dataset_options() | moved)
     _check_same_data(directory, record, dataset)
     config, spec = resolve(config, dataset)
-    return Run(directory, config, spec, dataset)
+    return Run(directory, config, spec, dataset, identity=record["identity"])
 
 
 def _check_data_exist(directory, config, moved):
@@ -253,6 +253,22 @@ def check_sizes(run):
     run.dataset.split(run.config.eval_split)
 
 
+def check_beginning(run):
+    """Refuses to begin where a run has saved checkpoints that are gone; makes their folder."""
+    rows = read_history(run.directory) if (run.directory / HISTORY).exists() else []
+    if rows and not run.checkpoints.is_dir():
+        raise RunError(
+            f"{run.directory} has a history of {len(rows)} epochs but no {CHECKPOINTS}/ to "
+            f"continue from; restore it, or start from best/ with --checkpoint={run.directory} and "
+            f"another --output_dir, or anew with --overwrite"
+        )
+    if rows:
+        console.warn(
+            f"no checkpoint was saved in {len(rows)} epochs of {run.directory}; they are repeated"
+        )
+    run.checkpoints.mkdir(exist_ok=True)
+
+
 def note_split_to_score(run):
     """Prints that there are no test images, if validation images are scored instead."""
     if run.dataset.test is None and run.config.eval_split == "validation":
@@ -263,13 +279,7 @@ def note_split_to_score(run):
 
 
 def _check_same_run(run, record):
-    """Refuses to continue a run with code or flags that would have given another result."""
-    if record.get("shuffle", 1) != SHUFFLE:
-        raise InputError(
-            f"--output_dir={run.directory} holds a run of another version of keras_mixer, which "
-            f"shuffles images differently. Give another --output_dir to keep it, or --overwrite to "
-            f"delete it"
-        )
+    """Refuses to continue a run with flags that would have given another result."""
     config = run.config
     before = Config.from_json(record["config"])
     architecture = record["start"] and Architecture.from_json(record["start"]["architecture"])
@@ -318,7 +328,8 @@ def _clear(directory, overwrite):
 def _write_records(run, config, start):
     """Writes config.json and flags.txt, unless they exist."""
     if not (run.directory / CONFIG).exists():
-        write_json(run.directory / CONFIG, _record(run, start))
+        record = _record(run, start)
+        write_sealed(run.directory / CONFIG, record | {"identity": identity_of(record)})
     if not (run.directory / FLAGS).exists():
         _write_flags(run.directory, config)
 
@@ -340,7 +351,6 @@ def _record(run, start):
     splits = {name: getattr(run.dataset, name) for name in SPLITS}
     return {
         "format": FORMAT,
-        "shuffle": SHUFFLE,
         "config": _with_absolute_paths(run.config).to_json(),
         "data": {
             "identity": run.dataset.identity,

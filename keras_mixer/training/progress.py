@@ -11,6 +11,8 @@ class Progress:
         step: Optimizer steps taken.
         rows: One dict per finished epoch, the rows of history.csv.
         best: The row whose weights are in best/; None before the first.
+        best_sha256: `model_folder.digest` of those weights; "" before the first.
+        run: `Run.identity` of the run.
         seconds: Time spent in the current epoch.
         computed_by: Devices, and whether XLA is used; only the same give exactly equal results.
     """
@@ -18,6 +20,8 @@ class Progress:
     step: int = 0
     rows: list[dict] = dataclasses.field(default_factory=list)
     best: dict | None = None
+    best_sha256: str = ""
+    run: str = ""
     seconds: float = 0.0
     computed_by: str = ""
 

@@ -9,7 +9,7 @@ import re
 
 import numpy as np
 
-from keras_mixer.errors import RunError
+from keras_mixer.errors import RunError, some_of
 
 
 def gather_state(model, meters):
@@ -32,11 +32,13 @@ def restore_state(model, meters, arrays):
     """Assigns the arrays of `gather_state` to a model's variables.
 
     Raises:
-        RunError: If the names of the arrays are not exactly those of this model.
+        RunError: If the names and shapes of the arrays are not exactly those of this model.
     """
     variables = _variables(model, meters)
-    if differing := sorted(set(variables) ^ set(arrays)):
-        raise RunError(f"the checkpoint is of another model; differing: {', '.join(differing[:8])}")
+    own = {(name, tuple(variable.shape)) for name, variable in variables.items()}
+    if differing := sorted(own ^ {(name, array.shape) for name, array in arrays.items()}):
+        names = dict.fromkeys(f"{name} {shape}" for name, shape in differing)
+        raise RunError(f"the checkpoint is of another model; differing: {some_of(list(names))}")
     for name, variable in variables.items():
         variable.assign(arrays[name])
 

@@ -4,6 +4,7 @@ The spec never changes within a run and the weights are one file, replaced atomi
 folder holds a complete model at any time, even while a run writes to it.
 """
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -12,10 +13,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from keras_mixer.errors import InputError, named
-from keras_mixer.files import pack, write_atomically
+from keras_mixer.files import is_special, pack, read_regular, write_atomically
 from keras_mixer.model.architecture import ModelSpec
 
 SPEC, WEIGHTS = "model.json", "model.safetensors"
+_MOST_BYTES = 100_000_000  # of model.json
 # AttributeError and TypeError: number types that NumPy does not have.
 _DAMAGE = (OSError, ValueError, TypeError, AttributeError, RecursionError, SafetensorError)
 
@@ -33,10 +35,15 @@ def write_weights(folder, arrays, **facts):
         folder: `Path` of the model.
         arrays: dict from variable path, such as `"stem/kernel"`, to array.
         **facts: JSON values kept with the weights, such as the epoch they come from.
+
+    Returns:
+        The `digest` of the arrays.
     """
     # One entry, since safetensors writes several in a varying order.
-    metadata = {"keras_mixer": json.dumps({"sha256": digest(arrays), "facts": facts})}
+    sha256 = digest(arrays)
+    metadata = {"keras_mixer": json.dumps({"sha256": sha256, "facts": facts})}
     write_atomically(folder / WEIGHTS, pack(arrays, metadata))
+    return sha256
 
 
 def is_model_folder(path):
@@ -49,7 +56,7 @@ def read_spec(folder):
     path = folder / SPEC
     with named(path):
         try:
-            values = json.loads(path.read_text())
+            values = json.loads(read_regular(path, _MOST_BYTES))
         except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"not a readable model.json ({error})") from error
         return ModelSpec.from_json(values)
@@ -58,18 +65,46 @@ def read_spec(folder):
 def read_weights(folder):
     """Reads (arrays, facts) from model.safetensors. Raises InputError if it is missing or damaged.
 
-    The arrays are checked against their sha256.
+    The arrays are checked against their sha256, which is one of the facts.
     """
     path = Path(folder) / WEIGHTS
+    with _open(path) as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        facts = _facts(file)
+    if facts["sha256"] != digest(arrays):
+        raise InputError(f"{path}: damaged, its contents do not match its sha256")
+    return arrays, facts
+
+
+def read_facts(folder):
+    """Reads the facts of model.safetensors alone, without a check of the arrays.
+
+    Returns:
+        dict of what `write_weights` was given, and `sha256`.
+
+    Raises:
+        InputError: If it is missing or damaged.
+    """
+    with _open(Path(folder) / WEIGHTS) as file:
+        return _facts(file)
+
+
+@contextlib.contextmanager
+def _open(path):
     try:
+        if is_special(path):
+            raise ValueError("not a regular file")
         with safe_open(path, framework="numpy") as file:
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            record = json.loads((file.metadata() or {}).get("keras_mixer", "{}"))
+            yield file
+    except InputError:
+        raise
     except _DAMAGE as error:
         raise InputError(f"{path}: cannot be read ({error})") from error
-    if not isinstance(record, dict) or record.get("sha256") != digest(arrays):
-        raise InputError(f"{path}: damaged, its contents do not match its sha256")
-    return arrays, record.get("facts", {})
+
+
+def _facts(file):
+    record = json.loads((file.metadata() or {}).get("keras_mixer", "{}"))
+    return record.get("facts", {}) | {"sha256": record.get("sha256")}
 
 
 def digest(arrays):

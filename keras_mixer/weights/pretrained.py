@@ -17,7 +17,7 @@ from keras_mixer.weights import keras_files, model_folder, official, timm
 from keras_mixer.weights.download import fetch, release_named
 from keras_mixer.weights.registry import SCHEME, release_of
 from keras_mixer.weights.resize import resize_weights
-from keras_mixer.weights.tensor_layouts import check_fit, expected_shapes
+from keras_mixer.weights.tensor_layouts import check_fit, check_values, expected_shapes
 
 # From file name ending to function of (path, image_shape) that returns (spec, arrays, source).
 READERS = {
@@ -136,6 +136,7 @@ def _read_folder(folder):
     spec, (arrays, _) = model_folder.read_spec(folder), model_folder.read_weights(folder)
     shapes = {name: array.shape for name, array in arrays.items()}
     check_fit(folder, shapes, expected_shapes(spec.architecture))
+    check_values(folder, arrays)
     return Pretrained(spec, arrays)
 
 

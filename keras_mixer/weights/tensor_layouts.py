@@ -218,22 +218,35 @@ def restore(path, layout, architecture, tensors, read):
     }
     check_fit(path, {name: tensor.shape for name, tensor in tensors.items()}, stored)
     for name, tensor in tensors.items():
-        if tensor.type not in FLOATS:
-            raise InputError(
-                f"{path}: {name} is {tensor.type:.20}, expected one of {', '.join(FLOATS)}"
-            )
+        _check_type(path, name, tensor.type)
     arrays = {}
     for name, shape in shapes.items():
         array = np.asarray(read(layout.rename(name)), np.float32)
-        if not np.isfinite(array).all():
-            raise InputError(
-                f"{path}: {layout.rename(name)} holds NaN or infinity: the file is damaged, or "
-                f"its training diverged; take an earlier one"
-            )
+        _check_finite(path, layout.rename(name), array)
         arrays[name] = np.ascontiguousarray(
             array.transpose(np.argsort(layout.axes(name, len(shape))))
         )
     return arrays
+
+
+def check_values(path, arrays):
+    """Raises an `InputError` for weights in our layout that are no floats, or not finite."""
+    for name, array in arrays.items():
+        _check_type(path, name, array.dtype.name)
+        _check_finite(path, name, array)
+
+
+def _check_type(path, name, kind):
+    if kind not in FLOATS:
+        raise InputError(f"{path}: {name} is {kind:.20}, expected one of {', '.join(FLOATS)}")
+
+
+def _check_finite(path, name, array):
+    if not np.isfinite(array).all():
+        raise InputError(
+            f"{path}: {name} holds NaN or infinity: the file is damaged, or its training diverged; "
+            f"take an earlier one"
+        )
 
 
 def store(layout, arrays):
