@@ -12,6 +12,7 @@ of the same shape. A SavedModel is a program: load trusted ones only (TensorFlow
 
 import contextlib
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -83,8 +84,14 @@ def _disk_errors(home):
     try:
         yield
     except (OSError, tf.errors.OpError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = getattr(error, "strerror", None) or _without_internals(error)
         raise RunError(f"cannot export to {home}: {reason}") from error
+
+
+def _without_internals(error):
+    """Returns the message of a TensorFlow error without its ops and temporary files."""
+    text = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", str(error).splitlines()[0]).strip()
+    return re.sub(r"^/\S*; ", "", text)
 
 
 def build_archive(model):
