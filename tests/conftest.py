@@ -185,6 +185,7 @@ def first_batch(tmp_path, monkeypatch):
 
     def first(run):
         run = dataclasses.replace(run, directory=tmp_path / "first_batch")
+        run.directory.mkdir(exist_ok=True)  # as `open_run` does
         with monkeypatch.context() as patch:
             patch.setattr(keras.Model, "fit", take)
             with pytest.raises(Taken) as taken:

@@ -61,7 +61,7 @@ BAD = {
     "missing labels": (["--dataset=csv", "--data_dir=empty"], "labels.csv: no such file"),
     "missing files": (["--dataset=mnist", "--data_dir=idx"], "expected the file train-images"),
     "unreadable": (["--dataset=folder", "--data_dir=broken"], "b/x.jpg (not a JPEG, PNG, BMP"),
-    "no checkpoint": (["--checkpoint=nowhere"], "nowhere: no such checkpoint"),
+    "no checkpoint": (["--checkpoint=nowhere"], "--checkpoint: nowhere: no such checkpoint"),
     "warm-up": (["--warmup_step=40"], "--warmup_step=40 must be below --num_steps=30"),
     "file in the way": (["--output_dir=file"], "a file is in the way"),
     "another run": (["--output_dir=run", "--lr=0.5"], "--lr was 0.001, now 0.5"),

@@ -92,7 +92,7 @@ def plan_run(config):
         InputError: If the data or the config are not valid.
     """
     dataset = open_dataset(**config.dataset_options())
-    pretrained = config.checkpoint and read_pretrained(config.checkpoint, config.image_shape)
+    pretrained = config.checkpoint and _read_checkpoint(config)
     architecture = pretrained.spec.architecture if pretrained else None
     resolved, spec = resolve(config, dataset, architecture)
     return Run(Path(config.output_dir), resolved, spec, dataset)
@@ -222,7 +222,7 @@ def _starting_point(config, record):
     recorded = record and not config.overwrite and record.get("start")
     if recorded and any((Path(config.output_dir) / CHECKPOINTS).glob("step-*")):
         return {**recorded, "architecture": Architecture.from_json(recorded["architecture"])}, None
-    pretrained = read_pretrained(config.checkpoint, config.image_shape)
+    pretrained = _read_checkpoint(config)
     start = {"architecture": pretrained.spec.architecture, "sha256": digest(pretrained.arrays)}
     if recorded and recorded["sha256"] != start["sha256"]:
         raise InputError(
@@ -230,6 +230,12 @@ def _starting_point(config, record):
             f"give another --output_dir"
         )
     return start, pretrained
+
+
+def _read_checkpoint(config):
+    """Reads the `Pretrained` weights of --checkpoint; errors name the flag."""
+    with named("--checkpoint"):
+        return read_pretrained(config.checkpoint, config.image_shape)
 
 
 def check_sizes(run):
