@@ -13,7 +13,7 @@ import shlex
 import signal
 import sys
 
-from keras_mixer.interrupts import ending_at_once
+from keras_mixer.interrupts import ending_at_once, handling
 
 with ending_at_once():
     from keras_mixer.commands.table import COMMANDS
@@ -21,7 +21,7 @@ with ending_at_once():
     from keras_mixer.config.options import nearest
     from keras_mixer.console import VERBOSITIES, prepare_streams, printable, say, set_verbosity
     from keras_mixer.errors import InputError, RunError
-    from keras_mixer.training.signals import Interrupted
+    from keras_mixer.training.signals import SIGNALS, Interrupted
 
 
 def main(arguments=None):
@@ -81,7 +81,7 @@ def _usage(name):
     return " ".join(filter(None, ["usage: keras-mixer", name, *words]))
 
 
-_ENDING = [getattr(signal, n) for n in ("SIGTERM", "SIGHUP") if hasattr(signal, n)]
+_ENDING = [number for number in SIGNALS if number != signal.SIGINT]
 
 
 @dataclasses.dataclass
@@ -93,12 +93,9 @@ class _Ending:
 def _exit_statuses(name, arguments):
     """Prints errors that a user can fix as one line; yields an `_Ending` with the exit status."""
     ending = _Ending()
-    before = {number: signal.getsignal(number) for number in _ENDING}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:  # nohup ignores SIGHUP
-            signal.signal(number, lambda number, frame: sys.exit(128 + number))
     try:
-        yield ending
+        with handling(_ENDING, lambda number, frame: sys.exit(128 + number)):
+            yield ending
     except InputError as error:
         ending.status = _complain(error, 2)
     except RunError as error:
@@ -113,9 +110,6 @@ def _exit_statuses(name, arguments):
         ending.status = 1
     except OSError as error:  # a full disk, no permission, a name that is too long
         ending.status = _complain(f"{error}; what was saved before is intact", 1)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _same_command(name, arguments):

@@ -1,6 +1,7 @@
 """Errors that a user can fix; the command line prints them as one line, without a traceback."""
 
 import contextlib
+import re
 
 
 class InputError(ValueError):
@@ -39,6 +40,11 @@ def named(what):
     except InputError as error:
         text = str(error)
         raise InputError(text if text.startswith(f"{what}") else f"{what}: {text}") from error
+
+
+def without_internals(error):
+    """Returns the first line of a TensorFlow error, without its ops."""
+    return re.sub(r"\{\{.*?\}\}|\[Op:.*", "", str(error).splitlines()[0]).strip()
 
 
 MOST_NAMED = 20

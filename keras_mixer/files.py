@@ -95,7 +95,7 @@ SEAL = "sha256"  # of the other values, in a sealed file
 
 def write_sealed(path, values):
     """Replaces a JSON file by a dict of JSON values and their sha256."""
-    content = json.dumps(values | {SEAL: _seal(values)}, indent=2)
+    content = json.dumps(values | {SEAL: seal(values)}, indent=2)
     write_atomically(path, content.encode() + b"\n")
 
 
@@ -106,12 +106,13 @@ def unseal(values):
         ValueError: If they do not match it.
     """
     others = {name: value for name, value in values.items() if name != SEAL}
-    if values.get(SEAL) != _seal(others):
+    if values.get(SEAL) != seal(others):
         raise ValueError("its contents do not match its sha256")
     return others
 
 
-def _seal(values):
+def seal(values):
+    """Returns the sha256 of JSON values."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

@@ -20,7 +20,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_mixer.errors import RunError
+from keras_mixer.errors import RunError, without_internals
 from keras_mixer.files import flush_folder, flush_tree
 from keras_mixer.inference.versions import (
     EXTRA,
@@ -84,14 +84,9 @@ def _disk_errors(home):
     try:
         yield
     except (OSError, tf.errors.OpError) as error:
-        reason = getattr(error, "strerror", None) or _without_internals(error)
+        reason = getattr(error, "strerror", None) or without_internals(error)
+        reason = re.sub(r"^/\S*; ", "", reason)  # a temporary file
         raise RunError(f"cannot export to {home}: {reason}") from error
-
-
-def _without_internals(error):
-    """Returns the message of a TensorFlow error without its ops and temporary files."""
-    text = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", str(error).splitlines()[0]).strip()
-    return re.sub(r"^/\S*; ", "", text)
 
 
 def build_archive(model):

@@ -5,11 +5,11 @@ JPEGs, then `convert("RGB")` or `convert("L")`.
 """
 
 import functools
-import re
 
 import tensorflow as tf
 
 from keras_mixer.data.image_checks import MOST_PIXELS
+from keras_mixer.errors import without_internals
 
 # Weights of ITU-R 601 in 65536ths, as in Pillow's convert("L"), which rounds to nearest, too.
 _LUMA = (19595, 38470, 7471)
@@ -317,6 +317,5 @@ def find_undecodable(contents, channels=3):
 
 
 def decoding_problem(error):
-    """Returns the first line of an eager `decode_image` error, without TensorFlow's internals."""
-    message = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", str(error).splitlines()[0])
-    return message.strip()[:120]
+    """Returns an eager `decode_image` error in short, without TensorFlow's internals."""
+    return without_internals(error)[:120]

@@ -224,7 +224,7 @@ def _plain(value):
     """Returns a value; text on one line, with characters that cannot be seen or saved escaped."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
-    return console.printable(value).replace("\n", "\\n")
+    return console.one_line(value)
 
 
 # === Rendering ===

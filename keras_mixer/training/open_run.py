@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import importlib.util
 import os
-import shutil
 from pathlib import Path
 
 import filelock
@@ -20,7 +19,7 @@ from keras_mixer.data.datasets import SPLITS
 from keras_mixer.data.shared_images import note_shared_images
 from keras_mixer.data.sources import open_dataset
 from keras_mixer.errors import InputError, RunError, named, path_errors, some_of
-from keras_mixer.files import write_atomically, write_sealed
+from keras_mixer.files import remove, write_atomically, write_sealed
 from keras_mixer.model.architecture import Architecture
 from keras_mixer.training.environment import environment, note_changes
 from keras_mixer.training.run import (
@@ -325,10 +324,7 @@ def _clear(directory, overwrite):
         for unfinished in path.parent.glob(f".{path.name}.tmp-*"):
             unfinished.unlink()
     for path in [directory / name for name in OURS] if overwrite else []:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        remove(path)
 
 
 def _write_records(run, config, start):

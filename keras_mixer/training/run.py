@@ -12,7 +12,14 @@ from keras_mixer.config.training import Config
 from keras_mixer.data.datasets import SPLITS
 from keras_mixer.data.splits import Dataset
 from keras_mixer.errors import InputError, RunError, path_errors
-from keras_mixer.files import read_regular, rows_as_csv, unseal, write_atomically, write_sealed
+from keras_mixer.files import (
+    read_regular,
+    rows_as_csv,
+    seal,
+    unseal,
+    write_atomically,
+    write_sealed,
+)
 from keras_mixer.model.architecture import ModelSpec
 from keras_mixer.weights import model_folder
 from keras_mixer.weights.pretrained import Pretrained
@@ -251,7 +258,7 @@ def identity_of(record):
         record["data"],
         (record["start"] or {}).get("sha256"),
     ]
-    return _sha256(json.dumps(parts, sort_keys=True).encode())
+    return seal(parts)
 
 
 def read_record(directory):

@@ -2,9 +2,9 @@
 
 import os
 import signal
-import threading
 
 from keras_mixer import console
+from keras_mixer.interrupts import handling
 
 SIGNALS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 
@@ -30,21 +30,17 @@ class StopRequest:
 
     def __init__(self):
         self.signal_number = None
-        self._handlers = {}
+        self._handling = handling(SIGNALS, self._record)
 
     def __bool__(self):
         return self.signal_number is not None
 
     def __enter__(self):
-        if threading.current_thread() is threading.main_thread():  # Python allows no other
-            for number in SIGNALS:
-                if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
-                    self._handlers[number] = signal.signal(number, self._record)
+        self._handling.__enter__()
         return self
 
     def __exit__(self, *error):
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        return self._handling.__exit__(*error)
 
     def _record(self, number, frame):
         if self:

@@ -197,11 +197,10 @@ def _attempt(session, download, show):
     except (
         *(requests.ConnectionError, requests.Timeout),
         requests.exceptions.ChunkedEncodingError,
+        HTTPError,  # of the body, which requests does not wrap
     ) as error:
         if error.args and isinstance(error.args[0], MaxRetryError):
             return _Outcome(False, f"cannot be reached ({_reason(error)})", connected=False)
-        return _Outcome(False, f"the connection was cut ({_reason(error)})")
-    except HTTPError as error:  # of the body, which requests does not wrap
         return _Outcome(False, f"the connection was cut ({_reason(error)})")
     except requests.RequestException as error:
         raise _error(download, _reason(error)) from error
