@@ -210,7 +210,7 @@ def test_an_image_that_goes_bad_during_the_run_is_named(
     if reader == "training_batches":
         monkeypatch.setattr("keras_mixer.preprocessing.input_pipeline.KEPT_BYTES", 0)
     monkeypatch.setattr(fit_module, reader, spoil)
-    with pytest.raises(InputError, match=f"1 unreadable image, repair or remove: {path}"):
+    with pytest.raises(InputError, match=f"1 unreadable image, repair .*: {path}"):
         fit(config(**fields))
 
 

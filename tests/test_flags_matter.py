@@ -42,10 +42,12 @@ OTHER_BATCHES = {
 # Where the data come from (test_sources.py), what can only be left out or right (test_config.py),
 # what the weights start from (test_fit.py) and how they are adapted (test_resize.py) or frozen
 # (test_finetuning.py), drops of the learning rate (test_optimizers.py), baselines
-# (test_baselines.py), what has tests of its own below or in test_recipes.py.
+# (test_baselines.py), what shows on a GPU only (test_independence.py), what has tests of its own
+# below or in test_recipes.py.
 ELSEWHERE = {
     "dataset", "num_classes", "checkpoint", "resize_tokens", "variant", "jit", "accumulation",
     "early_stopping", "freeze", "drop_every", "drop_factor", "model",
+    "deterministic",
 }  # fmt: skip
 
 RESULT = {f.name for f in dataclasses.fields(Config) if f.metadata.get("result", True)}

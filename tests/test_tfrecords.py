@@ -2,6 +2,7 @@
 
 import builtins
 import dataclasses
+import io
 import os
 import random
 import shutil
@@ -15,6 +16,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from conftest import ROOT, SMALL
+from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
 import keras_mixer
@@ -26,6 +28,7 @@ from keras_mixer.data.tfrecords import TFRecordStore, overlap
 from keras_mixer.errors import InputError
 from keras_mixer.inference.few_shot import score_few_shot
 from keras_mixer.model.architecture import ModelSpec
+from keras_mixer.preprocessing.bad_images import find_bad
 from keras_mixer.preprocessing.input_pipeline import broken_images_named, evaluation_batches
 
 SIZES = SMALL.replace(image_shape=(6, 5), patch_shape=(3, 5), channels=3, depth=1)
@@ -499,3 +502,29 @@ def test_few_shots_are_those_of_the_same_images_in_memory(shapes):
     )
     assert scores == expected
     assert [row["images"] for row in scores["shots"]] == [6, 12]
+
+
+def test_records_are_skipped_by_checksum_label_and_pixels(own_shapes):
+    """One record is cut into, one has another label, one holds a broken image."""
+    directory, files = own_shapes
+    path = sorted(files.glob("*train*tfrecord*"))[0]
+    examples = [tf.train.Example.FromString(r.numpy()) for r in tf.data.TFRecordDataset(str(path))]
+    examples[1].features.feature["label"].int64_list.value[:] = [7]
+    picture = examples[2].features.feature["image"].bytes_list.value
+    picture[:] = [picture[0][:-30]]
+    large = io.BytesIO()
+    Image.new("1", (20_000, 10_000)).save(large, "PNG")
+    examples[3].features.feature["image"].bytes_list.value[:] = [large.getvalue()]
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for example in examples:
+            writer.write(example.SerializeToString())
+    content = bytearray(path.read_bytes())
+    content[40] ^= 1
+    path.write_bytes(content)
+    dataset = open_dataset("shapes", directory, 0.0, find_bad=find_bad)
+    assert [reason for _, reason in dataset.skipped] == [
+        "its contents do not match its checksum", "label 7, expected 0 to 2", "truncated",
+        "more than 89478485 pixels",
+    ]  # fmt: skip
+    assert len(dataset.train) == 17
+    assert len(dataset.train.read_labels()) == 17

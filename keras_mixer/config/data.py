@@ -2,13 +2,24 @@
 
 import dataclasses
 
+from keras_mixer import console
 from keras_mixer.config.options import FRACTION, PIXELS, RATE, SEED, option, options_of
 from keras_mixer.model.architecture import INTERPOLATIONS, PERMUTATIONS
 
 
+def _find_bad(images):
+    with console.quiet_tensorflow():
+        from keras_mixer.preprocessing.bad_images import find_bad
+
+    return find_bad(images)
+
+
+FIND_BAD = {"error": None, "skip": _find_bad}  # arguments of `data.sources.open_dataset`
+
+
 @dataclasses.dataclass(frozen=True)
 class DatasetOptions:
-    """The dataset and its splits: the arguments of `data.sources.open_dataset`."""
+    """The dataset and its splits."""
 
     dataset: str = option(
         "digits",
@@ -65,10 +76,19 @@ class DatasetOptions:
         "the same test images.",
         **SEED,
     )
+    bad_images: str = option(
+        "error",
+        "What is done about broken images. error: nothing is trained; damage that headers do not "
+        "show ends training when it is met. skip: all images are decoded before training, and "
+        "those that cannot be are left out and listed in skipped.jsonl.",
+        choices=tuple(FIND_BAD),
+        result=False,  # the identity of the data is compared instead
+    )
 
     def dataset_options(self):
         """Returns the keyword arguments for `open_dataset`."""
-        return options_of(self, DatasetOptions)
+        options = options_of(self, DatasetOptions)
+        return options | {"find_bad": FIND_BAD[options.pop("bad_images")]}
 
 
 @dataclasses.dataclass(frozen=True)

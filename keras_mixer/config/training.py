@@ -250,6 +250,11 @@ class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fiel
         choices=JIT_MODES,
     )
     seed: int = option(0, "Random seed: initial weights, order, augmentation, dropout.", **SEED)
+    deterministic: bool = option(
+        False,
+        "Only TensorFlow's deterministic operations, which are slower: for the same bits from "
+        "every run on a GPU of the same kind. On a CPU, runs are equal without it.",
+    )
 
     output_dir: str = option(
         "output/",

@@ -33,7 +33,7 @@ def read_folder(request):
                 f"--data_dir: {folder} and {folders['train']} differ in their class folders: "
                 f"{', '.join(differing)}"
             )
-    splits = _read_splits(directory, folders, class_names, request.row.channels)
+    splits = _read_splits(request, folders, class_names)
     return class_names, {"all": splits["train"]} if folders["train"] == directory else splits
 
 
@@ -83,8 +83,9 @@ def _is_utf8(name):
     return os.fsencode(name).decode(errors="replace") == name
 
 
-def _read_splits(directory, folders, class_names, channels):
-    """Returns the checked images of each split."""
+def _read_splits(request, folders, class_names):
+    """Returns the images of each split, checked unless bad ones are looked for later."""
+    directory = request.directory
     paths = [folder / name for folder in folders.values() for name in class_names]
     listing, folder_of = list_images(directory, [os.path.relpath(p, directory) for p in paths])
     counts = np.bincount(folder_of, minlength=len(paths))
@@ -93,9 +94,10 @@ def _read_splits(directory, folders, class_names, channels):
             f"--data_dir: the class folder {paths[np.argmin(counts)]} has no images "
             f"({', '.join(IMAGE_SUFFIXES)}); remove it, or put images into it"
         )
-    refuse_unreadable(listing)
+    if not request.find_bad:
+        refuse_unreadable(listing)
     split_of, labels = np.divmod(folder_of, len(class_names))
-    images = FileImages(listing, labels, channels)
+    images = FileImages(listing, labels, request.row.channels)
     return {
         name: images.take(np.flatnonzero(split_of == index)) for index, name in enumerate(folders)
     }

@@ -61,7 +61,8 @@ def read_csv(request):
     images = FileImages(listing, labels[order], request.row.channels)
     splits = _take_splits(table, order, images)
     _refuse_untrained(table, class_names, splits)
-    refuse_unreadable(listing)
+    if not request.find_bad:
+        refuse_unreadable(listing)
     return class_names, splits
 
 

@@ -264,20 +264,36 @@ def refuse_unreadable(listing):
     Raises:
         InputError: Names the unreadable files.
     """
-    cache = _cache_path(listing.directory)
+    problems = find_unreadable(listing, lambda paths: map(check_image_file, paths), "headers")
+    paths = listing.paths()
+    refuse_files([(paths[index], problem) for index, problem in problems])
+
+
+def find_unreadable(listing, check, checks):
+    """Checks every image that did not pass the same checks before.
+
+    Args:
+        listing: `Listing` of the files.
+        check: Function of an array of paths, as bytes, that yields a reason or None for each.
+        checks: Name of the checks; they are remembered apart from others.
+
+    Returns:
+        list of (index, reason) of the files that do not pass.
+    """
+    cache = _cache_path(listing.directory, checks)
     readable = _find_unchanged(listing, _load(cache))
-    paths, problems = listing.paths(), []
-    unknown = np.flatnonzero(~readable)
+    unknown, problems = np.flatnonzero(~readable), []
+    results = check(listing.take(unknown).paths())
     try:
-        for index in console.track(unknown, "checking images"):
-            problem = check_image_file(paths[index])
+        for index in console.track(unknown, f"checking images ({checks})"):
+            problem = next(results)
             readable[index] = problem is None
             if problem:
-                problems.append((paths[index], problem))
+                problems.append((int(index), problem))
     finally:  # so that an interrupted check can be resumed
         if len(unknown):
             _save(cache, listing.take(readable))
-    refuse_files(problems)
+    return problems
 
 
 def refuse_files(problems):
@@ -285,21 +301,21 @@ def refuse_files(problems):
     if problems:
         named = some_of([f"{os.fsdecode(path)} ({why})" for path, why in problems])
         raise InputError(
-            f"--data_dir: {len(problems)} unreadable image{'s' * (len(problems) > 1)}, "
-            f"repair or remove: {named}"
+            f"--data_dir: {len(problems)} unreadable image{'s' * (len(problems) > 1)}, repair or "
+            f"remove, or skip with --bad_images=skip: {named}"
         )
 
 
 # === Cache ===
 
 
-def _cache_path(directory):
-    """Returns a path that depends on the folder's path, this file's source and Pillow's version.
+def _cache_path(directory, checks):
+    """Returns a path that depends on the folder, the checks, this file and Pillow's version.
 
     So all images are checked again when the checks have changed.
     """
-    checks = pkgutil.get_data("keras_mixer.data", "image_checks.py") + PIL.__version__.encode()
-    digest = hashlib.sha256(os.path.abspath(directory) + checks)
+    source = pkgutil.get_data("keras_mixer.data", "image_checks.py") + PIL.__version__.encode()
+    digest = hashlib.sha256(os.path.abspath(directory) + source + checks.encode())
     return cache_folder() / "readable_images" / f"{digest.hexdigest()[:32]}.npz"
 
 

@@ -3,6 +3,7 @@
 Nothing here imports TensorFlow, so errors in the data are reported within a second or two.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from keras_mixer.data.csv_labels import read_csv
 from keras_mixer.data.datasets import DatasetInfo, dataset_row
 from keras_mixer.data.embedded import read_digits
 from keras_mixer.data.idx import holds_idx, read_idx
-from keras_mixer.data.splits import Dataset, identity_of, set_aside
+from keras_mixer.data.splits import Dataset, identity_of, set_aside, without_bad
 from keras_mixer.data.tfds import flag_of, read_tfds
 from keras_mixer.errors import InputError, path_errors
 
@@ -28,6 +29,7 @@ class Request(NamedTuple):
         expressions: dict from `train`, `validation` and `test` to the given split expression of
             tensorflow-datasets, or None.
         least_classes: Smallest number of classes that is enough.
+        find_bad: As for `open_dataset`; if given, readers do not check the images.
     """
 
     dataset: str
@@ -36,6 +38,7 @@ class Request(NamedTuple):
     labels: str | None
     expressions: dict[str, str | None]
     least_classes: int = 2
+    find_bad: Callable | None = None
 
 
 # Each takes a `Request` and returns the class names and a dict of `Images`: the splits that the
@@ -61,6 +64,7 @@ def open_dataset(
     validation_split=None,
     test_split=None,
     least_classes=2,
+    find_bad=None,
 ):
     """Opens a dataset: reads small ones into memory, lists and checks the files of large ones.
 
@@ -78,6 +82,8 @@ def open_dataset(
         train_split, validation_split, test_split: Split expressions of tensorflow-datasets, such
             as `train[:90%]`; None for those of the table, or for the splits the dataset has.
         least_classes: int. Smallest number of classes that is enough; 1 to score a trained model.
+        find_bad: Function of `Images` that returns a list of (index, reason): images to leave out.
+            None: files are checked by their headers and ends, and broken ones are an error.
 
     Returns:
         A `Dataset`.
@@ -94,10 +100,13 @@ def open_dataset(
         _refuse_expressions(dataset, expressions)
     if labels is not None and row.origin != "csv":
         raise InputError(f"--labels={labels} is for --dataset=csv, not --dataset={dataset}")
-    request = Request(dataset, row, directory, labels, expressions, least_classes)
+    request = Request(dataset, row, directory, labels, expressions, least_classes, find_bad)
     class_names, splits = READERS[row.origin](request)
+    skipped = ()
+    if find_bad:
+        splits, skipped = without_bad(splits, class_names, find_bad)
     splits = _complete(splits, class_names, validation_fraction, test_fraction, split_seed)
-    return Dataset(class_names, *splits, identity_of(class_names, splits))
+    return Dataset(class_names, *splits, identity_of(class_names, splits), skipped)
 
 
 def _refuse_expressions(dataset, expressions):

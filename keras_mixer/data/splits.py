@@ -18,6 +18,7 @@ import struct
 
 import numpy as np
 
+from keras_mixer import console
 from keras_mixer.data.datasets import SPLITS
 from keras_mixer.data.image_listing import Listing
 from keras_mixer.errors import InputError, path_errors, some_of
@@ -133,6 +134,7 @@ class Dataset:
         validation: `Images` to choose epochs and hyperparameters by; may be None.
         test: `Images` to score once, at the end; may be None.
         identity: Hexadecimal sha256 of all of the above.
+        skipped: (place, reason) of the images that were left out, since they cannot be decoded.
     """
 
     class_names: tuple[str, ...]
@@ -140,6 +142,7 @@ class Dataset:
     validation: object
     test: object
     identity: str
+    skipped: tuple[tuple[str, str], ...] = ()
 
     @property
     def channels(self):
@@ -227,6 +230,45 @@ def split_randomly(images, fraction, seed, flag, class_names):
         raise InputError(f"{flag}={fraction}: of {len(images)} images that would be {aside}")
     order = np.random.default_rng(seed).permutation(len(images))
     return images.take(np.sort(order[aside:])), images.take(np.sort(order[:aside]))
+
+
+def without_bad(splits, class_names, find_bad):
+    """Leaves out images that cannot be decoded, and prints which.
+
+    Args:
+        splits: dict from names to `Images`.
+        class_names: One name per class.
+        find_bad: Function of `Images` that returns a list of (index, reason).
+
+    Returns:
+        (splits, skipped): the same without them, and a tuple of (place, reason).
+
+    Raises:
+        InputError: If no image is left of a split, or of a class in it.
+    """
+    kept, skipped = {}, []
+    for name, images in splits.items():
+        reasons = dict(find_bad(images))
+        skipped += [(images.place(index), why) for index, why in reasons.items()]
+        kept[name] = images.take(np.setdiff1d(np.arange(len(images)), list(reasons)).astype(int))
+        _refuse_lost(name, images, kept[name], class_names)
+    if skipped:
+        count = sum(map(len, splits.values()))
+        named = some_of([f"{place} ({why})" for place, why in skipped])
+        console.warn(f"{len(skipped):,} of {count:,} images are bad and skipped: {named}")
+    return kept, tuple(skipped)
+
+
+def _refuse_lost(name, before, after, class_names):
+    """Refuses to go on without any image of a class or, if labels have to be read, of a split."""
+    lost = [] if len(after) else ["any class"]
+    if len(after) and after.labels is not None:
+        lost = [class_names[label] for label in np.setdiff1d(before.labels, after.labels)]
+    if lost:
+        raise InputError(
+            f"--bad_images=skip: no readable image is left of {some_of(lost)} (split: {name}); "
+            f"repair the images"
+        )
 
 
 def identity_of(class_names, splits):

@@ -6,6 +6,7 @@ read, as by TensorFlow, and every label against the number of classes.
 """
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -21,6 +22,16 @@ from keras_mixer.errors import InputError, path_errors, some_of
 from keras_mixer.files import cache_folder, write_atomically
 
 _HEADER, _FOOTER = 12, 4  # length and its checksum before the content, a checksum after it
+
+
+class DamagedRecord(InputError):
+    """A file of records, or one record, is damaged; `reason` has why."""
+
+    def __init__(self, what, reason):
+        self.reason = reason
+        super().__init__(
+            f"{what}: damaged ({reason}); remove its folder and prepare the dataset again"
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,14 +81,16 @@ class RecordImages:
         """Returns the label of one record; raises InputError if there is no such class."""
         [label] = self._feature(index, self.label_key).int64_list.value or [None]
         if label is None or not 0 <= label < self.num_classes:
-            raise _damaged(
+            raise DamagedRecord(
                 self.place(index), f"{self.label_key} {label}, expected 0 to {self.num_classes - 1}"
             )
         return label
 
     def has_labels(self):
         """Returns whether the first record has one: those without are labeled -1."""
-        return not len(self) or self._feature(0, self.label_key).int64_list.value != [-1]
+        with contextlib.suppress(DamagedRecord):  # noticed when it is used
+            return not len(self) or self._feature(0, self.label_key).int64_list.value != [-1]
+        return True
 
     def sizes(self):
         """Returns the sizes of the records in bytes, an int array `(n,)`."""
@@ -106,7 +119,7 @@ class RecordImages:
             example = tf_example_pb2.Example.FromString(self.store.read(self.numbers[index]))
             return example.features.feature[key]
         except (DecodeError, UnicodeDecodeError) as error:
-            raise _damaged(self.place(index), "no tf.train.Example") from error
+            raise DamagedRecord(self.place(index), "no tf.train.Example") from error
 
 
 def refuse_records(problems):
@@ -114,13 +127,9 @@ def refuse_records(problems):
     if problems:
         named = some_of([f"{place} ({why})" for place, why in problems])
         raise InputError(
-            f"{len(problems)} damaged image{'s' * (len(problems) > 1)}: {named}; "
-            f"remove the folder with the records, and prepare it again"
+            f"{len(problems)} damaged image{'s' * (len(problems) > 1)}: {named}; remove the folder "
+            f"with the records and prepare it again, or skip them with --bad_images=skip"
         )
-
-
-def _damaged(what, why):
-    return InputError(f"{what}: damaged ({why}); remove its folder and prepare the dataset again")
 
 
 # === TFRecord files ===
@@ -163,10 +172,10 @@ class TFRecordStore:
             file.seek(int(start) + _HEADER)
             content = file.read(length)
         if len(content) != length:
-            raise _damaged(path, "it became shorter during the run")
+            raise DamagedRecord(path, "it became shorter during the run")
         content, checksum = content[:-_FOOTER], content[-_FOOTER:]
         if _checksum(content) != checksum:
-            raise _damaged(self.place(number), "its contents do not match its checksum")
+            raise DamagedRecord(self.place(number), "its contents do not match its checksum")
         return content
 
     def place(self, number):
@@ -200,7 +209,7 @@ def _bounds(path, total):
     if bounds is None or len(bounds) != total + 1 or bounds[-1] != status.st_size:
         bounds = _walk(path, status.st_size)
         if len(bounds) != total + 1:
-            raise _damaged(path, f"it holds {len(bounds) - 1} records, expected {total}")
+            raise DamagedRecord(path, f"it holds {len(bounds) - 1} records, expected {total}")
         _save(cache, bounds)
     return bounds
 
@@ -213,10 +222,10 @@ def _walk(path, size):
             file.seek(bounds[-1])
             length, checksum = file.read(8), file.read(4)
             if len(length) < 8 or _checksum(length) != checksum:
-                raise _damaged(path, f"the length of record {len(bounds) - 1} is wrong")
+                raise DamagedRecord(path, f"the length of record {len(bounds) - 1} is wrong")
             bounds.append(bounds[-1] + _HEADER + struct.unpack("<Q", length)[0] + _FOOTER)
     if bounds[-1] != size:
-        raise _damaged(path, f"record {len(bounds) - 2} does not end where it should")
+        raise DamagedRecord(path, f"record {len(bounds) - 2} does not end where it should")
     return np.array(bounds, np.int64)
 
 

@@ -74,6 +74,8 @@ def fit_run(run, callbacks=()):
             f"unset KERAS_BACKEND"
         )
     prepare_threads(run.config)
+    if run.config.deterministic:
+        tf.config.experimental.enable_op_determinism()
     progress, arrays = _last_state(run)
     if is_over(run, progress):
         _finish(run, progress)

@@ -6,6 +6,7 @@ TensorFlow is not imported, so that wrong input is reported within a second or t
 import contextlib
 import dataclasses
 import importlib.util
+import json
 import os
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from keras_mixer.training.run import (
     LOGS,
     METRICS,
     OURS,
+    SKIPPED,
     Run,
     identity_of,
     read_history,
@@ -319,7 +321,7 @@ def _check_same_data(directory, record, dataset):
 
 def _clear(directory, overwrite):
     """Removes unfinished files of killed processes, and with `overwrite` all files of the run."""
-    ours = [directory / name for name in (FLAGS, CONFIG, HISTORY, METRICS)]
+    ours = [directory / name for name in (FLAGS, SKIPPED, CONFIG, HISTORY, METRICS)]
     for path in [*ours, directory / BEST / SPEC, directory / BEST / WEIGHTS]:
         for unfinished in path.parent.glob(f".{path.name}.tmp-*"):
             unfinished.unlink()
@@ -328,12 +330,20 @@ def _clear(directory, overwrite):
 
 
 def _write_records(run, config, start):
-    """Writes config.json and flags.txt, unless they exist."""
+    """Writes config.json, flags.txt and, of images that are left out, skipped.jsonl; once."""
     if not (run.directory / CONFIG).exists():
         record = _record(run, start)
         write_sealed(run.directory / CONFIG, record | {"identity": identity_of(record)})
     if not (run.directory / FLAGS).exists():
         _write_flags(run.directory, config)
+    if run.dataset.skipped and not (run.directory / SKIPPED).exists():
+        _write_skipped(run.directory, run.dataset.skipped)
+
+
+def _write_skipped(directory, skipped):
+    """Writes a line of JSON for every image that is left out."""
+    lines = [json.dumps({"image": place, "reason": reason}) + "\n" for place, reason in skipped]
+    write_atomically(directory / SKIPPED, "".join(lines).encode())
 
 
 def _write_flags(directory, config):

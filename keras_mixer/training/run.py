@@ -28,11 +28,16 @@ from keras_mixer.weights.pretrained import Pretrained
 # needs no new number.
 FORMAT = 3
 FLAGS, CONFIG, HISTORY, METRICS = "flags.txt", "config.json", "history.csv", "metrics.json"
+SKIPPED = "skipped.jsonl"
 BEST, CHECKPOINTS, LOGS, LOCK = "best", "checkpoints", "logs", ".lock"
 FACTS, SEALS = "facts", "seals"  # beside the splits in metrics.json
 CURVES = ("train", "validation")  # folders in logs/, where the user may keep other logs
 # Files of a run, in the order in which --overwrite deletes them; config.json, which marks one, last
-OURS = (FLAGS, HISTORY, METRICS, BEST, CHECKPOINTS, *(f"{LOGS}/{c}" for c in CURVES), CONFIG)
+OURS = (
+    *(FLAGS, SKIPPED, HISTORY, METRICS, BEST, CHECKPOINTS),
+    *(f"{LOGS}/{curve}" for curve in CURVES),
+    CONFIG,
+)
 _MOST_BYTES = 100_000_000  # of a file that is read as text
 _DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError)
 
