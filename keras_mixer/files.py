@@ -1,17 +1,21 @@
-"""Atomic and durable writing of files: a kill or power cut leaves the old or the new content.
+"""Locks, and atomic and durable writing of files: a kill leaves the old or the new content.
 
 Devices and pipes, which cannot be replaced, are written to.
 """
 
+import contextlib
 import csv
+import errno
 import hashlib
 import io
 import json
 import os
 import shutil
 import stat
+import warnings
 from pathlib import Path
 
+import filelock
 import numpy as np
 import safetensors.numpy
 
@@ -180,3 +184,45 @@ def cache_folder():
         "XDG_CACHE_HOME", "~/.cache",
     )  # fmt: skip
     return Path(os.environ.get(variable) or os.path.expanduser(usual)) / "keras_mixer"
+
+
+# === Locks ===
+
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)
+
+
+@contextlib.contextmanager
+def locked(path, timeout=-1):
+    """Context manager that holds a lock on a file.
+
+    Where the file system has no locks, a file is the lock, and is removed in the end; that of a
+    process that was killed does not count.
+
+    Args:
+        path: `Path` of the file, in a folder that exists.
+        timeout: float. Seconds to wait for another process; -1 for any time.
+
+    Raises:
+        filelock.Timeout: If another process has it.
+        OSError: If the file cannot be made.
+    """
+    lock = _acquired(path, timeout)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _acquired(path, timeout):
+    lock = filelock.FileLock(path, timeout=timeout)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that ENOSYS is followed by a SoftFileLock
+            lock.acquire()
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        # Not the same file, which the attempt has made: it would be in the way.
+        lock = filelock.SoftFileLock(path.with_name(f"{path.name}.held"), timeout=timeout)
+        lock.acquire()
+    return lock

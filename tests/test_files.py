@@ -1,11 +1,15 @@
-"""Tests `keras_mixer/files.py`: atomic writes, devices and pipes, packed arrays."""
+"""Tests `keras_mixer/files.py`: atomic writes, devices and pipes, packed arrays, locks."""
 
+import errno
 import os
 import stat
+import subprocess
+import sys
 import threading
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from safetensors.numpy import load
 
 from keras_mixer import files
@@ -87,3 +91,33 @@ def test_equal_arrays_are_packed_to_equal_bytes():
     arrays = {str(i): np.full(i, i, "float32") for i in range(20)}
     backwards = dict(reversed(arrays.items()))
     assert files.pack(arrays, {"a": "b"}) == files.pack(backwards, {"a": "b"})
+
+
+# === Locks ===
+
+
+@pytest.mark.parametrize("code", [None, errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_locks_hold_also_where_the_file_system_has_none(tmp_path, monkeypatch, code):
+    """A second process is kept out, and one that was killed is not waited for."""
+    refuse = f"""
+import fcntl, os, sys
+def flock(*arguments):
+    raise OSError({code}, "no locks")
+if {code}:
+    fcntl.flock = flock
+"""
+    path = tmp_path / "lock"
+    imports = "from pathlib import Path; from keras_mixer.files import locked"
+    take = f"{imports}; lock = locked(Path('{path}'), timeout=0)"
+    keep = f"{refuse}{take}\nlock.__enter__(); print('taken', flush=True); sys.stdin.read()"
+    start = [sys.executable, "-W", "error", "-c"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
+    holder = subprocess.Popen([*start, keep], **pipes)
+    assert holder.stdout.readline() == "taken\n"
+    other = [*start, f"{refuse}{take}\nwith lock: print('taken, too')"]
+    refused = subprocess.run(other, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert "Timeout" in refused.stderr
+    holder.kill()
+    holder.communicate()
+    done = subprocess.run(other, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.stdout == "taken, too\n", done.stderr

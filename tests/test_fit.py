@@ -347,7 +347,7 @@ def test_the_time_of_a_long_run_is_said_before_its_first_epoch_ends(
 def test_killed_runs_end_as_if_nothing_had_happened():
     """One kill; `python tools/kill_runs.py --kills=100` does more."""
     command = [sys.executable, ROOT / "tools" / "kill_runs.py", "--kills=1"]
-    command += ["--", "--jit=false", "--randaugment=0,0", "--export=false"]  # quicker
+    command += ["--", "--jit=false", "--export=false"]  # quicker
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "| 1 | 1 | 1 |" in done.stdout

@@ -4,10 +4,11 @@
 
 A run is killed up to five times and started again with the same command until it is done: three
 kills in four after its first step, while it trains, validates, saves, scores or exports, the others
-before, while Python imports, the data are read, the state is restored and XLA compiles. It must
-then equal a run that nothing disturbed, bit for bit: weights, optimizer, moving average, seed
-states, metrics, history, best weights; and it must have exported once. All that draws random
-numbers is on, bfloat16 and gradient accumulation too.
+before, while Python imports, the data are read, the state is restored and XLA compiles. One run in
+four is also stopped for two seconds (SIGSTOP). In the end it must equal a run that nothing
+disturbed, bit for bit: weights, optimizer, moving average, seed states, metrics, history, best
+weights; and it must have exported once. All that draws random numbers is on, bfloat16 and gradient
+accumulation too.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from keras_mixer.weights import model_folder
 
 TRAIN = Path(__file__).parents[1] / "train.py"
 MOST_KILLS_PER_RUN = 5
-EARLY = 0.25  # of all kills
+EARLY, STOPPED = 0.25, 0.25  # of all kills
 FLAGS = [
     "--dataset=digits", "--image_shape=16", "--depth=2", "--dim=16", "--batch_size=32",
     "--num_steps=8", "--warmup_step=2", "--optimizer=adamw", "--lr=0.01", "--decay=0.1",
@@ -62,6 +63,13 @@ def wait_for_first_step(process):
         if "first step done" in line:
             break
     return "".join(lines)
+
+
+def pause(process, seconds=2):
+    """Stops a process for some seconds."""
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGCONT)
 
 
 def finish(process, said=""):
@@ -115,6 +123,8 @@ def disturbed(directory, more, before, after, kills, dice):
             if had_checkpoint and "training in" in lines:
                 raise AssertionError("started from scratch although there was a checkpoint")
             if done < kills:
+                if dice.random() < STOPPED:
+                    pause(process)
                 process.wait(timeout=dice.uniform(0, after))
             finish(process, lines)
             return done, fingerprint(directory)

@@ -20,7 +20,7 @@ from keras_mixer.data.datasets import SPLITS
 from keras_mixer.data.shared_images import note_shared_images
 from keras_mixer.data.sources import open_dataset
 from keras_mixer.errors import InputError, RunError, named, path_errors, some_of
-from keras_mixer.files import remove, write_atomically, write_sealed
+from keras_mixer.files import locked, remove, write_atomically, write_sealed
 from keras_mixer.model.architecture import Architecture
 from keras_mixer.training.environment import environment, note_changes
 from keras_mixer.training.run import (
@@ -145,25 +145,31 @@ def _locked(directory):
     """Locks the directory; at the end, removes what was made here and holds no run."""
     made = [path for path in (directory, *directory.parents) if not path.exists()]
     unlocked_before = not (directory / LOCK).exists()
-    lock = filelock.FileLock(directory / LOCK, timeout=0)
-    try:
+    with contextlib.ExitStack() as cleanup:
+        for path in reversed(made):
+            cleanup.callback(_remove_empty, path)
         with path_errors(f"--output_dir={directory}"):
             directory.mkdir(parents=True, exist_ok=True)
-            _acquire(lock, directory)
+            _lock(directory, cleanup)
+        if unlocked_before:
+            cleanup.callback(_remove_lock, directory)
         yield
-    finally:
-        if unlocked_before and lock.is_locked and not (directory / CONFIG).exists():
-            with contextlib.suppress(OSError):  # Windows removes no open files
-                (directory / LOCK).unlink()
-        for path in made:
-            with contextlib.suppress(OSError):  # it is not empty
-                path.rmdir()
-        lock.release()
 
 
-def _acquire(lock, directory):
+def _remove_empty(folder):
+    with contextlib.suppress(OSError):  # it is not empty
+        folder.rmdir()
+
+
+def _remove_lock(directory):
+    if not (directory / CONFIG).exists():
+        with contextlib.suppress(OSError):  # Windows removes no open files
+            (directory / LOCK).unlink()
+
+
+def _lock(directory, cleanup):
     try:
-        lock.acquire()
+        cleanup.enter_context(locked(directory / LOCK, timeout=0))
     except filelock.Timeout as error:
         raise InputError(
             f"--output_dir={directory} is in use: another process is training there"

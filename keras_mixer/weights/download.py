@@ -18,7 +18,7 @@ import filelock
 
 from keras_mixer import console
 from keras_mixer.errors import InputError
-from keras_mixer.files import cache_folder, flush_folder, write_atomically
+from keras_mixer.files import cache_folder, flush_folder, locked, write_atomically
 from keras_mixer.weights.registry import OFFICIAL, SCHEME, SERVER, Release
 
 MIRROR = "KERAS_MIXER_OFFICIAL"  # environment variable: another server with the same files
@@ -117,16 +117,14 @@ def _disk_errors(file):
 
 @contextlib.contextmanager
 def _lock(file):
-    lock = filelock.FileLock(file.with_name(f"{file.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        console.say(f"{file}: another process is downloading it; waiting")
-        lock.acquire()
-    try:
+    path = file.with_name(f"{file.name}.lock")
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(path, timeout=0))
+        except filelock.Timeout:
+            console.say(f"{file}: another process is downloading it; waiting")
+            stack.enter_context(locked(path))
         yield
-    finally:
-        lock.release()
 
 
 def _download_file(download):
