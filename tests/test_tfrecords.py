@@ -504,20 +504,45 @@ def test_few_shots_are_those_of_the_same_images_in_memory(shapes):
     assert [row["images"] for row in scores["shots"]] == [6, 12]
 
 
-def test_records_are_skipped_by_checksum_label_and_pixels(own_shapes):
-    """One record is cut into, one has another label, one holds a broken image."""
-    directory, files = own_shapes
+def rewritten(files, **changes):
+    """Changes examples of the first shard by functions of their features; returns its path."""
     path = sorted(files.glob("*train*tfrecord*"))[0]
     examples = [tf.train.Example.FromString(r.numpy()) for r in tf.data.TFRecordDataset(str(path))]
-    examples[1].features.feature["label"].int64_list.value[:] = [7]
-    picture = examples[2].features.feature["image"].bytes_list.value
-    picture[:] = [picture[0][:-30]]
-    large = io.BytesIO()
-    Image.new("1", (20_000, 10_000)).save(large, "PNG")
-    examples[3].features.feature["image"].bytes_list.value[:] = [large.getvalue()]
+    for number, change in changes.items():
+        change(examples[int(number.removeprefix("record_"))].features.feature)
     with tf.io.TFRecordWriter(str(path)) as writer:
         for example in examples:
             writer.write(example.SerializeToString())
+    return path
+
+
+def enlarge(features):
+    """Makes an image a PNG of 200 million pixels, in 25 kB."""
+    file = io.BytesIO()
+    Image.new("1", (20_000, 10_000)).save(file, "PNG")
+    features["image"].bytes_list.value[:] = [file.getvalue()]
+
+
+def cut(features):
+    features["image"].bytes_list.value[:] = [features["image"].bytes_list.value[0][:-30]]
+
+
+def relabel(features):
+    features["label"].int64_list.value[:] = [7]
+
+
+def test_records_of_large_images_are_refused_by_their_header(own_shapes):
+    directory, files = own_shapes
+    rewritten(files, record_2=enlarge)
+    split = load(directory).train
+    message = r"1 damaged image: record 2 of .* \(.*more than 89478485 pixels"
+    with pytest.raises(InputError, match=message), broken_images_named(split):
+        images_of(split)
+
+
+def test_records_are_skipped_by_checksum_label_and_pixels(own_shapes):
+    directory, files = own_shapes
+    path = rewritten(files, record_1=relabel, record_2=cut, record_3=enlarge)
     content = bytearray(path.read_bytes())
     content[40] ^= 1
     path.write_bytes(content)

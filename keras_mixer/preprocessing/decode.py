@@ -251,7 +251,7 @@ def refuse_large(content):
     """Returns the bytes of an image file, if its header has at most `MOST_PIXELS` pixels.
 
     A few kilobytes of PNG can be gigabytes of pixels. Files of a data set are checked before a run
-    (`image_checks.check_image_file`), the requests of an exported model by this.
+    (`image_checks.check_image_file`), records and the requests of an exported model by this.
 
     Args:
         content: scalar string tensor.
@@ -310,7 +310,8 @@ def find_undecodable(contents, channels=3):
     problems = []
     for name, content in contents:
         try:
-            decode_image(content() if callable(content) else content, channels)
+            content = content() if callable(content) else content
+            decode_image(refuse_large(tf.convert_to_tensor(content)), channels)
         except (tf.errors.OpError, ValueError) as error:
             problems.append((name, decoding_problem(error)))
     return problems

@@ -17,7 +17,7 @@ from keras_mixer.data.splits import ArrayImages, FileImages
 from keras_mixer.data.tfrecords import RecordImages, refuse_records
 from keras_mixer.errors import InputError
 from keras_mixer.preprocessing.augment import augment, inception_crop, mix
-from keras_mixer.preprocessing.decode import decode_image, find_undecodable
+from keras_mixer.preprocessing.decode import decode_image, find_undecodable, refuse_large
 from keras_mixer.preprocessing.resize import fit_images, preprocess, to_inputs
 
 ORDER_SALT = 0x4D49  # so that order and augmentation have different seeds
@@ -238,7 +238,8 @@ def _read_records(positions, index_of, prepare, split, batch_size, drop_remainde
         return position, *_load_records(split, index_of(position))
 
     def decode(position, content, label):
-        return position, prepare(decode_image(content, split.channels), position), label
+        image = decode_image(refuse_large(content), split.channels)
+        return position, prepare(image, position), label
 
     in_batches = positions.batch(batch_size, drop_remainder=drop_remainder)
     one_by_one = in_batches.map(load, **_IN_ORDER).unbatch().map(decode, **_IN_ORDER)
