@@ -192,7 +192,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_is_never_saved(config):
 
 
 @pytest.mark.parametrize("reader", ["keep_in_memory", "training_batches"])
-@pytest.mark.parametrize("damage", ["truncated", "removed"])
+@pytest.mark.parametrize("damage", ["truncated", "removed", "a folder"])
 def test_an_image_that_goes_bad_during_the_run_is_named(
     config, folder, monkeypatch, damage, reader
 ):
@@ -204,7 +204,12 @@ def test_an_image_that_goes_bad_during_the_run_is_named(
     read = getattr(fit_module, reader)
 
     def spoil(*arguments, **options):
-        path.unlink() if damage == "removed" else path.write_bytes(path.read_bytes()[:60])
+        content = path.read_bytes()[:60]
+        path.unlink()
+        if damage == "truncated":
+            path.write_bytes(content)
+        elif damage == "a folder":
+            path.mkdir()
         return read(*arguments, **options)
 
     if reader == "training_batches":

@@ -341,6 +341,15 @@ def _as_arrays(images, labels):
 # === Naming broken images ===
 
 
+_READING_ERRORS = (
+    tf.errors.InvalidArgumentError,  # what cannot be decoded
+    tf.errors.NotFoundError,
+    tf.errors.PermissionDeniedError,
+    tf.errors.FailedPreconditionError,  # a folder
+    tf.errors.UnknownError,  # the disk, the network
+)
+
+
 @contextlib.contextmanager
 def broken_images_named(*splits):
     """Converts TensorFlow's errors in reading images to an `InputError` that names the files.
@@ -352,11 +361,7 @@ def broken_images_named(*splits):
     """
     try:
         yield
-    except (
-        tf.errors.InvalidArgumentError,
-        tf.errors.NotFoundError,
-        tf.errors.PermissionDeniedError,
-    ):
+    except _READING_ERRORS:
         for split in splits:
             if refuse := _REFUSALS.get(type(split)):
                 refuse(split)
