@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import stat
-import warnings
 from pathlib import Path
 
 import filelock
@@ -188,15 +187,16 @@ def cache_folder():
 
 # === Locks ===
 
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+HELD = ".held"  # suffix of a file that is a lock
 
 
 @contextlib.contextmanager
 def locked(path, timeout=-1):
     """Context manager that holds a lock on a file.
 
-    Where the file system has no locks, a file is the lock, and is removed in the end; that of a
-    process that was killed does not count.
+    Where the file system has no locks, another file, with the suffix `HELD`, is the lock. It is
+    removed in the end; that of a process of this computer that was killed does not count.
 
     Args:
         path: `Path` of the file, in a folder that exists.
@@ -213,16 +213,26 @@ def locked(path, timeout=-1):
         lock.release()
 
 
+@contextlib.contextmanager
+def locked_in_turn(path, on_wait):
+    """As `locked`, waiting for other processes; before that, a function is called."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(path, timeout=0))
+        except filelock.Timeout:
+            on_wait()
+            stack.enter_context(locked(path))
+        yield
+
+
 def _acquired(path, timeout):
-    lock = filelock.FileLock(path, timeout=timeout)
+    lock = filelock.FileLock(path, timeout=timeout, fallback_to_soft=False)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that ENOSYS is followed by a SoftFileLock
-            lock.acquire()
+        lock.acquire()
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
         # Not the same file, which the attempt has made: it would be in the way.
-        lock = filelock.SoftFileLock(path.with_name(f"{path.name}.held"), timeout=timeout)
+        lock = filelock.SoftFileLock(path.with_name(path.name + HELD), timeout=timeout)
         lock.acquire()
     return lock

@@ -1,6 +1,8 @@
 """Tests `--bad_images` and `keras_mixer/preprocessing/bad_images.py`."""
 
+import errno
 import json
+import os
 import shutil
 
 import numpy as np
@@ -131,3 +133,36 @@ def test_a_class_without_a_readable_image_is_refused(folder, tmp_path, left):
 
 def test_images_in_memory_are_never_bad():
     assert open_dataset("digits", find_bad=find_bad).skipped == ()
+
+
+def test_a_run_that_only_began_begins_anew_when_it_is_to_skip(broken, tmp_path, capsys):
+    """As the error of a broken image proposes; a run that has saved something is kept."""
+    for name in BAD[::2]:
+        (broken / name).unlink()
+    with pytest.raises(InputError, match="--bad_images=skip"):
+        fit(config(broken, tmp_path / "run", bad_images="error"))
+    run = fit(config(broken, tmp_path / "run"))
+    assert "saved nothing: it begins anew" in capsys.readouterr().err
+    assert len(run.dataset.skipped) == 2
+    break_pixels(broken / "cat" / "6.png")
+    with pytest.raises(InputError, match="trained on other data"):
+        fit(config(broken, tmp_path / "run"))
+
+
+def test_the_list_of_skipped_images_is_that_of_the_last_start(broken, tmp_path):
+    fit(config(broken, tmp_path / "run"))
+    (broken / "ant" / "another.png").write_bytes(b"x")
+    fit(config(broken, tmp_path / "run"))
+    assert "another.png" in (tmp_path / "run" / "skipped.jsonl").read_text()
+
+
+def test_names_of_images_forge_no_line(broken, capsys):
+    (broken / "ant" / "x\nerror: forged.png").write_bytes(b"x")
+    open_dataset("folder", broken, find_bad=find_bad)
+    assert "ant/x\\nerror: forged.png (" in capsys.readouterr().err
+
+
+def test_what_is_wrong_with_the_machine_is_no_bad_image(folder, monkeypatch):
+    monkeypatch.setattr(bad_images, "check_image_file", lambda path: os.strerror(errno.EMFILE))
+    with pytest.raises(InputError, match="0.png: Too many open files; it may be readable"):
+        open_dataset("folder", folder, find_bad=find_bad)

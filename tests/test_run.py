@@ -98,7 +98,8 @@ def test_overwrite_discards_our_files_and_no_others(config):
 def test_changed_data_are_noticed(folder, config):
     fields = {"dataset": "folder", "data_dir": str(folder), "image_shape": (8, 8),
               "patch_shape": (4, 4)}  # fmt: skip
-    opened(config(**fields))
+    run = opened(config(**fields))
+    (run.directory / HISTORY).touch()  # else it would begin anew
     (folder / "ant" / "0.png").rename(folder / "ant" / "renamed.png")
     with pytest.raises(InputError, match="was trained on other data"):
         opened(config(**fields))

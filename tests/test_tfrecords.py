@@ -5,6 +5,7 @@ import dataclasses
 import io
 import os
 import random
+import re
 import shutil
 import socket
 import subprocess
@@ -553,3 +554,48 @@ def test_records_are_skipped_by_checksum_label_and_pixels(own_shapes):
     ]  # fmt: skip
     assert len(dataset.train) == 17
     assert len(dataset.train.read_labels()) == 17
+
+
+def label_twice(features):
+    features["label"].int64_list.value.append(1)
+
+
+def add_an_image(features):
+    features["image"].bytes_list.value.append(b"x")
+
+
+def remove_the_image(features):
+    del features["image"].bytes_list.value[:]
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (label_twice, "label 1, 1, expected 0 to 2"),
+        (add_an_image, "it holds 2 images, expected one"),
+        (remove_the_image, "it holds 0 images, expected one"),
+    ],
+)
+def test_records_that_hold_no_single_value_are_damaged(own_shapes, change, reason):
+    directory, files = own_shapes
+    rewritten(files, record_2=change)
+    assert [why for _, why in load(directory, find_bad=find_bad).skipped] == [reason]
+    split = load(directory).train
+    with pytest.raises(InputError, match=f"damaged .{reason}"), broken_images_named(split):
+        images_of(split)
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_damaged_array_records_are_named_or_skipped(tmp_path, number):
+    write_set(tmp_path, file_format="array_record")
+    path = sorted((tmp_path / "shapes" / "1.0.0").glob("*train*array_record*"))[0]
+    content = bytearray(path.read_bytes())
+    starts = [match.start() for match in re.finditer(b"PNG", content)]
+    content[starts[number] + 40] ^= 255
+    path.write_bytes(content)
+    [(place, reason)] = load(tmp_path, find_bad=find_bad).skipped
+    assert place == f"record {number} of shapes/1.0.0 train"
+    assert "\n" not in reason
+    split = load(tmp_path).train
+    with pytest.raises(InputError, match=f"{place}: damaged"), broken_images_named(split):
+        images_of(split)

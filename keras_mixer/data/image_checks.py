@@ -269,18 +269,19 @@ def refuse_unreadable(listing):
     refuse_files([(paths[index], problem) for index, problem in problems])
 
 
-def find_unreadable(listing, check, checks):
+def find_unreadable(listing, check, checks, version=b""):
     """Checks every image that did not pass the same checks before.
 
     Args:
         listing: `Listing` of the files.
         check: Function of an array of paths, as bytes, that yields a reason or None for each.
         checks: Name of the checks; they are remembered apart from others.
+        version: Bytes that change with what else the checks depend on.
 
     Returns:
         list of (index, reason) of the files that do not pass.
     """
-    cache = _cache_path(listing.directory, checks)
+    cache = _cache_path(listing.directory, checks.encode() + version)
     readable = _find_unchanged(listing, _load(cache))
     unknown, problems = np.flatnonzero(~readable), []
     results = check(listing.take(unknown).paths())
@@ -315,7 +316,7 @@ def _cache_path(directory, checks):
     So all images are checked again when the checks have changed.
     """
     source = pkgutil.get_data("keras_mixer.data", "image_checks.py") + PIL.__version__.encode()
-    digest = hashlib.sha256(os.path.abspath(directory) + source + checks.encode())
+    digest = hashlib.sha256(os.path.abspath(directory) + source + checks)
     return cache_folder() / "readable_images" / f"{digest.hexdigest()[:32]}.npz"
 
 

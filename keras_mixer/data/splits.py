@@ -254,7 +254,7 @@ def without_bad(splits, class_names, find_bad):
         _refuse_lost(name, images, kept[name], class_names)
     if skipped:
         count = sum(map(len, splits.values()))
-        named = some_of([f"{place} ({why})" for place, why in skipped])
+        named = some_of([console.one_line(f"{place} ({why})") for place, why in skipped])
         console.warn(f"{len(skipped):,} of {count:,} images are bad and skipped: {named}")
     return kept, tuple(skipped)
 

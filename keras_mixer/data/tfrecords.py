@@ -79,12 +79,13 @@ class RecordImages:
 
     def label(self, index):
         """Returns the label of one record; raises InputError if there is no such class."""
-        [label] = self._feature(index, self.label_key).int64_list.value or [None]
-        if label is None or not 0 <= label < self.num_classes:
+        labels = self._feature(index, self.label_key).int64_list.value
+        if len(labels) != 1 or not 0 <= labels[0] < self.num_classes:
+            found = ", ".join(map(str, labels[:5])) or "missing"
             raise DamagedRecord(
-                self.place(index), f"{self.label_key} {label}, expected 0 to {self.num_classes - 1}"
+                self.place(index), f"{self.label_key} {found}, expected 0 to {self.num_classes - 1}"
             )
-        return label
+        return labels[0]
 
     def has_labels(self):
         """Returns whether the first record has one: those without are labeled -1."""
@@ -97,9 +98,11 @@ class RecordImages:
         return self.store.sizes(self.numbers)
 
     def content(self, index):
-        """Returns the encoded image of one record as bytes."""
+        """Returns the encoded image of one record as bytes; raises InputError if it holds none."""
         values = self._feature(index, self.image_key).bytes_list.value
-        return values[0] if values else b""
+        if len(values) != 1:
+            raise DamagedRecord(self.place(index), f"it holds {len(values)} images, expected one")
+        return values[0]
 
     def place(self, index):
         """Returns a description of where a record is, for messages."""
@@ -278,7 +281,10 @@ class RandomAccessStore:
 
     def read(self, number):
         """Returns the content of a record as bytes."""
-        return self._source[int(number)]
+        try:
+            return self._source[int(number)]
+        except Exception as error:  # the reader's own, a RuntimeError of many lines
+            raise DamagedRecord(self.place(number), str(error).splitlines()[0][:120]) from error
 
     def place(self, number):
         """Returns a description of where a record is, for messages."""

@@ -4,8 +4,11 @@ They are found before the first step, by the decoder that training uses. So the 
 the last bit, as one on a folder without them.
 """
 
+import errno
 import functools
 import io
+import os
+import pkgutil
 from concurrent.futures import ThreadPoolExecutor
 
 import tensorflow as tf
@@ -14,9 +17,12 @@ from keras_mixer import console
 from keras_mixer.data.image_checks import check_image, check_image_file, find_unreadable
 from keras_mixer.data.splits import FileImages
 from keras_mixer.data.tfrecords import DamagedRecord, RecordImages
+from keras_mixer.errors import InputError
 from keras_mixer.preprocessing.decode import decode_image, decoding_problem
 
 _AT_ONCE = 256  # images; so that an interruption is noticed, and few results wait
+_OF_THE_MACHINE = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
+_PASSING = {os.strerror(number) for number in _OF_THE_MACHINE}
 
 
 def find_bad(images):
@@ -35,9 +41,10 @@ def find_bad(images):
 
 
 def _find_bad_files(images):
-    checks = f"decoding by TensorFlow {tf.__version__}"
     check = functools.partial(_check_in_parallel, functools.partial(_file_problem, images.channels))
-    return find_unreadable(images.listing, check, checks)
+    sources = [pkgutil.get_data(__package__, f"{name}.py") for name in ("decode", "bad_images")]
+    version = b"".join([*sources, tf.__version__.encode()])
+    return find_unreadable(images.listing, check, "decoding", version)
 
 
 def _find_bad_records(images):
@@ -54,7 +61,10 @@ def _check_in_parallel(check, items):
 
 
 def _file_problem(channels, path):
-    return check_image_file(path) or _decoding_problem(lambda: tf.io.read_file(path), channels)
+    problem = check_image_file(path)
+    if problem in _PASSING:
+        raise InputError(f"{os.fsdecode(path)}: {problem}; it may be readable another time")
+    return problem or _decoding_problem(lambda: tf.io.read_file(path), channels)
 
 
 def _record_problem(images, index):
@@ -69,6 +79,8 @@ def _record_problem(images, index):
 def _decoding_problem(read, channels):
     try:
         decode_image(read(), channels)
+    except (tf.errors.ResourceExhaustedError, tf.errors.UnknownError) as error:
+        raise InputError(f"reading or decoding an image: {decoding_problem(error)}") from error
     except (tf.errors.OpError, ValueError) as error:
         return decoding_problem(error)
     return None

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from keras_mixer import console
 from keras_mixer.config.training import Config
 from keras_mixer.errors import InputError, RunError
-from keras_mixer.files import locked
+from keras_mixer.files import locked_in_turn
 from keras_mixer.jobs import JobSequence
 from keras_mixer.studies.space import grid, shown_setting
 from keras_mixer.studies.trials import (
@@ -218,7 +218,9 @@ def _pruning(trial):
 def _score(search, best, seeds):
     """Trains the best setting with the seeds it lacks, and scores all on the test images."""
     jobs, folder, name = JobSequence(len(seeds)), best.folder.parent, text_of(best.setting)
-    with locked(folder / ".score.lock"):  # by one worker; the others find it done
+    lock = folder / ".score.lock"
+    waiting = f"another worker trains the best setting (its lock: {lock}); waiting"
+    with locked_in_turn(lock, lambda: console.say(waiting)):  # by one; the others find it done
         return [
             jobs.run(f"the best, {name}, seed {s}", _config(search, best.setting, s, folder, None))
             for s in seeds

@@ -20,7 +20,7 @@ from keras_mixer.data.datasets import SPLITS
 from keras_mixer.data.shared_images import note_shared_images
 from keras_mixer.data.sources import open_dataset
 from keras_mixer.errors import InputError, RunError, named, path_errors, some_of
-from keras_mixer.files import locked, remove, write_atomically, write_sealed
+from keras_mixer.files import HELD, locked, remove, write_atomically, write_sealed
 from keras_mixer.model.architecture import Architecture
 from keras_mixer.training.environment import environment, note_changes
 from keras_mixer.training.run import (
@@ -69,7 +69,8 @@ def open_run(config, check=None):
         resolved, spec = resolve(config, dataset, start and start["architecture"])
         run = Run(directory, resolved, spec, dataset, pretrained)
         check_sizes(run)
-        if record and not config.overwrite:
+        anew = config.overwrite or _has_other_data_and_no_state(directory, record, dataset)
+        if record and not anew:
             _check_same_run(run, record)
             _check_same_data(directory, record, dataset)
             if not run.finished:
@@ -78,7 +79,7 @@ def open_run(config, check=None):
             note_shared_images(dataset)
         if check:
             check(run)
-        _clear(directory, config.overwrite)
+        _clear(directory, anew)
         _write_records(run, config, start)
         yield dataclasses.replace(run, identity=read_record(directory)["identity"])
 
@@ -171,8 +172,10 @@ def _lock(directory, cleanup):
     try:
         cleanup.enter_context(locked(directory / LOCK, timeout=0))
     except filelock.Timeout as error:
+        held = directory / f"{LOCK}{HELD}"
+        hint = f" (without locks of the file system, {held} is the lock)" * held.exists()
         raise InputError(
-            f"--output_dir={directory} is in use: another process is training there"
+            f"--output_dir={directory} is in use: another process is training there{hint}"
         ) from error
 
 
@@ -313,6 +316,15 @@ def _check_same_run(run, record):
         )
 
 
+def _has_other_data_and_no_state(directory, record, dataset):
+    """Returns whether a run on other data ended before anything was saved, as by a broken image."""
+    saved = (directory / HISTORY).exists() or any((directory / CHECKPOINTS).glob("step-*"))
+    anew = record is not None and not saved and record["data"]["identity"] != dataset.identity
+    if anew:
+        console.say(f"{directory} began with other data and saved nothing: it begins anew")
+    return anew
+
+
 def _check_same_data(directory, record, dataset):
     if record["data"]["identity"] != dataset.identity:
         raise InputError(
@@ -336,13 +348,13 @@ def _clear(directory, overwrite):
 
 
 def _write_records(run, config, start):
-    """Writes config.json, flags.txt and, of images that are left out, skipped.jsonl; once."""
+    """Writes config.json and flags.txt, unless they exist, and which images are left out."""
     if not (run.directory / CONFIG).exists():
         record = _record(run, start)
         write_sealed(run.directory / CONFIG, record | {"identity": identity_of(record)})
     if not (run.directory / FLAGS).exists():
         _write_flags(run.directory, config)
-    if run.dataset.skipped and not (run.directory / SKIPPED).exists():
+    if run.dataset.skipped:  # what is skipped may differ, as long as what is left does not
         _write_skipped(run.directory, run.dataset.skipped)
 
 

@@ -14,11 +14,9 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import filelock
-
 from keras_mixer import console
 from keras_mixer.errors import InputError
-from keras_mixer.files import cache_folder, flush_folder, locked, write_atomically
+from keras_mixer.files import cache_folder, flush_folder, locked_in_turn, write_atomically
 from keras_mixer.weights.registry import OFFICIAL, SCHEME, SERVER, Release
 
 MIRROR = "KERAS_MIXER_OFFICIAL"  # environment variable: another server with the same files
@@ -86,9 +84,11 @@ def fetch(name):
     server = (os.environ.get(MIRROR) or SERVER).rstrip("/")
     part, etag = (file.with_name(f"{file.name}.{end}") for end in ("part", "part.etag"))
     download = _Download(release, f"{server}/{name}.npz", file, part, etag)
+    lock = file.with_name(f"{file.name}.lock")
+    waiting = f"{file}: another process is downloading it; waiting"
     with _disk_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(file):
+        with locked_in_turn(lock, lambda: console.say(waiting)):
             if not file.is_file():
                 _download_file(download)
     return file
@@ -113,18 +113,6 @@ def _disk_errors(file):
             f"{file}: cannot be written: {error.strerror or error}; KERAS_MIXER_CACHE names "
             f"another folder for the cache"
         ) from error
-
-
-@contextlib.contextmanager
-def _lock(file):
-    path = file.with_name(f"{file.name}.lock")
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(locked(path, timeout=0))
-        except filelock.Timeout:
-            console.say(f"{file}: another process is downloading it; waiting")
-            stack.enter_context(locked(path))
-        yield
 
 
 def _download_file(download):
