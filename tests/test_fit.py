@@ -215,7 +215,8 @@ def test_an_image_that_goes_bad_during_the_run_is_named(
     if reader == "training_batches":
         monkeypatch.setattr("keras_mixer.preprocessing.input_pipeline.KEPT_BYTES", 0)
     monkeypatch.setattr(fit_module, reader, spoil)
-    with pytest.raises(InputError, match=f"1 unreadable image, repair .*: {path}"):
+    advice = "repair or remove, or skip with --bad_images=skip"
+    with pytest.raises(InputError, match=f"1 unreadable image, {advice}: {path}"):
         fit(config(**fields))
 
 

@@ -1,7 +1,6 @@
 """Tests that a run depends on its flags and data alone, and not on where and how it is started."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -39,12 +38,11 @@ main(["train", *sys.argv[1:]])
 @pytest.fixture(autouse=True)
 def data(folder, monkeypatch, tmp_path):
     monkeypatch.setenv("KERAS_MIXER_CACHE", str(tmp_path / "cache"))
-    rows = [f"{path.name},{path.parent.name}\n" for path in sorted(folder.rglob("*.??g"))]
-    for path in folder.rglob("*.??g"):
-        path.rename(path.with_name(f"{path.parent.name}-{path.name}"))
-    rows = [f"{row.split(',')[1].strip()}-{row}" for row in rows]
-    for path in [*folder.rglob("*.??g")]:
-        shutil.move(path, folder / path.name)
+    rows = []
+    for path in sorted(folder.rglob("*.??g")):
+        label, name = path.parent.name, f"{path.parent.name}-{path.name}"
+        path.rename(folder / name)
+        rows.append(f"{name},{label}\n")
     (folder / "labels.csv").write_text("id,label\n" + "".join(rows))
 
 

@@ -295,10 +295,11 @@ def main():
 
 def _possible(names):
     """Returns the subjects that the installed packages can make."""
-    if ".pth" in " ".join(names) and not importlib.util.find_spec("torch"):
-        console.warn("files of torch are left out: pip install 'keras_mixer[torch]'")
-        return [name for name in names if not name.endswith(".pth")]
-    return names
+    without_torch = [name for name in names if not name.endswith(".pth")]
+    if without_torch == names or importlib.util.find_spec("torch"):
+        return names
+    console.warn("files of torch are left out: pip install 'keras_mixer[torch]'")
+    return without_torch
 
 
 def _as_text(rows):

@@ -33,13 +33,13 @@ def _noise(*shape):
     return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
-def _images(suffix, **options):
+def _images(suffix):
     def make(folder):
         from PIL import Image
 
         for name, mode in (("color", "RGB"), ("gray", "L")):
             smooth = Image.fromarray(_noise(6, 6, 3)).resize((SIDE, SIDE)).convert(mode)
-            smooth.save(folder / f"{name}.{suffix}", **options)
+            smooth.save(folder / f"{name}.{suffix}")
         return sorted(folder.iterdir())
 
     return make
@@ -60,21 +60,21 @@ def _read_image(folder, path):
         raise InputError(f"{path}: {decoding_problem(error)}") from error
 
 
-def _weights(*names):
+def _weights(name):
     def make(folder):
         from keras_mixer import build_mixer
         from keras_mixer.weights.convert import convert_weights
 
-        model = build_mixer((8, 8), (4, 4), depth=2, dim=6, num_classes=3)
-        for name in names:
-            if name.endswith((".keras", ".h5")):
-                (model.save if name.endswith(".keras") else model.save_weights)(folder / name)
-            else:
-                model.save(folder / "source.keras")
-                with contextlib.redirect_stderr(io.StringIO()):
-                    convert_weights(folder / "source.keras", folder / name)
-        places = [folder / name for name in names]
-        return sorted(f for p in places for f in (p.iterdir() if p.is_dir() else [p]))
+        model, path = build_mixer((8, 8), (4, 4), depth=2, dim=6, num_classes=3), folder / name
+        if name.endswith(".keras"):
+            model.save(path)
+        elif name.endswith(".weights.h5"):
+            model.save_weights(path)
+        else:
+            model.save(folder / "source.keras")
+            with contextlib.redirect_stderr(io.StringIO()):
+                convert_weights(folder / "source.keras", path)
+        return sorted(path.iterdir()) if path.is_dir() else [path]
 
     return make
 

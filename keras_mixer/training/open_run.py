@@ -230,7 +230,7 @@ def _starting_point(config, record):
     if config.checkpoint is None:
         return None, None
     recorded = record and not config.overwrite and record.get("start")
-    if recorded and any((Path(config.output_dir) / CHECKPOINTS).glob("step-*")):
+    if recorded and _has_checkpoints(Path(config.output_dir)):
         return {**recorded, "architecture": Architecture.from_json(recorded["architecture"])}, None
     pretrained = _read_checkpoint(config)
     start = {"architecture": pretrained.spec.architecture, "sha256": digest(pretrained.arrays)}
@@ -240,6 +240,10 @@ def _starting_point(config, record):
             f"give another --output_dir"
         )
     return start, pretrained
+
+
+def _has_checkpoints(directory):
+    return any((directory / CHECKPOINTS).glob("step-*"))
 
 
 def _read_checkpoint(config):
@@ -318,7 +322,7 @@ def _check_same_run(run, record):
 
 def _has_other_data_and_no_state(directory, record, dataset):
     """Returns whether a run on other data ended before anything was saved, as by a broken image."""
-    saved = (directory / HISTORY).exists() or any((directory / CHECKPOINTS).glob("step-*"))
+    saved = (directory / HISTORY).exists() or _has_checkpoints(directory)
     anew = record is not None and not saved and record["data"]["identity"] != dataset.identity
     if anew:
         console.say(f"{directory} began with other data and saved nothing: it begins anew")
