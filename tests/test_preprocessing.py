@@ -93,3 +93,14 @@ def test_images_are_prepared_as_the_spec_says(eval_crop, interpolation):
     spec = ModelSpec(SMALL, preprocessing=Preprocessing(eval_crop, interpolation))
     expected = to_model_range(resize_images(PIXELS, SMALL.image_shape, eval_crop, interpolation))
     np.testing.assert_array_equal(preprocess(PIXELS, spec), expected)
+
+
+@pytest.mark.parametrize("eval_crop", [0.0, 0.8])
+@pytest.mark.parametrize("shape", [(9, 30, 3), (24, 24, 3), (200, 90, 3)])
+def test_bytes_become_floats_only_once_they_are_small(shape, eval_crop):
+    """As floats, the pixels of a large photo are a gigabyte."""
+    photo = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    resize = tf.function(lambda images: resize_images(images, (24, 24), eval_crop))
+    assert np.array_equal(resize(photo), resize(photo.astype(np.float32)))
+    traced = resize.get_concrete_function(tf.TensorSpec((None, None, 3), tf.uint8))
+    assert "Cast" not in {op.type for op in traced.inputs[0].consumers()}
