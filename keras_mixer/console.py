@@ -164,8 +164,9 @@ def quiet_tensorflow():
     TensorFlow 2.21 prints about oneDNN and missing CUDA libraries before its log level is read
     (https://github.com/tensorflow/tensorflow/issues/100442).
     """
-    if os.environ.setdefault("KERAS_BACKEND", "tensorflow") != "tensorflow":
-        raise InputError(f"KERAS_BACKEND={os.environ['KERAS_BACKEND']}: expected tensorflow")
+    backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    if backend not in ("tensorflow", "jax"):
+        raise InputError(f"KERAS_BACKEND={os.environ['KERAS_BACKEND']}: expected tensorflow or jax")
     shown = _verbosity >= VERBOSITIES["debug"]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if shown else "2")
     if "tensorflow" in sys.modules or os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0":
@@ -180,10 +181,19 @@ def quiet_tensorflow():
             import tensorflow
 
             tensorflow.config.list_physical_devices()
+            if backend == "jax":
+                keep_tensorflow_off_gpus()
             yield
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
+
+
+def keep_tensorflow_off_gpus():
+    """Leaves the GPUs to another backend: TensorFlow, which reads the images, takes all memory."""
+    import tensorflow
+
+    tensorflow.config.set_visible_devices([], "GPU")
 
 
 def duration(seconds):

@@ -221,8 +221,8 @@ def test_an_image_that_goes_bad_during_the_run_is_named(
 
 
 def test_other_backends_are_refused(config, monkeypatch):
-    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
-    with pytest.raises(InputError, match="not on jax; unset KERAS_BACKEND"):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
+    with pytest.raises(InputError, match="not on torch; unset KERAS_BACKEND"):
         fit(config())
 
 

@@ -47,7 +47,7 @@ OTHER_BATCHES = {
 ELSEWHERE = {
     "dataset", "num_classes", "checkpoint", "resize_tokens", "variant", "jit", "accumulation",
     "early_stopping", "freeze", "drop_every", "drop_factor", "model",
-    "deterministic",
+    "deterministic",  # test_independence.py
 }  # fmt: skip
 
 RESULT = {f.name for f in dataclasses.fields(Config) if f.metadata.get("result", True)}

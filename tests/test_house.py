@@ -38,6 +38,7 @@ LAZY = {
     "sqlalchemy": "0.3 s; only for sweeps",
     "keras_cv": "1.2 s; only for RandAugment",
     "matplotlib": "0.4 s; only to draw",
+    "jax": "an optional dependency",
     "torch": "an optional dependency",
     "torchvision": "an optional dependency of timm",
     "timm": "an optional dependency, which measures beside ours",

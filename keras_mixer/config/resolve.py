@@ -5,6 +5,7 @@ Precedence: the values given, then the checkpoint, the variant, and the dataset'
 
 import dataclasses
 import math
+import re
 
 from keras_mixer.config.options import named_as_flags, shown
 from keras_mixer.config.training import DEFAULT_DEPTH, DEFAULT_DIM, DEFAULT_WARMUP, Config
@@ -95,7 +96,8 @@ def _check_baseline(given, architecture):
         if getattr(given, name) not in (None, value):
             raise InputError(
                 f"--{name}={shown(getattr(given, name))} is for mixer layers and would change "
-                f"nothing with --model={architecture.model}; leave it out"
+                f"nothing with --model={architecture.model}; leave it out, and presets, which are "
+                f"of Mixers"
             )
 
 
@@ -182,6 +184,10 @@ def _consistent(config):
         raise InputError(
             f"--drop_every and --drop_factor are for --scheduler=step and would change nothing "
             f"with --scheduler={config.scheduler}; leave them out"
+        )
+    if not re.fullmatch("all|[1-9][0-9]{0,3}|[0-9]{1,4}(,[0-9]{1,4})+", config.devices):
+        raise InputError(
+            f"--devices={config.devices}: expected all, a number of devices, or which ones, as 0,2"
         )
     _check_freezing(config)
     if not (config.token_mixing or config.channel_mixing):

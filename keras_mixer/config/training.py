@@ -250,6 +250,12 @@ class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fiel
         choices=JIT_MODES,
     )
     seed: int = option(0, "Random seed: initial weights, order, augmentation, dropout.", **SEED)
+    devices: str = option(
+        "all",
+        "Devices that share every batch: all, how many, or which, as in 0,2. Several need "
+        "KERAS_BACKEND=jax; TensorFlow uses the first.",
+        result=False,
+    )
     deterministic: bool = option(
         False,
         "Only TensorFlow's deterministic operations, which are slower: for the same bits from "

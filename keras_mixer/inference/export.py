@@ -14,6 +14,8 @@ import contextlib
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import keras
@@ -58,6 +60,8 @@ def export_model(path, export_dir, name):
         InputError: If the model cannot be read, or the target is not valid; see `check_target`.
         RunError: If the disk is full, or the export differs from the model.
     """
+    if keras.backend.backend() != "tensorflow":
+        return _export_by_tensorflow(path, export_dir, name)
     pretrained = read_pretrained(path)
     check_target(export_dir, name, pretrained.spec)
     sha256 = model_folder.digest(pretrained.arrays)
@@ -76,6 +80,25 @@ def export_model(path, export_dir, name):
             return _publish(temporary, home)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _export_by_tensorflow(path, export_dir, name):
+    """Exports in a process of its own, as a process has one backend of Keras."""
+    target = [f"--export_dir={export_dir}", f"--name={name}", "--verbosity=error"]
+    command = [sys.executable, "-m", "keras_mixer", "export", os.path.abspath(path), *target]
+    places = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    changes = {
+        "KERAS_BACKEND": "tensorflow",
+        "PYTHONPATH": os.pathsep.join(places),
+        "CUDA_VISIBLE_DEVICES": "-1",  # the memory of the GPU is taken
+    }
+    done = subprocess.run(
+        command, env=os.environ | changes, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RunError(done.stderr.strip().rpartition("\n")[2].removeprefix("error: "))
+    home = Path(export_dir) / name
+    return home / str(version_numbers(home)[-1])
 
 
 @contextlib.contextmanager

@@ -4,14 +4,12 @@ Keras's `gradient_accumulation_steps` counts every part as a step of the learnin
 of the EMA (3.15.1), so both run too fast. Here `model.fit` and the optimizer see whole batches.
 """
 
+import keras
 import tensorflow as tf
 
 
 class _Accumulation:
-    """Mixin: a functional model that sums the gradients of equal parts of every batch.
-
-    The result equals that of the whole batch up to rounding. Random draws, as of dropout, differ.
-    """
+    """Mixin: a functional model that sums the gradients of equal parts of every batch."""
 
     accumulated = 1
 
@@ -57,12 +55,68 @@ class _Accumulation:
         return loss, gradients, tf.reshape(logits.stack(), (-1, shape[-1]))
 
 
+class _JaxAccumulation:
+    """The same on Keras's JAX backend, whose training step has its state as an argument.
+
+    Parts have every n-th image, so that devices that share a batch need not exchange images.
+    """
+
+    accumulated = 1
+
+    def train_step(self, state, data):
+        """Takes one optimizer step; see `keras.Model.train_step` on this backend."""
+        import jax
+
+        weights, others, optimizer_variables, metrics = state
+        parts = [self._in_parts(tensor) for tensor in data if tensor is not None]
+        compute = jax.value_and_grad(self.compute_loss_and_updates, has_aux=True)
+
+        def add(carry, part):
+            loss, gradients, others = carry
+            (_, aux), part_gradients = compute(
+                weights, others, metrics, *_x_y_weight(part), True, optimizer_variables
+            )
+            part_loss, y_pred, others, _ = aux
+            gradients = [
+                a + b / self.accumulated for a, b in zip(gradients, part_gradients, strict=True)
+            ]
+            return (loss + part_loss / self.accumulated, gradients, others), y_pred
+
+        zeros = [jax.numpy.zeros_like(weight) for weight in weights]
+        (loss, gradients, others), y_pred = jax.lax.scan(add, (0.0, zeros, others), parts)
+        weights, optimizer_variables = self.optimizer.stateless_apply(
+            optimizer_variables, gradients, weights
+        )
+        x, y, weight = _x_y_weight([self._whole(tensor) for tensor in parts])
+        logs, metrics = self._update_metrics_variables(
+            metrics, loss, x, y, self._whole(y_pred), weight
+        )
+        return logs, (weights, others, optimizer_variables, metrics)
+
+    def _in_parts(self, tensor):
+        return tensor.reshape(-1, self.accumulated, *tensor.shape[1:]).swapaxes(0, 1)
+
+    def _whole(self, parts):
+        return parts.swapaxes(0, 1).reshape(-1, *parts.shape[2:])
+
+
+def _x_y_weight(tensors):
+    x, y, *weights = tensors
+    return x, y, weights[0] if weights else None
+
+
+_KINDS = {"tensorflow": _Accumulation, "jax": _JaxAccumulation}
+
+
 def accumulate_gradients(model, parts):
     """Returns a model that computes each batch in parts, and shares layers and weights of another.
+
+    The result equals that of the whole batch up to rounding. Random draws, as of dropout, differ.
 
     Args:
         model: functional `keras.Model`.
         parts: int. Number of parts; must divide the batch size.
     """
-    kind = type("AccumulatingModel", (_Accumulation, type(model)), {"accumulated": parts})
+    mixin = _KINDS[keras.backend.backend()]
+    kind = type("AccumulatingModel", (mixin, type(model)), {"accumulated": parts})
     return kind(model.inputs, model.outputs, name=model.name)

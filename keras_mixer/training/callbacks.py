@@ -14,6 +14,7 @@ import numpy as np
 from keras_mixer import console
 from keras_mixer.errors import RunError
 from keras_mixer.training.checkpoints import TrainState, save_checkpoint
+from keras_mixer.training.devices import validate
 from keras_mixer.training.optimizers import ema_variables
 from keras_mixer.training.progress import epoch_is_open, is_over, rank
 from keras_mixer.training.state import gather_state, restore_state
@@ -99,7 +100,7 @@ class EpochEnd(keras.callbacks.Callback):
         row = self._row(epoch, logs)
         with use_ema_weights(self.model):
             if self.validation is not None:
-                scores = self.model.evaluate(self.validation, verbose=0, return_dict=True)
+                scores = validate(self.model, self.validation)
                 stop_unless_finite("validation loss", scores["loss"], self)
                 row |= {"val_loss": scores["loss"], "val_accuracy": scores["accuracy"]}
             if self.validation is None or rank(row) > rank(self.progress.best):
@@ -150,7 +151,7 @@ def use_ema_weights(model):
     variables = model.trainable_variables if averages else []
     originals = [variable.numpy() for variable in variables]
     for variable, average in zip(variables, averages, strict=True):
-        variable.assign(average)
+        variable.assign(average.numpy())  # a copy, as JAX reuses the memory of what it assigns
     try:
         yield
     finally:

@@ -26,6 +26,7 @@ from keras_mixer.preprocessing.input_pipeline import (
 from keras_mixer.training.accumulation import accumulate_gradients
 from keras_mixer.training.callbacks import Clock, EpochEnd, ProgressBar, Restoration, Saver
 from keras_mixer.training.checkpoints import check_space, newest_checkpoint
+from keras_mixer.training.devices import check_backend, choose_devices, make_deterministic, sharing
 from keras_mixer.training.fast_mixing import number_of_parts, use_fast_mixing, use_threads_for
 from keras_mixer.training.finetuning import describe_trained, freeze_backbone, layer_rates
 from keras_mixer.training.losses import KERAS_LOSSES
@@ -68,18 +69,20 @@ def fit(config, callbacks=()):
 
 def fit_run(run, callbacks=()):
     """Trains a run from `open_run`; see `fit`."""
-    if keras.backend.backend() != "tensorflow":
-        raise InputError(
-            f"training runs on Keras's TensorFlow backend, not on {keras.backend.backend()}; "
-            f"unset KERAS_BACKEND"
-        )
+    check_backend()
     prepare_threads(run.config)
     if run.config.deterministic:
-        tf.config.experimental.enable_op_determinism()
-    progress, arrays = _last_state(run)
+        make_deterministic()
+    devices = choose_devices(run.config.devices)
+    progress, arrays = _last_state(run, devices)
     if is_over(run, progress):
         _finish(run, progress)
         return
+    with sharing(devices, run.config.batch_size):
+        _train(run, progress, arrays, callbacks)
+
+
+def _train(run, progress, arrays, callbacks):
     keras.utils.set_random_seed(run.config.seed)
     schedule = _schedule(run)
     model, meters = compiled_model(run, schedule, resumed=arrays is not None)
@@ -141,7 +144,9 @@ def _tensorboard(run, progress):
 def _memory_errors(run):
     try:
         yield
-    except tf.errors.ResourceExhaustedError as error:
+    except (tf.errors.ResourceExhaustedError, RuntimeError) as error:
+        if "RESOURCE_EXHAUSTED" not in str(error) and isinstance(error, RuntimeError):
+            raise  # JAX's errors are RuntimeErrors
         raise RunError(
             f"out of memory at --batch_size={run.config.batch_size}: lower it, choose a "
             f"smaller model or --precision=bfloat16, or add --accumulation=2 or --remat"
@@ -232,7 +237,7 @@ def _way(config):
     """
     if config.jit != "auto":
         return "XLA" if config.jit == "true" else "no XLA"
-    if tf.config.list_physical_devices("GPU"):
+    if keras.backend.backend() == "jax" or tf.config.list_physical_devices("GPU"):
         return "XLA"
     plain = config.precision == "float16" or config.model != MIXER
     return "no XLA" if plain else "fast mixing"
@@ -248,7 +253,7 @@ def _finish(run, progress):
         )
 
 
-def _last_state(run):
+def _last_state(run, devices):
     checkpoint = newest_checkpoint(run.checkpoints, run.identity)
     if checkpoint is None:
         check_beginning(run)
@@ -259,27 +264,28 @@ def _last_state(run):
             f"{len(run.dataset.class_names)} classes ({names}{more}), "
             f"{run.steps_per_epoch:,} steps an epoch, {run.total_steps:,} steps"
         )
-        return Progress(computed_by=_computed_by(run.config), run=run.identity), None
+        return Progress(computed_by=_computed_by(run.config, devices), run=run.identity), None
     progress = Progress(**checkpoint.progress)
     if not is_over(run, progress):
         console.say(f"continuing {run.directory} at step {progress.step} of {run.total_steps}")
-        _note_changes(run, progress)
+        _note_changes(run, progress, devices)
     return progress, checkpoint.arrays
 
 
-def _computed_by(config):
-    accelerators = [device.name for device in tf.config.list_physical_devices("GPU")]
+def _computed_by(config, devices):
     way, parts = _way(config), number_of_parts(_images_at_once(config))
     if way == "fast mixing" and parts > 1:
         way += f" in {parts} parts"
     if config.remat:
         way += ", rematerialized"
-    return f"{', '.join(accelerators) or 'CPU'}, {way}"
+    if keras.backend.backend() != "tensorflow":
+        way += f", {keras.backend.backend()}"
+    return f"{'CPU' if devices == ['cpu:0'] else ', '.join(devices)}, {way}"
 
 
-def _note_changes(run, progress):
+def _note_changes(run, progress, devices):
     """Prints, and notes in `progress`, what has changed since the checkpoint was written."""
-    if (now := _computed_by(run.config)) != progress.computed_by:
+    if (now := _computed_by(run.config, devices)) != progress.computed_by:
         console.warn(
             f"computed by {progress.computed_by} until now, by {now} from here on: results may "
             f"differ from an uninterrupted run's in their last bits"
@@ -334,7 +340,7 @@ def _call_fit(model, run, images, progress, callbacks, stop):
             shuffle=False,
             verbose=0,
         )
-        _check_steps(run, progress, int(model.optimizer.iterations.numpy()))
+        _check_steps(run, progress, int(model.optimizer.iterations))
         if model.stop_training and not (stop or is_over(run, progress)):
             console.say(f"stopped by a callback at step {progress.step} of {run.total_steps}")
             return

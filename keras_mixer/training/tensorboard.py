@@ -42,8 +42,9 @@ class Board(keras.callbacks.Callback):
         for curve in CURVES:
             shutil.rmtree(self.run.logs / curve, ignore_errors=True)
             self._writers[curve] = tf.summary.create_file_writer(str(self.run.logs / curve))
-        with self._writers["train"].as_default():
-            tf.summary.graph(_graph(self.model))
+        if keras.backend.backend() == "tensorflow":
+            with self._writers["train"].as_default():
+                tf.summary.graph(_graph(self.model))
         self._write()
 
     def on_epoch_end(self, epoch, logs=None):

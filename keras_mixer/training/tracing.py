@@ -2,6 +2,7 @@
 
 import functools
 
+import keras
 from tensorflow.python.framework import ops
 
 
@@ -16,6 +17,8 @@ def forget_gradients(model):
     Args:
         model: `keras.Model`, before `fit`.
     """
+    if keras.backend.backend() != "tensorflow":
+        return
     train_step = model.train_step
 
     @functools.wraps(train_step)

@@ -1,0 +1,143 @@
+"""Tests `keras_mixer/training/devices.py`: on JAX, the number of devices changes only last bits.
+
+A process has one backend: `test_on_jax` runs this file again, on JAX with four virtual devices.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from conftest import ROOT, TINY, read_history
+
+from keras_mixer import Config, InputError, fit, run_job
+from keras_mixer.training.checkpoints import newest_checkpoint
+from keras_mixer.training.devices import choose_devices
+
+ON_JAX = keras.backend.backend() == "jax"
+on_jax = pytest.mark.skipif(not ON_JAX, reason="test_on_jax runs it")
+on_tensorflow = pytest.mark.skipif(ON_JAX, reason="of the TensorFlow backend")
+
+RANDOM = {"inception_crop": 0.3, "mixup": 0.4, "class_weights": "balanced", "clip_norm": 0.1}
+
+
+@pytest.fixture
+def config(tmp_path):
+    def make(directory="run", **fields):
+        fields = {**TINY, "jit": "auto", "export": False, **fields}
+        return Config(**fields, output_dir=str(tmp_path / directory))
+
+    return make
+
+
+def last_state(run):
+    """Arrays of the last checkpoint, but for the metrics of its epoch."""
+    arrays = newest_checkpoint(run.checkpoints).arrays
+    return {name: array for name, array in arrays.items() if not name.startswith("meters")}
+
+
+@on_tensorflow
+def test_on_jax(tmp_path):
+    if importlib.util.find_spec("jax") is None:
+        pytest.skip("jax is not installed: pip install -e '.[test]'")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-n", "0", "-rs", __file__],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=900,
+        env={
+            **os.environ,
+            "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+            "JAX_COMPILATION_CACHE_DIR": str(tmp_path),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        },
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@on_jax
+def test_any_number_of_devices_gives_the_weights_of_one(config):
+    """With all that is random, EMA, clipping and accumulation; 144 validation images, not by 5."""
+    fields = {**RANDOM, "accumulation": 2, "validation_fraction": 0.11}
+    alone = fit(config("1", devices="1", **fields))
+    assert len(alone.dataset.validation) % 2
+    for devices in ("0,2", "all"):
+        shared = fit(config(devices, devices=devices, **fields))
+        expected, received = last_state(alone), last_state(shared)
+        for name, array in expected.items():
+            np.testing.assert_allclose(received[name], array, rtol=0, atol=2e-5, err_msg=name)
+        for one, several in zip(read_history(alone), read_history(shared), strict=True):
+            for name in ("loss", "val_loss", "val_accuracy"):
+                assert float(several[name]) == pytest.approx(float(one[name]), abs=1e-4), name
+
+
+@on_jax
+def test_interrupted_it_continues_bit_for_bit(config, interrupted):
+    fields = {**RANDOM, "devices": "2", "num_steps": 2}
+    expected = last_state(fit(config("undisturbed", **fields)))
+    interrupted(config(**fields), 26)
+    interrupted(config(**fields), 14)
+    received = last_state(fit(config(**fields)))
+    assert {k: v.tobytes() for k, v in received.items()} == {
+        k: v.tobytes() for k, v in expected.items()
+    }
+
+
+@on_jax
+def test_it_may_continue_on_another_number_of_devices(config, interrupted, capsys):
+    expected = last_state(fit(config("undisturbed", devices="4")))
+    interrupted(config(devices="2"), 30)
+    received = last_state(fit(config(devices="4")))
+    assert "computed by cpu:0, cpu:1, XLA, jax until now" in capsys.readouterr().err
+    for name, array in expected.items():
+        np.testing.assert_allclose(received[name], array, rtol=0, atol=2e-5, err_msg=name)
+
+
+@on_jax
+def test_parts_of_a_batch_give_its_gradients(config):
+    fields = {"dropout": 0.0, "stochastic_depth": 0.0, "num_steps": 1, "warmup_step": 0}
+    whole = last_state(fit(config("whole", **fields)))
+    parts = last_state(fit(config("parts", accumulation=4, **fields)))
+    for name, array in whole.items():
+        np.testing.assert_allclose(parts[name], array, rtol=0, atol=2e-5, err_msg=name)
+
+
+@on_jax
+def test_exports_are_made_by_tensorflow(config, tmp_path):
+    made = config(export=True, export_dir=str(tmp_path / "exports"))
+    run = run_job(made)
+    assert (tmp_path / "exports/mlp_mixer/1/saved_model.pb").exists()
+    assert run.facts["saved_model"].endswith("mlp_mixer/1")
+    assert run_job(made).finished
+
+
+@on_jax
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"batch_size": 63}, "--batch_size=63.*a multiple of the 4 devices.*--devices=1 uses one"),
+        ({"devices": "5"}, "--devices=5: there is no device 4; visible: cpu:0, cpu:1, cpu:2"),
+        ({"devices": "0,7"}, "--devices=0,7: there is no device 7"),
+    ],
+)
+def test_devices_that_cannot_share_a_batch_are_refused(config, fields, message):
+    with pytest.raises(InputError, match=message):
+        fit(config(**fields))
+
+
+@on_tensorflow
+def test_several_devices_need_jax(monkeypatch):
+    assert choose_devices("all") == choose_devices("1") == ["cpu:0"]
+    monkeypatch.setattr("keras_mixer.training.devices._visible", lambda: ["gpu:0", "gpu:1"])
+    assert choose_devices("all") == ["gpu:0"]
+    with pytest.raises(InputError, match="--devices=2: several devices need Keras's JAX backend"):
+        choose_devices("2")
+
+
+@on_tensorflow
+@pytest.mark.parametrize("devices", ["none", "0", "0,", "-1", "1,x", "1.5", ""])
+def test_other_names_of_devices_are_refused(config, devices):
+    with pytest.raises(InputError, match="--devices"):
+        fit(config(devices=devices))
