@@ -16,6 +16,7 @@ import sys
 from keras_mixer.interrupts import ending_at_once, handling
 
 with ending_at_once():
+    from keras_mixer.commands.shared import hint_at_separator
     from keras_mixer.commands.table import COMMANDS
     from keras_mixer.config.command_line import describe, parse
     from keras_mixer.config.options import nearest
@@ -56,7 +57,11 @@ def _run(name, arguments):
         title = f"{_usage(name)}\n\n{inspect.cleandoc(command.run.__doc__)}"
         print(describe(command.options, title, command.examples))
         return 0
-    options, _, rest = parse(command.options, arguments, command.arguments)
+    try:
+        options, _, rest = parse(command.options, arguments, command.arguments)
+    except InputError as error:
+        takes_train = (command.arguments or "").startswith("[--")
+        raise (hint_at_separator(error, name) if takes_train else error) from error
     return command.run(options, rest) or 0
 
 

@@ -12,12 +12,13 @@ from conftest import GOLDEN, ROOT, SMALL, data_of
 from keras_mixer.config.command_line import describe, parse
 from keras_mixer.config.data import AugmentationOptions, DatasetOptions
 from keras_mixer.config.options import as_flags, option
-from keras_mixer.config.presets import preset_folder, preset_names, preset_path
+from keras_mixer.config.presets import OF_MIXER_TRAINING, preset_folder, preset_names, preset_path
 from keras_mixer.config.resolve import resolve
 from keras_mixer.config.training import Config
 from keras_mixer.data.sources import open_dataset
 from keras_mixer.errors import InputError
 from keras_mixer.model.architecture import FIELDS as ARCHITECTURE
+from keras_mixer.model.architecture import OF_MIXER_LAYERS
 from keras_mixer.model.variants import VARIANTS
 
 FIELDS = dataclasses.fields(Config)
@@ -277,6 +278,21 @@ def test_presets_are_the_flagfiles_of_this_clone():
     }
     with pytest.raises(InputError, match="--preset=: expected one of cifar10, "):
         parse(Config, ["--preset"])
+
+
+@pytest.mark.parametrize("model", [["--model=mlp"], ["--model", "cnn"], ["--model=MLP"]])
+def test_presets_of_mixers_are_for_baselines_without_what_is_of_mixer_layers(model):
+    for name in preset_names():
+        config, given, _ = parse(Config, [*model, f"--preset={name}"])
+        mixer = parse(Config, [f"--preset={name}"])[0]
+        assert not given.keys() & {*OF_MIXER_LAYERS, *OF_MIXER_TRAINING}, name
+        assert (config.dataset, config.lr, config.num_steps) == (
+            mixer.dataset, mixer.lr, mixer.num_steps,
+        )  # fmt: skip
+    permuted = [*model, "--preset=mnist", "--permutation=patches+pixels"]
+    assert parse(Config, permuted)[0].patch_shape == (7, 7), "the patches to permute"
+    with pytest.raises(InputError, match="--preset=nothing: expected one of"):
+        parse(Config, [*model, "--preset=nothing"])
 
 
 def test_an_installed_package_has_them_inside(tmp_path, monkeypatch):

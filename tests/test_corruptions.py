@@ -353,16 +353,16 @@ def test_elastic_transform_without_moves_is_the_identity(monkeypatch):
 
 
 def test_elastic_transform_moves_three_points_to_where_it_says():
-    """Positions of the moved points are those of the points."""
+    """Positions of the moved points, in OpenCV's (x, y), are those of the points."""
     jitter, seed = 3.0, 11
     positions = module._affine_positions((60, 90), jitter, np.random.default_rng(seed))
     moves = np.random.default_rng(seed).uniform(-jitter, jitter, (3, 2))
-    points = np.array([30, 45]) + 20 * np.array([[1, 1], [1, -1], [-1, -1]])
+    points = np.array([45, 30]) + 20 * np.array([[1, 1], [1, -1], [-1, -1]])
     steps = positions[:, 1, 0] - positions[:, 0, 0], positions[:, 0, 1] - positions[:, 0, 0]
     for point, move in zip(points, moves, strict=True):
-        down, right = point + move
+        right, down = point + move
         found = positions[:, 0, 0] + down * steps[0] + right * steps[1]
-        np.testing.assert_allclose(found, point, atol=1e-9)
+        np.testing.assert_allclose(found, point[::-1], atol=1e-9)
 
 
 @pytest.mark.parametrize("shape", [(33, 21, 3), (28, 28, 1), (70, 66, 3)], ids=str)

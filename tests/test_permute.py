@@ -228,6 +228,19 @@ def test_baselines_have_patches_to_permute(model):
         plan_run(keras_mixer.Config(depth=1, dim=4, model=model, patch_shape=(4, 4)))
 
 
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+def test_baselines_on_permuted_patches_are_trained_and_scored(model, tmp_path):
+    options = {"permutation": "patches+pixels", "depth": 1, "dim": 4, "num_steps": 1}
+    run = keras_mixer.run_job(
+        keras_mixer.Config(**options, model=model, export=False, output_dir=str(tmp_path / "run"))
+    )
+    assert run.finished
+    loaded = load_mixer(run.directory, image_shape=(8, 8))
+    assert loaded.spec.architecture.patch_shape == (2, 2)
+    with pytest.raises(InputError, match="permuted pixels .* cannot be adapted"):
+        load_mixer(run.directory, image_shape=(16, 16))
+
+
 def test_a_single_patch_has_no_order():
     config = keras_mixer.Config(permutation="patches+pixels", patch_shape=(8, 8), depth=1, dim=4)
     with pytest.raises(InputError, match="expected several patches, received an image that is one"):

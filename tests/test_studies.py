@@ -3,11 +3,13 @@
 import json
 import shutil
 import statistics
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from keras_mixer import Config, InputError, load_mixer
+from keras_mixer.commands.studies import _finetuning
 from keras_mixer.data.datasets import AVG5
 from keras_mixer.inference.evaluate import compute_logits
 from keras_mixer.studies.resizing import Shape, parse_shape, study_resizing
@@ -260,6 +262,18 @@ def test_transfer_compares_checkpoints(run, trained, tmp_path):
     assert rows[0][4] == rows[1][4] > rows[2][4], "the same weights"
     folders = {path.name for path in (tmp_path / "runs" / "transfer" / "mine").iterdir()}
     assert folders == {*starts[:2], "from-scratch,-as-one.safetensors"}
+
+
+def test_transfer_leaves_datasets_the_places_they_have(tmp_path, monkeypatch):
+    """--data_dir after -- is not for embedded images, nor for a flagfile with its own."""
+    monkeypatch.chdir(tmp_path)
+    Path("birds.flags").write_text("--dataset=folder\n--data_dir=birds\n")
+    Path("photos.flags").write_text("--dataset=folder\n")
+    Path("small.flags").write_text("--dataset=digits\n")
+    extra = ["--data_dir", "elsewhere", "--num_steps=3"]
+    configs = [_finetuning(f"{name}.flags", extra) for name in ("birds", "photos", "small")]
+    assert [config.data_dir for config in configs] == ["birds", "elsewhere", None]
+    assert {config.num_steps for config in configs} == {3}
 
 
 def test_transfer_from_an_official_file_to_other_images_and_patches(run, trained, tmp_path):

@@ -1,6 +1,7 @@
 """Helpers of several commands: checks of arguments, standard input, writing of outputs."""
 
 import contextlib
+import dataclasses
 import io
 import itertools
 import json
@@ -32,6 +33,25 @@ def only(arguments, what):
     if len(arguments) != 1:
         raise InputError(f"expected exactly one {what}, received {len(arguments)}")
     return arguments[0]
+
+
+def hint_at_separator(error, name):
+    """Returns an error of a command's flags that says which of them are train's, and go after --.
+
+    Args:
+        error: `InputError` of `parse`.
+        name: Name of the command.
+    """
+    unknown = re.match(r"unknown command line flag '(\w+)'", str(error))
+    if unknown and (unknown[1] == "preset" or option_named(unknown[1]) in _TRAIN):
+        return InputError(
+            f"--{unknown[1]} is a flag of train: put it after --, as in "
+            f"keras-mixer {name} ... -- --{unknown[1]}=..."
+        )
+    return error
+
+
+_TRAIN = {field.name for field in dataclasses.fields(Config)}
 
 
 def refuse_options(arguments, taken):

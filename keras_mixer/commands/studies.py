@@ -23,7 +23,7 @@ from keras_mixer.config.options import COUNT, SEED, option, options_of
 from keras_mixer.config.presets import preset_names, preset_path
 from keras_mixer.config.training import Config
 from keras_mixer.console import quiet_tensorflow, say
-from keras_mixer.data.datasets import AVG5
+from keras_mixer.data.datasets import AVG5, dataset_row
 from keras_mixer.errors import InputError, named
 from keras_mixer.reports.curves import draw_curves
 from keras_mixer.reports.page_folder import INDEX, check_page_folder
@@ -95,7 +95,8 @@ class TransferOptions:
     datasets: tuple[str, ...] = option(
         AVG5,
         "Datasets: NAME means --preset=finetune_NAME, or --preset=NAME where there is none; a path "
-        "ending in .flags is used as given.",
+        "ending in .flags is used as given. --data_dir after -- is for those whose flagfile has "
+        "none.",
     )
     seeds: tuple[int, ...] = option((0, 1, 2), "Seeds; one run each.", **SEED)
     lrs: tuple[float, ...] = option(
@@ -158,12 +159,19 @@ def _protocol(name):
 
 
 def _finetuning(name, extra):
-    if not name.endswith(".flags"):
-        with named(f"--datasets={name}"):
-            return parse(Config, [f"--flagfile={_protocol(name)}", *extra])[0]
-    if not Path(name).is_file():
-        raise InputError(f"--datasets={name}: no such flagfile")
-    return parse(Config, [f"--flagfile={name}", *extra])[0]
+    """Returns the `Config` of a dataset: its flagfile, changed by flags after --.
+
+    Where its images are, its flagfile knows better, and embedded ones have no place.
+    """
+    with named(f"--datasets={name}"):
+        path = name if name.endswith(".flags") else _protocol(name)
+        if not Path(path).is_file():
+            raise InputError("no such flagfile")
+        own = parse(Config, [f"--flagfile={path}"])[0]
+        config = parse(Config, [f"--flagfile={path}", *extra])[0]
+    if own.data_dir or dataset_row(config.dataset).origin == "embedded":
+        return dataclasses.replace(config, data_dir=own.data_dir, labels=own.labels)
+    return config
 
 
 @dataclasses.dataclass(frozen=True)

@@ -50,8 +50,9 @@ class SweepOptions:
     )
     prune: bool = option(
         False,
-        "Stop settings whose validation accuracy is below the median of the others at that epoch, "
-        "once there are five.",
+        "Stop settings whose best validation accuracy so far, by the first seed, is below the "
+        "median of what finished settings had at that epoch (Optuna's median pruner); from the "
+        "sixth setting on.",
     )
     score: bool = option(
         True,
@@ -73,8 +74,8 @@ class SweepOptions:
     )
     estimate: bool = option(
         False,
-        "Print the number of steps and the expected time, with what is done already, and train "
-        "nothing.",
+        "Print the number of steps and the expected time of the whole search, including what is "
+        "done already, and train nothing.",
     )
     output: str | None = option(None, "Write the table to this file instead of printing it.")
     csv: str | None = option(None, "Write a row for each epoch of each run to this file.")
@@ -156,9 +157,11 @@ def _planner():
 
 def _announce(search, runs, test_seeds):
     """Says what the whole search will cost."""
+    console.say("measuring the speed of one setting, to estimate the time")
     steps, seconds = study_sweep.estimate(search, runs, test_seeds)
+    scored = ", with those of the runs that are scored" * bool(test_seeds)
     console.say(
-        f"settings: {len(runs)}, seeds of each: {len(search.seeds)}; {steps:,} steps, with those "
-        f"of the runs that are scored: about {console.duration(seconds)}, by the speed of one "
-        f"setting here{', less what is stopped early' * search.prune}"
+        f"settings: {len(runs)}, seeds of each: {len(search.seeds)}; {steps:,} steps{scored}: "
+        f"about {console.duration(seconds)}, by the speed of one setting here"
+        f"{', less what is stopped early' * search.prune}"
     )

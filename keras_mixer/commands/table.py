@@ -102,7 +102,11 @@ COMMANDS = {
         studies.transfer,
         studies.TransferOptions,
         "[-- TRAIN_FLAG...]",
-        ("keras-mixer transfer --checkpoint=official:imagenet21k/Mixer-B_16",),
+        (
+            "keras-mixer transfer --checkpoint=official:imagenet21k/Mixer-B_16",
+            "keras-mixer transfer --checkpoint=preset:cifar10 --datasets=photos --lrs=1e-3,3e-3 "
+            "--scratch -- --data_dir=photos",
+        ),
     ),
     "resizing": Command(
         studies.resizing,

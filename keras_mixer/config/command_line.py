@@ -88,21 +88,21 @@ def _with_underscores(arguments):
 
 
 def _with_flagfiles(options_class, arguments):
-    """Returns the arguments with `--preset=NAME` replaced by `--flagfile` of its file.
+    """Returns the arguments with `--preset=NAME` replaced by its flags.
 
     Other flags win wherever they stand, so presets are moved to the front.
     """
-    find = getattr(options_class, "preset_path", None)
-    if find is None:
+    if not hasattr(options_class, "preset_arguments"):
         return arguments
     presets, others, words = [], [], iter(arguments)
     for word in words:
         name, equals, value = word.partition("=")
         if name == "--preset":
-            presets.append(f"--flagfile={find(value if equals else next(words, ''))}")
+            presets.append(value if equals else next(words, ""))
         else:
             others.append(word)
-    return [*presets, *others]
+    flags = [options_class.preset_arguments(preset, others) for preset in presets]
+    return [*itertools.chain(*flags), *others]
 
 
 def _given(options_class, values):

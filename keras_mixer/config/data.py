@@ -78,9 +78,9 @@ class DatasetOptions:
     )
     bad_images: str = option(
         "error",
-        "What is done about broken images. error: nothing is trained; damage that headers do not "
-        "show ends training when it is met. skip: all images are decoded before training, and "
-        "those that cannot be are left out and listed in skipped.jsonl.",
+        "What is done about broken images. error: nothing is done; damage that headers do not "
+        "show ends it when it is met. skip: all images are decoded first, and those that cannot "
+        "be are left out; a run lists them in skipped.jsonl.",
         choices=tuple(FIND_BAD),
         result=False,  # the identity of the data is compared instead
     )

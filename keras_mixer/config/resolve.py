@@ -8,6 +8,7 @@ import math
 import re
 
 from keras_mixer.config.options import named_as_flags, shown
+from keras_mixer.config.presets import OF_MIXER_TRAINING
 from keras_mixer.config.training import DEFAULT_DEPTH, DEFAULT_DIM, DEFAULT_WARMUP, Config
 from keras_mixer.data.datasets import dataset_row
 from keras_mixer.errors import InputError
@@ -20,8 +21,6 @@ from keras_mixer.model.architecture import (
 )
 from keras_mixer.model.variants import MIXER
 from keras_mixer.weights.resize import resized_architecture
-
-_OF_MIXER_TRAINING = ("variant", "stochastic_depth", "layer_decay", "resize_tokens", "remat")
 
 
 def resolve(config, dataset, checkpoint=None):
@@ -91,13 +90,12 @@ def _check_baseline(given, architecture):
     if architecture.model == MIXER:
         return
     neutral = {name: getattr(architecture, name) for name in OF_MIXER_LAYERS}
-    for name in (*neutral, *_OF_MIXER_TRAINING):
+    for name in (*neutral, *OF_MIXER_TRAINING):
         value = neutral.get(name, getattr(Config, name, None))
         if getattr(given, name) not in (None, value):
             raise InputError(
                 f"--{name}={shown(getattr(given, name))} is for mixer layers and would change "
-                f"nothing with --model={architecture.model}; leave it out, and presets, which are "
-                f"of Mixers"
+                f"nothing with --model={architecture.model}; leave it out"
             )
 
 

@@ -126,8 +126,9 @@ def fit_temperature(logits, labels, loss):
     Dividing by it leaves the ranking of the classes, so accuracy stays. Above 1: the model was
     overconfident. Fit it on images that the model was neither trained nor is evaluated on.
 
-    The search is bounded by `TEMPERATURES`, and ends near a bound where no temperature is best: the
-    lower one if every label has the largest logit, the upper one if the logits tell nothing.
+    The search is bounded by `TEMPERATURES`, and ends near the upper bound if the logits tell
+    nothing. If every label has the largest logit, no temperature is too low: the result is a small
+    one, with which the negative log-likelihood is 0 to all digits.
 
     Args:
         logits: float array `(n, num_classes)`.

@@ -268,10 +268,8 @@ def as_table(scores):
         f"{'class':<{width}}  precision   recall       f1       n",
     ]
     for name, row in zip(names, scores["classes"], strict=True):
-        lines.append(
-            f"{name:<{width}}  {row['precision']:9.2%}  {row['recall']:7.2%}  "
-            f"{row['f1']:7.2%}  {row['n']:6,}"
-        )
+        shares = [f"{row[key]:.2%}" if row["n"] else "–" for key in ("precision", "recall", "f1")]
+        lines.append("{:<{}}  {:>9}  {:>7}  {:>7}  {:6,}".format(name, width, *shares, row["n"]))
     return "\n".join([*lines, "", *_confusion_lines(scores["confusion"], names, width)])
 
 

@@ -284,17 +284,20 @@ def _elastic_transform(x, constants, generator):
     x = _sampled(x, _affine_positions(x.shape, jitter, generator), "mirror")
     noise = generator.uniform(-1, 1, (2, *x.shape[:2]))
     moves = [shift * ndimage.gaussian_filter(field, sigma, truncate=3) for field in noise]
-    return _sampled(x, np.indices(x.shape[:2]) + moves, "reflect")
+    return _sampled(x, np.indices(x.shape[:2]) + moves[::-1], "reflect")
 
 
 def _affine_positions(shape, jitter, generator):
-    """Returns where pixels come from, `(2, height, width)`, if points move by up to `jitter`."""
-    center, reach = np.array(shape[:2]) // 2, min(shape[:2]) // 3
+    """Returns where pixels come from, `(2, height, width)`, if points move by up to `jitter`.
+
+    Points are (x, y), as in OpenCV: right below, right above and left above of the center.
+    """
+    center, reach = np.array(shape[1::-1]) // 2, min(shape[:2]) // 3
     points = center + reach * np.array([[1, 1], [1, -1], [-1, -1]])
     moved = points + generator.uniform(-jitter, jitter, points.shape)
     back = np.linalg.solve(np.c_[moved, np.ones(3)], points)
-    rows, columns = np.indices(shape[:2])
-    return np.moveaxis(np.stack([rows, columns, np.ones_like(rows)], axis=-1) @ back, -1, 0)
+    y, x = np.indices(shape[:2])
+    return np.moveaxis(np.stack([x, y, np.ones_like(x)], axis=-1) @ back[:, ::-1], -1, 0)
 
 
 def _sampled(x, positions, mode):

@@ -76,9 +76,8 @@ def compare(correct, reference):
     margin = _Z * np.sqrt(discordant - (gained - lost) ** 2 / count) / count
     p = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
     difference = (gained - lost) / len(correct)
-    return Comparison(
-        gained, lost, difference, float(center - margin), float(center + margin), float(p)
-    )
+    low, high = np.clip([center - margin, center + margin], -1, 1)
+    return Comparison(gained, lost, difference, float(low), float(high), float(p))
 
 
 # === Opposite phases ===

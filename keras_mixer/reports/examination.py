@@ -65,7 +65,8 @@ def examine(directory, description="examining"):
     """
     run = read_run(directory)
     use_threads_for(EVALUATION_BATCH_SIZE)
-    model, name = load_mixer(run.best), run.config.eval_split
+    # A sweep's settings are trained for their validation scores; the best is tested later.
+    model, name = load_mixer(run.best), "test" if "test" in run.scores else run.config.eval_split
     split = run.dataset.split(name)
     logits, labels = compute_logits(model, run.spec, split, f"{description}: {name} images")
     scores = score(logits, labels, run.spec)

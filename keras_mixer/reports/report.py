@@ -10,6 +10,8 @@ from keras_mixer.config.options import shown
 from keras_mixer.config.training import Config
 from keras_mixer.data.datasets import SPLITS
 from keras_mixer.errors import InputError, path_errors
+from keras_mixer.model.architecture import OF_MIXER_LAYERS
+from keras_mixer.model.variants import MIXER
 from keras_mixer.reports.markdown import code, spread, table
 from keras_mixer.training.run import (
     CONFIG,
@@ -149,10 +151,15 @@ def differences(runs):
     """Returns a list of (option, its value in each run) for options in which runs differ."""
     values = list(map(settings, runs))
     rows = (
-        (name, [_shown(own.get(name)) for own in values])
+        (name, [_shown(None if _has_no(own, name) else own.get(name)) for own in values])
         for name in dict.fromkeys(itertools.chain(*values))
     )
     return [(name, row) for name, row in rows if len(set(row)) > 1]
+
+
+def _has_no(own, name):
+    """Returns whether a run's model is a baseline, which the option would not change."""
+    return name in OF_MIXER_LAYERS and own.get("model", MIXER) != MIXER
 
 
 def _shown(value):

@@ -17,6 +17,7 @@ from keras_mixer.config.training import Config
 from keras_mixer.errors import InputError, RunError
 from keras_mixer.files import locked_in_turn
 from keras_mixer.jobs import JobSequence
+from keras_mixer.studies.pruning import pruning_of
 from keras_mixer.studies.space import grid, shown_setting
 from keras_mixer.studies.trials import (
     INDEX,
@@ -45,8 +46,8 @@ class Search:
         sampler: One of `SAMPLERS`.
         trials: int. Number of settings, for random and tpe.
         seeds: Seeds that each setting is trained with.
-        prune: bool. Stop settings whose validation accuracy is below the median of others' at the
-            same epoch.
+        prune: bool. Stop settings whose best validation accuracy so far is below the median of
+            what the finished ones had at the same epoch: Optuna's MedianPruner, by the first seed.
         make: Function from a setting, a dict from option to string, to the `Config` of its runs.
         flags: list of strings that tells what `make` does, for comparing searches.
     """
@@ -121,7 +122,7 @@ class _Work:
 
     def __init__(self, search, study, folder):
         self.search, self.study, self.folder = search, study, folder
-        settled, seeds = len(self._of_state("COMPLETE", "PRUNED", "FAIL")), len(search.seeds)
+        settled, seeds = len(tried(search, study, folder)), len(search.seeds)
         self.jobs = JobSequence(len(search.queue()) * seeds, settled * seeds)
         self._waits = False
 
@@ -180,8 +181,13 @@ class _Work:
     def _validation_top1(self, trial, setting):
         for number, seed in enumerate(self.search.seeds):
             config = _config(self.search, setting, seed, self.folder, "validation")
-            callbacks = [_pruning(trial)] if self.search.prune and not number else []
+            pruning = (
+                pruning_of(trial, config.output_dir) if self.search.prune and not number else None
+            )
+            callbacks = [pruning] if pruning else []
             run = self.jobs.run(f"{text_of(setting)}, seed {seed}", config, callbacks)
+            if pruning:
+                pruning.report_history()  # of a run that was finished before
             yield run.scores["validation"]["top1"]
 
 
@@ -195,24 +201,6 @@ def _config(search, setting, seed, folder, eval_split):
         overwrite=False,
         output_dir=str(folder_of(folder, setting) / f"seed-{seed}"),
     )
-
-
-def _pruning(trial):
-    """Returns a callback that reports validation accuracy to a trial, and stops it if told to."""
-    with console.quiet_tensorflow():
-        import keras
-    from optuna import TrialPruned
-
-    class Pruning(keras.callbacks.Callback):
-        def on_epoch_end(self, epoch, logs=None):
-            if "val_accuracy" not in (logs or {}):  # stopped within the epoch
-                return
-            trial.report(float(logs["val_accuracy"]), epoch)
-            if trial.should_prune():
-                console.say(f"stopped: below the median of the others at epoch {epoch + 1}")
-                raise TrialPruned
-
-    return Pruning()
 
 
 def _score(search, best, seeds):

@@ -52,9 +52,9 @@ class Result(NamedTuple):
 
 
 def tried(search, study, folder):
-    """Returns a list of `Trial`, one per setting, the best one first."""
-    found = {}
-    for trial in filter(counts, study.get_trials(deepcopy=False)):
+    """Returns a list of `Trial`, one per setting, the best one first; of equal ones, as queued."""
+    found, queued = {}, study.get_trials(deepcopy=False)
+    for trial in sorted(filter(counts, queued), key=lambda t: t.user_attrs.get(INDEX, len(queued))):
         if trial.state.name in _STATES and trial.params.keys() == search.space.keys():
             one = _trial(trial, search, folder)
             found.setdefault(one.folder, one)
@@ -97,12 +97,22 @@ def as_table(result, search):
             *table(columns, (_row(trial, search) for trial in result.trials)),
             "",
             f"Validation top-1 in percent, {_over(len(search.seeds))}, of the epoch "
-            f"that is best by it; settings are compared by it alone.",
+            f"that is best by it{_SO_FAR * any(t.state == 'pruned' for t in result.trials)}; "
+            f"settings are compared by it alone.{_ties(result.trials)}",
             "",
             *_scored(result),
             *(f"{sentence}\n" for sentence in made_on(runs)),
         ]
     )
+
+
+_SO_FAR = " (of a pruned setting, up to then)"
+
+
+def _ties(trials):
+    """Returns a sentence if several settings are the best."""
+    best = sum(trial.top1 == trials[0].top1 for trial in trials)
+    return f" {best} are the best; the first of them in the search is taken." if best > 1 else ""
 
 
 def _over(seeds):
@@ -113,10 +123,13 @@ def _row(trial, search):
     runs = runs_of(trial, search)
     histories = [read_history(run) for run in runs]
     seconds = [sum(float(row["seconds"]) for row in rows) for rows in histories]
-    scores = [read_metrics(run)[0] for run in runs] if trial.state == "complete" else []
+    if trial.state == "complete":
+        top1 = [read_metrics(run)[0]["validation"]["top1"] for run in runs]
+    else:
+        top1 = [max(float(row["val_accuracy"]) for row in rows) for rows in histories if rows]
     return [
         *trial.setting.values(),
-        spread([100 * score["validation"]["top1"] for score in scores]),
+        spread([100 * value for value in top1]),
         max(map(len, histories), default=0),
         f"{statistics.mean(seconds):.0f} s" if seconds else "–",
         f"{trial.state}: {trial.error}" if trial.error else trial.state,
@@ -147,10 +160,12 @@ def runs_of(trial, search):
 
 def as_csv(result, search):
     """Returns a CSV table with a row for each epoch of each run, as text."""
+    scored = [run.directory for run in result.runs]
+    runs = [(trial, run) for trial in result.trials for run in runs_of(trial, search)]
+    runs += [(result.trials[0], run) for run in scored if run not in dict(map(reversed, runs))]
     rows = [
         {"run": str(run), "seed": run.name.removeprefix("seed-"), **trial.setting, **_epoch(row)}
-        for trial in result.trials
-        for run in runs_of(trial, search)
+        for trial, run in runs
         for row in read_history(run)
     ]
     return rows_as_csv(rows, ["run"])

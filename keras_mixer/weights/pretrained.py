@@ -121,7 +121,8 @@ def _recognize(path, image_shape):
         if model_folder.is_model_folder(folder):
             return _read_folder(folder)
     if not path.exists():
-        raise InputError(f"{path}: no such checkpoint")
+        hint = f"; did you mean {PRESET}{path}?" if str(path) in INCLUDED else ""
+        raise InputError(f"{path}: no such checkpoint{hint}")
     read = next((read for end, read in READERS.items() if path.name.endswith(end)), None)
     if not path.is_file() or read is None:
         raise InputError(f"{path}: not a checkpoint; expected {KNOWN}{_hint(path)}")

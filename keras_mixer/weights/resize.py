@@ -78,11 +78,10 @@ def resized_architecture(architecture, image_shape=None, patch_shape=None, metho
         image_shape=image_shape or architecture.image_shape,
         patch_shape=patch_shape or architecture.patch_shape,
     )
-    given = (image_shape or adapted.image_shape, patch_shape or adapted.patch_shape)
-    if architecture.model != MIXER and given != (architecture.image_shape,) * 2:
+    if architecture.model != MIXER and adapted != architecture:
         raise InputError(
             f"only weights of a Mixer are adapted to other images or patches, and this is a "
-            f"baseline, an {architecture.model.upper()} for images of "
+            f"baseline (--model={architecture.model}) for images of "
             f"{_text(architecture.image_shape)}; leave --image_shape and --patch_shape out"
         )
     change = _change(architecture, adapted, method)
