@@ -92,17 +92,20 @@ def _with_flagfiles(options_class, arguments):
 
     Other flags win wherever they stand, so presets are moved to the front.
     """
-    if not hasattr(options_class, "preset_arguments"):
+    find = getattr(options_class, "preset_path", None)
+    if find is None:
         return arguments
     presets, others, words = [], [], iter(arguments)
     for word in words:
         name, equals, value = word.partition("=")
         if name == "--preset":
-            presets.append(value if equals else next(words, ""))
+            presets.append(f"--flagfile={find(value if equals else next(words, ''))}")
         else:
             others.append(word)
-    flags = [options_class.preset_arguments(preset, others) for preset in presets]
-    return [*itertools.chain(*flags), *others]
+    if left_out := options_class.left_out_of_presets(others):
+        given = flags.FlagValues().read_flags_from_files(presets)
+        presets = [flag for flag in given if flag[2:].partition("=")[0] not in left_out]
+    return [*presets, *others]
 
 
 def _given(options_class, values):

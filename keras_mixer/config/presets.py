@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from absl import flags
-
 from keras_mixer.config.options import nearest
 from keras_mixer.errors import InputError
 from keras_mixer.model.architecture import OF_MIXER_LAYERS
@@ -37,24 +35,17 @@ def preset_path(name):
     return preset_folder() / f"{name}.flags"
 
 
-def preset_arguments(name, others):
-    """Returns the flags of a preset; for a baseline, without those of mixer layers.
+def left_out_of_presets(arguments):
+    """Returns the names of flags that a preset has for mixer layers, if the model is a baseline.
 
     Args:
-        name: Name of the preset.
-        others: The other arguments, which may say --model and --permutation.
-
-    Raises:
-        InputError: If there is no such preset; lists them.
+        arguments: The other arguments, which may say --model and --permutation.
     """
-    flagfile = f"--flagfile={preset_path(name)}"
-    if _value(others, "model", MIXER).lower() == MIXER:
-        return [flagfile]
-    left_out = {*OF_MIXER_LAYERS, *OF_MIXER_TRAINING}
-    if _value(others, "permutation", "none") == "patches+pixels":
-        left_out.remove("patch_shape")  # the patches to permute
-    given = flags.FlagValues().read_flags_from_files([flagfile])
-    return [flag for flag in given if flag.lstrip("-").partition("=")[0] not in left_out]
+    if _value(arguments, "model", MIXER).lower() == MIXER:
+        return set()
+    permuted = _value(arguments, "permutation", "none") == "patches+pixels"
+    patches = {"patch_shape"} if permuted else set()  # the patches to permute
+    return {*OF_MIXER_LAYERS, *OF_MIXER_TRAINING} - patches
 
 
 def _value(arguments, name, default):

@@ -20,7 +20,7 @@ from keras_mixer.config.options import (
     option,
     options_of,
 )
-from keras_mixer.config.presets import preset_arguments, preset_names
+from keras_mixer.config.presets import left_out_of_presets, preset_names, preset_path
 from keras_mixer.data.datasets import SPLITS
 from keras_mixer.errors import InputError
 from keras_mixer.model.architecture import FIELDS, LOSSES, Preprocessing
@@ -57,8 +57,8 @@ class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fiel
         InputError: If a value is out of bounds; the message names the flag.
     """
 
-    preset_names = staticmethod(preset_names)
-    preset_arguments = staticmethod(preset_arguments)
+    preset_names, preset_path = staticmethod(preset_names), staticmethod(preset_path)
+    left_out_of_presets = staticmethod(left_out_of_presets)
 
     model: str | None = option(
         None,
