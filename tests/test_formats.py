@@ -591,7 +591,7 @@ def test_weights_of_a_run_say_where_they_come_from(trained, tmp_path, capfd):
     assert str(trained.directory) not in provenance, "no path of this machine"
     capfd.readouterr()
     assert main(["convert", str(target), str(tmp_path / "folder")]) == 0
-    assert f"({provenance})" in capfd.readouterr().err
+    assert f"\n{provenance}\n" in capfd.readouterr().err
     assert load_mixer(tmp_path / "folder").spec.provenance == provenance
 
 

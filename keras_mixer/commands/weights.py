@@ -60,6 +60,8 @@ def convert(options, arguments):
             *arguments, options.image_shape, options.mean, options.std, provenance_of(arguments[0])
         )
     say(f"{arguments[1]}: {summary(written)}")
+    if written.spec.provenance:
+        say(printable(written.spec.provenance))
     print(printable(arguments[1]))
 
 

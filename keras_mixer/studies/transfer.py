@@ -249,6 +249,8 @@ def _choices(results):
             seen = ", ".join(f"{lr:g}: {100 * top1:.2f}" for lr, top1 in result.choice.items())
             held_out = f"validation top-1 by lr, seed {result.runs[0].config.seed}"
             ends = min(result.choice), max(result.choice)
-            end = ", at the end of what was tried" * (result.lr in ends)
-            chosen = f"chosen: {result.lr:g}{end}"
+            equal = list(result.choice.values()).count(result.choice[result.lr]) > 1
+            notes = ", the first of the best" * equal
+            notes += ", at the end of what was tried" * (result.lr in ends)
+            chosen = f"chosen: {result.lr:g}{notes}"
             yield f"{result.name}, {result.start}, {held_out}: {seen}; {chosen}.\n"

@@ -206,15 +206,10 @@ def summary(pretrained):
     spec, _, source = pretrained
     sizes, shape = spec.architecture, "×".join(map(str, spec.architecture.image_shape))
     return (
-        f"{source or 'a Mixer'}{_in_parentheses(spec.provenance)}: {_describe_sizes(sizes)}, "
-        f"images of {shape} "
+        f"{source or 'a Mixer'}: {_describe_sizes(sizes)}, images of {shape} "
         f"({spec.preprocessing}), {sizes.num_classes} classes, {sizes.activation}, "
         f"LayerNorm epsilon 1e-06"
     )
-
-
-def _in_parentheses(text):
-    return f" ({console.printable(text)})" if text else ""
 
 
 def _describe_sizes(sizes):
