@@ -23,7 +23,7 @@ from keras_mixer.reports import figures
 from keras_mixer.reports.analysis import accuracy_interval, compare, pair_opposites
 from keras_mixer.reports.curves import Line, distinct, line_of
 from keras_mixer.reports.examination import Findings, draw_mixer
-from keras_mixer.reports.page import Experiment, render, write_page
+from keras_mixer.reports.page import Experiment, _shared, render, write_page
 from keras_mixer.reports.page_folder import INDEX, check_page_folder, write_page_folder
 from keras_mixer.reports.report import read_experiments
 from keras_mixer.weights import model_folder
@@ -551,6 +551,18 @@ def test_the_page_opens_without_errors_and_requests(opened, folder):
     for width in (1200, 400):
         opened.set_window_size(width, 900)
         assert not opened.execute_script(wide), "nothing but tables is scrolled sideways"
+
+
+def test_experiments_are_called_by_what_differs(opened):
+    shared = _shared(["--a --b=1 --c", "--a --c --b=2"])
+    assert shared == ("--a", "--c")
+    assert Experiment(1, "--a --b=1 --c", [], None, shared).label == ["--b=1"]
+    assert Experiment(1, "--a --c", [], None, shared).label == ["nothing else"]
+    assert _shared(["--a --b"]) == (), "of one, all is said"
+    text = opened.find_element("id", "runs").text
+    assert re.search("All experiments: .*--depth=", text)
+    cell = opened.find_element("css selector", "#runs-table tbody th").text
+    assert cell == "1 nothing else"
 
 
 def test_tables_are_sorted_by_keyboard_and_filtered(opened):

@@ -162,6 +162,12 @@ def test_a_file_in_the_way_is_named(config, tmp_path):
         opened(config())
 
 
+def test_a_folder_in_place_of_the_lock_is_named(config, tmp_path):
+    (tmp_path / "run" / ".lock").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"run: a folder called \.lock is in the way; move it"):
+        opened(config())
+
+
 def test_two_processes_cannot_train_in_one_directory(config):
     with open_run(config()) as run:
         code = (

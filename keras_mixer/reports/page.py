@@ -42,12 +42,20 @@ class Experiment(NamedTuple):
         name: Flags that are not at their default, or their preset.
         runs: list of dicts, see `report.read_experiments`.
         findings: `Findings` on the first run; None if its data or weights are missing.
+        shared: Words that the names of all experiments have.
     """
 
     number: int
     name: str
     runs: list[dict]
     findings: Findings | None
+    shared: tuple[str, ...] = ()
+
+    @property
+    def label(self):
+        """What tells it from the others: a list of the words of its name that not all have."""
+        words = [word for word in self.name.split(" ") if word not in self.shared]
+        return words or ["nothing else"]
 
     @property
     def data(self):
@@ -74,9 +82,11 @@ def write_page(folder, experiments, command, plots=()):
         command: Command line that makes the page, for its foot.
         plots: list of (SVG file as bytes, description), on the search of a sweep.
     """
-    numbered = enumerate(experiments.items(), 1)
+    numbered, shared = enumerate(experiments.items(), 1), _shared([name for name, _ in experiments])
     experiments = [
-        Experiment(number, name, runs, _examine(runs[0]["directory"], number, len(experiments)))
+        Experiment(
+            number, name, runs, _examine(runs[0]["directory"], number, len(experiments)), shared
+        )
         for number, ((name, _), runs) in numbered
     ]
     files = {
@@ -86,6 +96,12 @@ def write_page(folder, experiments, command, plots=()):
     }
     html = render(experiments, command, files, plots)
     write_page_folder(folder, {INDEX: html.encode(), **files})
+
+
+def _shared(names):
+    """Returns the words, of the first of several names, that all of them have."""
+    words = [name.split(" ") for name in names]
+    return tuple(w for w in words[0] if all(w in other for other in words)) * (len(names) > 1)
 
 
 def _examine(directory, number, count):

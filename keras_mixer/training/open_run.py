@@ -169,6 +169,8 @@ def _remove_lock(directory):
 
 
 def _lock(directory, cleanup):
+    if (directory / LOCK).is_dir():
+        raise InputError(f"--output_dir={directory}: a folder called {LOCK} is in the way; move it")
     try:
         cleanup.enter_context(locked(directory / LOCK, timeout=0))
     except filelock.Timeout as error:
