@@ -285,10 +285,11 @@ def _computed_by(config, devices):
 
 def _note_changes(run, progress, devices):
     """Prints, and notes in `progress`, what has changed since the checkpoint was written."""
-    if (now := _computed_by(run.config, devices)) != progress.computed_by:
+    if (now := _computed_by(run.config, devices)) != (before := progress.computed_by):
+        drawn = " and in what dropout draws" * (now.endswith(", jax") != before.endswith(", jax"))
         console.warn(
-            f"computed by {progress.computed_by} until now, by {now} from here on: results may "
-            f"differ from an uninterrupted run's in their last bits"
+            f"computed by {before} until now, by {now} from here on: results may differ from an "
+            f"uninterrupted run's in their last bits{drawn}"
         )
         progress.computed_by = now
     if progress.best is not None:
