@@ -5,6 +5,7 @@ literally: control characters, as in file names, are escaped, and there is no ri
 """
 
 import contextlib
+import importlib.util
 import io
 import os
 import sys
@@ -166,7 +167,11 @@ def quiet_tensorflow():
     """
     backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     if backend not in ("tensorflow", "jax"):
-        raise InputError(f"KERAS_BACKEND={os.environ['KERAS_BACKEND']}: expected tensorflow or jax")
+        raise InputError(f"KERAS_BACKEND={backend}: expected tensorflow or jax")
+    if not importlib.util.find_spec(backend):
+        raise InputError(
+            f"KERAS_BACKEND={backend} needs a package: pip install 'keras_mixer[{backend}]'"
+        )
     shown = _verbosity >= VERBOSITIES["debug"]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if shown else "2")
     if "tensorflow" in sys.modules or os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0":

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, TINY, read_history
 
-from keras_mixer import Config, InputError, fit, run_job
+from keras_mixer import Config, InputError, console, fit, run_job
 from keras_mixer.training.checkpoints import newest_checkpoint
 from keras_mixer.training.devices import choose_devices
 
@@ -128,10 +128,12 @@ def test_devices_that_cannot_share_a_batch_are_refused(config, fields, message):
 
 
 @on_tensorflow
-def test_several_devices_need_jax(monkeypatch):
+def test_several_devices_need_jax(monkeypatch, capsys):
     assert choose_devices("all") == choose_devices("1") == ["cpu:0"]
     monkeypatch.setattr("keras_mixer.training.devices._visible", lambda: ["gpu:0", "gpu:1"])
     assert choose_devices("all") == ["gpu:0"]
+    assert "2 devices are visible, one is used; all need Keras's JAX" in capsys.readouterr().err
+    assert choose_devices("0,0") == ["gpu:0"]
     with pytest.raises(InputError, match="--devices=2: several devices need Keras's JAX backend"):
         choose_devices("2")
 
@@ -141,3 +143,18 @@ def test_several_devices_need_jax(monkeypatch):
 def test_other_names_of_devices_are_refused(config, devices):
     with pytest.raises(InputError, match="--devices"):
         fit(config(devices=devices))
+
+
+@on_tensorflow
+def test_backends_that_are_missing_or_do_not_train_end_in_one_line(command, monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    done = command("--num_steps=1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: KERAS_BACKEND=torch: expected tensorflow or jax\n"
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with (
+        pytest.raises(InputError, match=r"jax needs a package: pip install 'keras_mixer\[jax\]'"),
+        console.quiet_tensorflow(),
+    ):
+        pass

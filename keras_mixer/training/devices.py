@@ -17,6 +17,7 @@ from keras_mixer.errors import InputError
 
 BACKENDS = ("tensorflow", "jax")
 _NAME = "--devices"
+_JAX = "Keras's JAX backend: pip install 'keras_mixer[jax]', and set KERAS_BACKEND=jax"
 
 
 def check_backend():
@@ -50,18 +51,21 @@ def choose_devices(given):
     """
     visible = _visible()
     if given == "all":
-        return visible if keras.backend.backend() == "jax" else visible[:1]
-    indices = [int(text) for text in given.split(",")] if "," in given else range(int(given))
+        return visible if keras.backend.backend() == "jax" else [_first(visible)]
+    indices = list(dict.fromkeys(map(int, given.split(",")))) if "," in given else range(int(given))
     if missing := [index for index in indices if index >= len(visible)]:
         raise InputError(
             f"{_NAME}={given}: there is no device {missing[0]}; visible: {', '.join(visible)}"
         )
     if len(indices) > 1 and keras.backend.backend() != "jax":
-        raise InputError(
-            f"{_NAME}={given}: several devices need Keras's JAX backend: pip install "
-            f"'keras_mixer[jax]', and set KERAS_BACKEND=jax"
-        )
+        raise InputError(f"{_NAME}={given}: several devices need {_JAX}")
     return [visible[index] for index in indices]
+
+
+def _first(visible):
+    if len(visible) > 1:
+        console.say(f"{len(visible)} devices are visible, one is used; all need {_JAX}")
+    return visible[0]
 
 
 def _visible():
