@@ -238,7 +238,7 @@ def _row(name, outcomes):
 
 # === Flags ===
 
-_WRONG = ("nan", "x", "1e999", "-1e30", "9" * 30, "", "1,2,3,4,5", "٣", "--")
+_WRONG = ("nan", "x", "1e999", "-1e30", "9" * 30, "", "1,2,3,4,5", "½", "--")
 
 
 def try_flags(inputs, seed):
