@@ -158,6 +158,9 @@ def track(items, description, total=None):
             bar.advance(task)
 
 
+BACKENDS = ("tensorflow", "jax")  # of Keras, that commands run on
+
+
 @contextlib.contextmanager
 def quiet_tensorflow():
     """Hides TensorFlow's start-up messages, but for --verbosity=debug; its errors are exceptions.
@@ -166,7 +169,7 @@ def quiet_tensorflow():
     (https://github.com/tensorflow/tensorflow/issues/100442).
     """
     backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    if backend not in ("tensorflow", "jax"):
+    if backend not in BACKENDS:
         raise InputError(f"KERAS_BACKEND={backend}: expected tensorflow or jax")
     if not importlib.util.find_spec(backend):
         raise InputError(

@@ -151,7 +151,8 @@ def test_each_command_has_its_own_flags_and_help(run, name):
     foreign = "--top_k=3" if name in ("train", "preview", "benchmark") else "--depth=3"
     status, out, err = run(name, "x", foreign)
     assert (status, out) == (2, "")
-    assert re.search("unknown command line flag|is a flag of train: put it after --", err)
+    of_train = "--depth is a flag of train: put it after --"
+    assert (of_train if name in ("sweep", "transfer") else "unknown command line flag") in err
 
 
 def test_every_command_is_in_the_table_and_in_the_overview(run):

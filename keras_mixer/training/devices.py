@@ -15,7 +15,6 @@ import tensorflow as tf
 from keras_mixer import console
 from keras_mixer.errors import InputError
 
-BACKENDS = ("tensorflow", "jax")
 _NAME = "--devices"
 _JAX = "Keras's JAX backend: pip install 'keras_mixer[jax]', and set KERAS_BACKEND=jax"
 
@@ -23,7 +22,7 @@ _JAX = "Keras's JAX backend: pip install 'keras_mixer[jax]', and set KERAS_BACKE
 def check_backend():
     """Raises an `InputError` if training does not run on Keras's backend."""
     backend = keras.backend.backend()
-    if backend not in BACKENDS:
+    if backend not in console.BACKENDS:
         raise InputError(
             f"training runs on Keras's TensorFlow and JAX backends, not on {backend}; "
             f"unset KERAS_BACKEND"
