@@ -94,12 +94,21 @@ def remove(path):
 
 
 SEAL = "sha256"  # of the other values, in a sealed file
+_MOST_SEALED = 1_000_000  # bytes of one that `read_sealed` reads
 
 
 def write_sealed(path, values):
     """Replaces a JSON file by a dict of JSON values and their sha256."""
     content = json.dumps(values | {SEAL: seal(values)}, indent=2)
     write_atomically(path, content.encode() + b"\n")
+
+
+def read_sealed(path):
+    """Returns the values of a file of `write_sealed`; None if it is missing or damaged."""
+    try:
+        return unseal(json.loads(read_regular(path, _MOST_SEALED)))
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
 
 
 def unseal(values):

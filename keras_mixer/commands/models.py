@@ -21,6 +21,7 @@ from keras_mixer.preprocessing.corruption_constants import CORRUPTIONS, SEVERITI
 from keras_mixer.preprocessing.permute import KINDS
 from keras_mixer.training.open_run import read_run
 from keras_mixer.training.run import CONFIG
+from keras_mixer.weights.model_folder import digest
 from keras_mixer.weights.pretrained import announce, read_pretrained
 
 
@@ -183,6 +184,13 @@ class PredictOptions:
         choices=("table", "json", "csv", "kaggle"),
     )
     output: str | None = option(None, "Write to this file instead of printing.")
+    output_dir: str | None = option(
+        None,
+        "Write files of --shard_size images to this folder. The same command goes on with what is "
+        "left, and several processes share the work.",
+        heading="Many images",
+    )
+    shard_size: int = option(10_000, "Images in each file of --output_dir.", low=1)
 
 
 def predict(options, arguments):
@@ -192,19 +200,46 @@ def predict(options, arguments):
     """
     if len(arguments) < 2:
         raise InputError("expected a run and at least one image, folder or glob")
+    _check_predict_outputs(options)
     run, *images = arguments
     pretrained = announce(read_pretrained(run), run)
-    if options.output:
-        check_writable(options.output)
-    images = with_standard_input(images)
+    images, weights = with_standard_input(images), digest(pretrained.arrays)
     with quiet_tensorflow():
         from keras_mixer.inference.predict import expand, predictions_as_text
         from keras_mixer.weights.load import build_pretrained
 
-    model = build_pretrained(pretrained, run)
-    text, complete = predictions_as_text(model, expand(images), options.format, options.top_k)
-    write(options.output, text) if options.output else print(text, end="")
-    return 0 if complete else 1
+    images, model = expand(images), build_pretrained(pretrained, run)
+    if options.output_dir:
+        failed = _predict_in_shards(options, images, weights, model)
+    else:
+        text, failed = predictions_as_text(model, images, options.format, options.top_k)
+        write(options.output, text) if options.output else print(text, end="")
+    return 1 if failed else 0
+
+
+def _predict_in_shards(options, images, weights, model):
+    """Writes predictions to --output_dir; returns the number of images that cannot be read."""
+    from keras_mixer.inference.shards import Shards
+
+    if not all(isinstance(image, str) for image in images):
+        raise InputError("--output_dir: expected names of images, received one on standard input")
+    how = {"size": options.shard_size, "format": options.format, "top_k": options.top_k}
+    shards = Shards(options.output_dir, images, weights, **how)
+    predicted, failed = shards.predict(model)
+    print(
+        f"{len(images):,} images in {options.output_dir}: {predicted:,} predicted, "
+        f"{failed:,} could not be read"
+    )
+    return failed
+
+
+def _check_predict_outputs(options):
+    if options.output and options.output_dir:
+        raise InputError("--output and --output_dir: give one of them, a file or a folder")
+    if options.output:
+        check_writable(options.output)
+    if options.shard_size != PredictOptions.shard_size and not options.output_dir:
+        raise InputError(f"--shard_size={options.shard_size} needs --output_dir")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -80,7 +80,9 @@ def _write_page(options, arguments, experiments):
         from keras_mixer.reports.page import write_page
         from keras_mixer.studies.trials import drawn_plots
 
-    plots = [plot for folder in dict.fromkeys(arguments) for plot in drawn_plots(folder)]
+    folders = [folder for folder in dict.fromkeys(arguments) if drawn_plots(folder)]
+    names = folders if len(folders) > 1 else [""]
+    plots = [p for each in zip(folders, names, strict=False) for p in drawn_plots(*each)]
     write_page(options.html, experiments, command_line("report", options, arguments), plots)
     say(f"page: {Path(options.html) / INDEX}")
 

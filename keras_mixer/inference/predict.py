@@ -179,20 +179,26 @@ def _top(probabilities, class_names, top_k):
 # === As text ===
 
 
-def predictions_as_text(model, paths, format, top_k=5):
+def _with_bar(results, total):
+    return track(results, "predicting", total)
+
+
+def predictions_as_text(model, paths, format, top_k=5, follow=_with_bar):
     """Predicts the classes of image files and formats the result.
 
     Args:
         model, paths, top_k: As the arguments of `predict_files`.
         format: string, a key of `FORMATS`, or `"kaggle"` for a submission with all classes.
+        follow: Function of an iterable and its length that yields its items; by default, it shows
+            a progress bar.
 
     Returns:
-        (text, complete): complete is False if any image could not be read.
+        (text, failed): failed is the number of images that could not be read.
     """
     if format == "kaggle":
-        return _submission(model, paths)
-    rows = list(track(predict_files(model, paths, top_k), "predicting", len(paths)))
-    return FORMATS[format](rows), not any("error" in row for row in rows)
+        return _submission(model, paths, follow)
+    rows = list(follow(predict_files(model, paths, top_k), len(paths)))
+    return FORMATS[format](rows), sum("error" in row for row in rows)
 
 
 def as_table(rows):
@@ -236,15 +242,15 @@ FORMATS = {"table": as_table, "json": as_json, "csv": as_csv}
 # === Kaggle submissions ===
 
 
-def _submission(model, paths):
-    """Returns (text, complete), see `predictions_as_text`."""
+def _submission(model, paths, follow):
+    """Returns (text, failed), see `predictions_as_text`."""
     ids = submission_ids(list(map(_name_of, paths)))
-    results = list(track(classify(model, paths), "predicting", len(paths)))
+    results = list(follow(classify(model, paths), len(paths)))
     problems = [(path, reason) for path, reason in results if isinstance(reason, str)]
     for path, reason in problems:
         warn(f"{_name_of(path)}: {reason}; it is not in the submission")
     rows = [(id, p) for id, (_, p) in zip(ids, results, strict=True) if not isinstance(p, str)]
-    return as_submission(rows, model.spec.names), not problems
+    return as_submission(rows, model.spec.names), len(problems)
 
 
 def submission_ids(paths):

@@ -211,7 +211,7 @@ def _draw(study, name, path):
     import matplotlib.pyplot as plt
     import optuna.visualization.matplotlib as plots
 
-    axes = getattr(plots, f"plot_{name}")(study)
+    axes = getattr(plots, f"plot_{name}")(study, target_name="validation top-1")
     figure = getattr(axes, "figure", None) or plt.gcf()
     picture = io.BytesIO()
     figure.savefig(picture, format="svg", bbox_inches="tight", metadata={"Date": None})
@@ -219,11 +219,20 @@ def _draw(study, name, path):
     write_atomically(path, picture.getvalue())
 
 
-def drawn_plots(folder):
-    """Returns a list of (SVG file as bytes, description) of the plots in the folder of a sweep."""
+def drawn_plots(folder, name=""):
+    """Returns a list of (SVG file as bytes, description) of the plots in the folder of a sweep.
+
+    Args:
+        folder: Path.
+        name: Name of the sweep, for the descriptions, if there are others beside it.
+    """
     with path_errors(folder):
         paths = {Path(folder) / _FOLDER / f"{name}.svg": text for name, text in PLOTS.items()}
-        return [(path.read_bytes(), text) for path, text in paths.items() if path.is_file()]
+        return [
+            (path.read_bytes(), f"{name}: {text}" if name else text)
+            for path, text in paths.items()
+            if path.is_file()
+        ]
 
 
 @contextlib.contextmanager
