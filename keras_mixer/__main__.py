@@ -33,28 +33,29 @@ def main(arguments=None):
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     prepare_streams()
-    if not arguments or arguments[0] in ("--help", "-h", "help"):
-        print(_overview())
-        return 0
-    if "--version" in arguments:
-        print(_versions())
-        return 0
-    name, *rest = arguments
+    name, *rest = arguments or ["--help"]
     set_verbosity(VERBOSITIES["info"])
     with _exit_statuses(name, rest) as ending:
-        if name not in COMMANDS:
-            raise InputError(
-                f"no such command: {name}, expected one of {', '.join(COMMANDS)}"
-                f"{nearest(name, COMMANDS)}"
-            )
         ending.status = _run(name, rest)
+        sys.stdout.flush()  # a pipe that is closed shows here
     return ending.status
 
 
 def _run(name, arguments):
+    if name in ("--help", "-h", "help"):
+        print(_overview())
+        return 0
+    if "--version" in (name, *arguments):
+        print(_versions())
+        return 0
+    if name not in COMMANDS:
+        raise InputError(
+            f"no such command: {name}, expected one of {', '.join(COMMANDS)}"
+            f"{nearest(name, COMMANDS)}"
+        )
     command = COMMANDS[name]
     if any(argument in ("--help", "-h", "-help", "--helpfull") for argument in arguments):
-        title = f"{_usage(name)}\n\n{inspect.cleandoc(command.run.__doc__)}"
+        title = f"{_usage(name)}\n\n{inspect.cleandoc(command.run.__doc__ or '')}"
         print(describe(command.options, title, command.examples))
         return 0
     try:
@@ -74,7 +75,8 @@ def _versions():
 
 def _overview():
     lines = ["usage: keras-mixer COMMAND [--flag=value ...]", "", "commands:"]
-    lines += [f"  {n:<10} {c.run.__doc__.strip().splitlines()[0]}" for n, c in COMMANDS.items()]
+    docs = {n: c.run.__doc__ or "" for n, c in COMMANDS.items()}  # python -OO drops them
+    lines += [f"  {name:<10} {doc.strip().partition(chr(10))[0]}" for name, doc in docs.items()]
     help = "keras-mixer COMMAND --help shows the flags of a command; --version the versions"
     return "\n".join([*lines, "", help])
 

@@ -161,6 +161,25 @@ def track(items, description, total=None):
 BACKENDS = ("tensorflow", "jax")  # of Keras, that commands run on
 
 
+def _import_keras():
+    """Imports Keras with its own settings, whatever keras.json in the user's home says.
+
+    If it has been imported, as in a notebook, its settings are the user's.
+    """
+    if "keras" in sys.modules:
+        return
+    try:
+        import keras
+    except (AssertionError, ValueError) as error:
+        raise InputError(
+            "Keras does not accept its settings in ~/.keras/keras.json (or in KERAS_HOME): "
+            f"correct or remove that file {error}".strip()
+        ) from error
+    keras.config.set_floatx("float32")
+    keras.config.set_epsilon(1e-7)
+    keras.config.set_image_data_format("channels_last")
+
+
 @contextlib.contextmanager
 def quiet_tensorflow():
     """Hides TensorFlow's start-up messages, but for --verbosity=debug; its errors are exceptions.
@@ -178,6 +197,7 @@ def quiet_tensorflow():
     shown = _verbosity >= VERBOSITIES["debug"]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if shown else "2")
     if "tensorflow" in sys.modules or os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0":
+        _import_keras()
         yield
         return
     sys.stderr.flush()
@@ -186,6 +206,7 @@ def quiet_tensorflow():
         with open(os.devnull, "w") as devnull:
             os.dup2(devnull.fileno(), 2)
         with ending_at_once(stderr):
+            _import_keras()
             import tensorflow
 
             tensorflow.config.list_physical_devices()

@@ -194,6 +194,10 @@ def cache_folder():
     return Path(os.environ.get(variable) or os.path.expanduser(usual)) / "keras_mixer"
 
 
+# Errors that a file may not have another time.
+OF_THE_MACHINE = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
+
+
 # === Locks ===
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)

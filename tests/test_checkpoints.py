@@ -1,6 +1,7 @@
 """Tests `keras_mixer/training/checkpoints.py`; none of it needs TensorFlow."""
 
 import contextlib
+import errno
 import json
 import os
 import random
@@ -327,3 +328,20 @@ def test_room_for_all_checkpoints_is_looked_for_first(tmp_path, monkeypatch, fre
         )
     ):
         check_space(tmp_path, 1000)
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_not_taken_for_damaged(tmp_path, monkeypatch):
+    """Otherwise it would be removed, and its work lost, for a disk that was away for a moment."""
+    for step in (1, 2):
+        save_checkpoint(tmp_path, checkpoint(step))
+
+    def read(path, most, read=checkpoints.read_regular):
+        if "0002" in str(path):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(path, most)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints, "read_regular", read)
+        with pytest.raises(RunError, match="step-0000000002 cannot be read now: .*nothing was ch"):
+            newest_checkpoint(tmp_path)
+    assert_whole(newest_checkpoint(tmp_path), 2)

@@ -1,6 +1,8 @@
 """Tests `keras_mixer/console.py`: it prints literally, and never stops a run."""
 
+import json
 import os
+import shlex
 import subprocess
 import sys
 
@@ -65,3 +67,42 @@ def test_closed_streams_keep_no_command_from_its_end(tmp_path, closed):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run(["sh", "-c", command], cwd=tmp_path, env=environment, check=True)
     assert int((tmp_path / "file").read_text()) > 2
+
+
+def test_settings_of_keras_do_not_change_results(command, tmp_path, monkeypatch):
+    """Those in keras.json, which old installations leave behind, and in the environment."""
+    words = ["--depth=1", "--dim=8", "--num_steps=1", "--batch_size=256", "--export=false"]
+    assert command(*words, "--output_dir=plain").returncode == 0
+    home = tmp_path / "keras"
+    home.mkdir()
+    settings = {"floatx": "float16", "epsilon": 0.1, "image_data_format": "channels_first"}
+    (home / "keras.json").write_text(json.dumps(settings))
+    monkeypatch.setenv("KERAS_HOME", str(home))
+    assert command(*words, "--output_dir=set").returncode == 0
+    plain, other = ((tmp_path / name / "history.csv").read_text() for name in ("plain", "set"))
+    assert plain.split(",")[:15] == other.split(",")[:15], "all but the times"
+
+    (home / "keras.json").write_text('{"floatx": "float99"}')
+    done = command(*words)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "does not accept its settings in ~/.keras/keras.json" in done.stderr
+
+    monkeypatch.delenv("KERAS_HOME")
+    monkeypatch.setenv("KERAS_MAX_EPOCHS", "1")
+    done = command(*words)
+    assert done.returncode == 2
+    assert "error: Keras is set to max_epochs=1, which would cut training" in done.stderr
+
+
+@pytest.mark.parametrize("words", [["--help"], ["report", "--help"]])
+def test_help_without_docstrings(words):
+    line = [sys.executable, "-OO", "-m", "keras_mixer", *words]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: keras-mixer")
+
+
+def test_help_that_nobody_reads_is_no_traceback():
+    line = f"{shlex.quote(sys.executable)} -m keras_mixer --help | true"
+    done = subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stderr == ""

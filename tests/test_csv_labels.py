@@ -75,7 +75,7 @@ WAYS = {
     "capital suffix": lambda d: [p.rename(p.with_suffix(".JPG")) for p in d.glob("train/*")],
     "quoted": lambda d: _rewrite(d, lambda id, breed: (f'"{id}"', f' "{breed}" '.strip())),
     "more columns": lambda d: _rewrite(
-        d, lambda id, breed: (id, "x", breed, "y", "more"), ("id", "age", "Breed", "note")
+        d, lambda id, breed: (id, "x", breed, "y", "more"), ("id", "age", "Breed", "note", "more")
     ),
 }
 
@@ -154,6 +154,12 @@ FAULTS = {
     "untrained": ("id,split,breed\n000f,train,pug\n001f,test,corgi\n",
                   "no training image of 1 of 2 classes: corgi"),
     "no training": ("id,split,breed\n000f,test,pug\n001f,test,corgi\n", "image of 2 of 2 classes"),
+    "more cells": ("id,breed\n000f,boxer, brown\n" + ROW, r"line 2 has 3 cells, the header 2; "
+                   "expected quotes"),
+    "columns twice": ("id,breed,Breed\n000f,pug,boxer\n", "the header has several columns breed"),
+    "line break": ('id,breed\n000f,"boxer\n001f,corgi\n002f",pug\n'.replace('",pug', '"'),
+                   "a cell that ends in line 4 has a line break"),
+    "NUL": ("id,breed\n000f,bo\0xer\n001f,pug\n", "line 2 has a line break or another control"),
     "quote": ('id,breed\n000f,"pug\n', "not a CSV file"),
     "huge cell": ("id,breed\n000f," + "x" * 200_000, "not a CSV file"),
     "another encoding": ("id,breed\n000f,Löwchen\n".encode("latin-1"), "not a text file in UTF-8"),

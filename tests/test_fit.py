@@ -243,6 +243,20 @@ def test_best_weights_of_an_epoch_that_is_repeated_are_not_trusted(config, inter
     assert found["best stem/kernel"] != (arrays["stem/kernel"] + 1).tobytes()
 
 
+@pytest.mark.parametrize("change", [{"step": 18}, {"step": 60, "run": "another"}])
+def test_best_weights_from_before_the_checkpoint_are_refused(config, interrupted, change):
+    """As from a backup: the best epoch so far would be lost, and a worse one taken for it."""
+    interrupted(config(num_steps=4), 42)
+    best = config_path(config) / "best"
+    arrays, facts = model_folder.read_weights(best)
+    older = {name: array + 1 for name, array in arrays.items()}
+    model_folder.write_weights(best, older, **{**facts, **change})
+    with pytest.raises(RunError, match="best holds other weights than those of epoch .*restore"):
+        fit(config(num_steps=4))
+    model_folder.write_weights(best, arrays, **facts)
+    assert fit(config(num_steps=4)).facts == {}
+
+
 def test_damaged_best_weights_are_reported_and_replaced(config, interrupted, capsys):
     interrupted(config(num_steps=4), 42)
     path = config_path(config) / "best" / "model.safetensors"

@@ -408,3 +408,13 @@ def test_the_end_of_an_image_is_found_in_pieces(problem_of):
     assert problem_of(content[:-2] + bytes(3 << 20)) == "truncated"
     across = content[:-2] + bytes((1 << 20) - 1)
     assert problem_of(across[: len(across)] + b"\xff\xd9" + bytes(100)) is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\xff\xd8\xff" + b"\xff" * 5000, encoded("GIF")[:-2] + b"\x21\xfe" + b"\1x" * 5000 + b"\0;"],
+)
+def test_headers_of_millions_of_parts_are_given_up(problem_of, monkeypatch, content):
+    """Pillow reads them byte by byte: 30 MB would take minutes."""
+    monkeypatch.setattr(image_checks, "_MOST_READS", 1000)
+    assert problem_of(content) == "damaged header (more than 1,000 parts)"

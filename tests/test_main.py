@@ -509,3 +509,17 @@ def test_after_training_the_next_commands_are_printed_and_work(run, tmp_path, wr
         words = shlex.split(line.replace("IMAGE...", "digit.png"))
         assert words[0] == "keras-mixer"
         assert run(*words[1:])[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("--flagfile=", "--flagfile: expected the path of a file, received nothing"),
+        ("--name=a\0b", "--name: expected a value without NUL characters"),
+        ("--data_dir=a\0b", "--data_dir: expected a value without NUL characters"),
+    ],
+)
+def test_values_that_no_path_has_are_refused(run, word, message):
+    status, out, err = run("train", word)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert message in err

@@ -136,6 +136,13 @@ def test_a_folder_of_other_predictions_is_refused(opened, model, change, message
         opened(**change)
 
 
+def test_other_images_under_the_same_names_are_refused(opened, model, images, write_image):
+    opened().predict(model)
+    write_image(images[5], (9, 8, 1))
+    with pytest.raises(InputError, match="differing: images"):
+        opened()
+
+
 def test_other_folders_are_refused(opened, tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "todo.txt").write_text("")

@@ -51,6 +51,8 @@ def parse(options_class, arguments, positional=None):
         InputError: One line that names the flag, and the nearest name for an unknown one.
     """
     arguments = _with_flagfiles(options_class, _with_underscores(arguments))
+    if "--flagfile=" in arguments:  # absl would ignore it, as from an unset variable of the shell
+        raise InputError("--flagfile: expected the path of a file, received nothing")
     values = _flag_values(options_class)
     values.set_gnu_getopt(True)  # flags may follow positional arguments
     try:

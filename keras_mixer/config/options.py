@@ -147,6 +147,8 @@ def _check_value(field, value):
             raise complaint(field, f"one of {', '.join(choices)}", item, nearest(item, choices))
         if item == "":
             raise complaint(field, "a value", "nothing")
+        if isinstance(item, str) and "\0" in item:
+            raise complaint(field, "a value without NUL characters", repr(item))
         if field.metadata["plain_name"] and ("/" in item or item.startswith(".")):
             raise complaint(field, "a plain folder name", item)
         if isinstance(item, float) and not math.isfinite(item):

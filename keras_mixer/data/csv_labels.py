@@ -27,6 +27,7 @@ LABEL_COLUMNS = ("label", "labels", "class", "class_name", "breed", "species", "
 SPLIT_COLUMN = "split"
 IMAGE_FOLDERS = (*SPLIT_FOLDERS["train"], "images", "image", "imgs", "img", "train_images")
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SPLIT_OF = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
 
 
@@ -94,6 +95,7 @@ def _read_columns(file, reader):
     table = _Table(file, header, array("q"), [], [], None if split is None else [])
     for row in reader:
         cells = [cell.strip() for cell in row] + [""] * (len(header) - len(row))
+        _refuse_row(file, reader.line_num, header, cells)
         if any(cells):
             table.lines.append(reader.line_num)
             table.images.append(cells[0])
@@ -101,6 +103,20 @@ def _read_columns(file, reader):
             if split is not None:
                 table.splits.append(_SPLIT_OF.get(cells[split].lower(), ""))
     return table
+
+
+def _refuse_row(file, line, header, cells):
+    """Refuses a row whose cells would be read as others than were meant."""
+    if any(cells[len(header) :]):
+        raise InputError(
+            f"--labels={file}: line {line} has {len(cells)} cells, the header {len(header)}; "
+            f"expected quotes around a cell that contains a delimiter"
+        )
+    if any(map(_CONTROL.search, cells)):
+        raise InputError(
+            f"--labels={file}: a cell that ends in line {line} has a line break or another control "
+            f"character; a quote may be missing there"
+        )
 
 
 def _find_columns(file, header):
@@ -115,6 +131,8 @@ def _find_columns(file, header):
             f"--labels={file}: expected a header, with a column of images first and one of labels "
             f"({', '.join(LABEL_COLUMNS)}); found the columns {some_of(header) or '(none)'}"
         )
+    if repeated := [header[i] for i in (label, split) if i and names.count(names[i]) > 1]:
+        raise InputError(f"--labels={file}: the header has several columns {repeated[0]}")
     return label, split
 
 

@@ -23,6 +23,7 @@ from keras_mixer.files import cache_folder, write_atomically
 
 MOST_PIXELS = 89_478_485  # Pillow's limit against decompression bombs
 MOST_BYTES = 5 * MOST_PIXELS  # more than any format needs for them; files are read whole
+_MOST_READS = 500_000  # by Pillow and here, which is about a second; a large GIF has a tenth
 
 _TAIL = 64  # bytes in which the end of a file is looked for first
 
@@ -63,7 +64,25 @@ def check_image(file):
         return f"damaged header ({error})"
 
 
+class _FewReads:
+    """A file that can be read from so many times: a hostile header has millions of parts."""
+
+    def __init__(self, file):
+        self._file = file
+        self._left = _MOST_READS
+
+    def read(self, *size):
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError(f"more than {_MOST_READS:,} parts")
+        return self._file.read(*size)
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+
 def _problem(file):
+    file = _FewReads(file)
     size = file.seek(0, os.SEEK_END)
     head = _read_at(file, 0, 32)
     if not head:

@@ -6,6 +6,7 @@ after a kill, only the shard that was being predicted is repeated, by whoever co
 
 import hashlib
 import math
+import os
 import time
 from pathlib import Path
 
@@ -41,7 +42,7 @@ class Shards:
         self.images = images
         self.record = {
             "model": weights,
-            "images": _digest("\0".join(images).encode(errors="surrogateescape")),
+            "images": _digest("\0".join(map(_with_state, images)).encode(errors="surrogateescape")),
             "shard_size": size,
             "format": format,
             "top_k": top_k,
@@ -133,6 +134,15 @@ class Shards:
 
     def _state(self, index, suffix):
         return self.folder / STATE / f"{index:05d}.{suffix}"
+
+
+def _with_state(path):
+    """Returns a path with the size and time of its file: another file of that name is another."""
+    try:
+        status = os.stat(path)
+    except OSError:  # missing; predict reports it
+        return path
+    return f"{path} {status.st_size} {status.st_mtime_ns}"
 
 
 def _digest(content):

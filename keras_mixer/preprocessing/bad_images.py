@@ -4,7 +4,6 @@ They are found before the first step, by the decoder that training uses. So the 
 the last bit, as one on a folder without them.
 """
 
-import errno
 import functools
 import io
 import os
@@ -18,11 +17,11 @@ from keras_mixer.data.image_checks import check_image, check_image_file, find_un
 from keras_mixer.data.splits import FileImages
 from keras_mixer.data.tfrecords import DamagedRecord, RecordImages
 from keras_mixer.errors import InputError
+from keras_mixer.files import OF_THE_MACHINE
 from keras_mixer.preprocessing.decode import decode_image, decoding_problem
 
 _AT_ONCE = 256  # images; so that an interruption is noticed, and few results wait
-_OF_THE_MACHINE = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
-_PASSING = {os.strerror(number) for number in _OF_THE_MACHINE}
+_PASSING = {os.strerror(number) for number in OF_THE_MACHINE}
 
 
 def find_bad(images):

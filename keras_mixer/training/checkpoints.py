@@ -19,6 +19,7 @@ from safetensors.numpy import load
 from keras_mixer import console
 from keras_mixer.errors import RunError
 from keras_mixer.files import (
+    OF_THE_MACHINE,
     flush_folder,
     nearest_existing,
     pack,
@@ -30,6 +31,7 @@ from keras_mixer.files import (
 KEPT = 2
 ARRAYS, PROGRESS, MANIFEST = "arrays.safetensors", "progress.json", "manifest.json"
 _MANIFEST_BYTES = 10_000
+_NO_DAMAGE = (*OF_THE_MACHINE, errno.EACCES, errno.EPERM)
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError)
 
 
@@ -135,7 +137,8 @@ def newest_checkpoint(folder, run=None):
         A `TrainState`, or None if there are no checkpoints.
 
     Raises:
-        RunError: If there are checkpoints but every one is damaged, or it is of another run.
+        RunError: If there are checkpoints but every one is damaged, or of another run, or cannot
+            be read at the moment.
     """
     for unfinished in folder.glob("step-*.tmp-*"):
         remove(unfinished)
@@ -144,6 +147,11 @@ def newest_checkpoint(folder, run=None):
         try:
             state = _read_folder(candidate)
         except _DAMAGE as error:
+            if getattr(error, "errno", None) in _NO_DAMAGE:
+                raise RunError(
+                    f"{candidate} cannot be read now: {error}; nothing was changed, so the same "
+                    f"command goes on once it can"
+                ) from error
             console.warn(f"damaged checkpoint skipped: {candidate} ({error})")
             continue
         if run is not None and state.progress.get("run") != run:

@@ -29,6 +29,17 @@ def check_backend():
         )
     if backend == "jax":
         console.keep_tensorflow_off_gpus()
+    for name in ("max_epochs", "max_steps_per_epoch"):
+        if (most := getattr(keras.config, name)()) is not None:
+            raise InputError(
+                f"Keras is set to {name}={most}, which would cut training and validation short; "
+                f"unset KERAS_{name.upper()}, and give --num_steps"
+            )
+    if keras.config.floatx() != "float32":
+        raise InputError(
+            f"Keras is set to floatx {keras.config.floatx()}: expected float32, for results that "
+            f"do not depend on it; --precision sets that of a run"
+        )
 
 
 def make_deterministic():

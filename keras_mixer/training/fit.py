@@ -247,10 +247,7 @@ def _finish(run, progress):
     """Writes the history of a run that is over, and checks that its best weights are there."""
     run.write_history(progress.rows)
     if model_folder.read_facts(run.best)["sha256"] != progress.best_sha256:
-        raise RunError(
-            f"{run.best} holds other weights than those of epoch {progress.best['epoch']}, which "
-            f"{run.directory} saved there; restore them, or train again with --overwrite"
-        )
+        raise run.other_best(progress.best["epoch"])
 
 
 def _last_state(run, devices):
@@ -307,7 +304,11 @@ def _confirmed_best(run, progress):
     except InputError as error:
         console.warn(f"{error}: replaced by the best epoch from here on")
         return None
-    return progress.best if facts["sha256"] == progress.best_sha256 else None
+    if facts["sha256"] == progress.best_sha256:
+        return progress.best
+    if facts.get("run") == run.identity and facts["step"] > progress.step:
+        return None
+    raise run.other_best(progress.best["epoch"])
 
 
 def _validation_batches(run):

@@ -153,6 +153,13 @@ class Run:
                 f"during the run, which ends here and writes nothing more"
             )
 
+    def other_best(self, epoch):
+        """Returns a `RunError`: best/ holds other weights than those of the epoch."""
+        return RunError(
+            f"{self.best} holds other weights than those of epoch {epoch}, which {self.directory} "
+            f"saved there; restore them, or train again with --overwrite"
+        )
+
     def check_best(self):
         """Raises an `InputError` if the weights in best/ are not the ones this run saved last."""
         facts = model_folder.read_facts(self.best)
