@@ -127,7 +127,7 @@ class Run:
     def _seals(self):
         """Returns the sha256 of history.csv and of the weights in best/, where they are."""
         seals = {}
-        if (self.directory / HISTORY).exists():
+        if (self.directory / HISTORY).is_file():
             seals[HISTORY] = _sha256((self.directory / HISTORY).read_bytes())
         if (self.best / model_folder.WEIGHTS).exists():
             seals[BEST] = model_folder.read_facts(self.best)["sha256"]
