@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -138,7 +139,7 @@ def test_a_folder_of_other_predictions_is_refused(opened, model, change, message
 
 def test_other_images_under_the_same_names_are_refused(opened, model, images, write_image):
     opened().predict(model)
-    write_image(images[5], (9, 8, 1))
+    write_image(Path(images[5]), (9, 8, 1))
     with pytest.raises(InputError, match="differing: images"):
         opened()
 
