@@ -75,8 +75,9 @@ def _versions():
 
 def _overview():
     lines = ["usage: keras-mixer COMMAND [--flag=value ...]", "", "commands:"]
-    docs = {n: c.run.__doc__ or "" for n, c in COMMANDS.items()}  # python -OO drops them
-    lines += [f"  {name:<10} {doc.strip().partition(chr(10))[0]}" for name, doc in docs.items()]
+    for name, command in COMMANDS.items():
+        first, *_ = (command.run.__doc__ or "").strip().split("\n")  # python -OO drops docstrings
+        lines.append(f"  {name:<10} {first}")
     help = "keras-mixer COMMAND --help shows the flags of a command; --version the versions"
     return "\n".join([*lines, "", help])
 

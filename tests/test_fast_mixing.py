@@ -193,21 +193,20 @@ def test_batch_size_may_be_unknown():
     assert max(errors(known, unknown)) < 1e-6
 
 
+def has_amx():
+    cpu = Path("/proc/cpuinfo")
+    return cpu.exists() and "amx_bf16" in cpu.read_text()
+
+
+# oneDNN (TensorFlow 2.21.0); with ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 it does not.
+@pytest.mark.xfail(has_amx(), reason="bfloat16 products by AMX spread a NaN over the batch")
 def test_nan_and_infinity_survive_rounding():
     layer = build_layer("mixed_bfloat16")
     for value in (np.nan, np.inf, -np.inf):
         x = np.zeros(SHAPE, np.float32)
         x[2, 3, 4] = value
         y = np.asarray(tf.cast(in_parts(layer)(tf.constant(x, tf.bfloat16)), tf.float32))
-        assert not np.isfinite(y[2]).all()
-        # With AMX, oneDNN's bfloat16 products spread a NaN over the batch (TensorFlow 2.21.0); with
-        # ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 they do not.
-        assert np.isfinite(y[:2]).all() or _has_amx()
-
-
-def _has_amx():
-    cpu = Path("/proc/cpuinfo")
-    return cpu.exists() and "amx_bf16" in cpu.read_text()
+        assert not np.isfinite(y[2]).all() and np.isfinite(y[:2]).all()
 
 
 def test_a_model_infers_as_before_and_can_be_saved(tmp_path, monkeypatch):

@@ -45,9 +45,9 @@ def opened(tmp_path, images):
     return make
 
 
-def contents(folder, suffix="csv"):
+def contents(folder):
     """The lines of all shards, without the headers of all but the first."""
-    first, *others = [path.read_text() for path in sorted(folder.glob(f"*.{suffix}"))]
+    first, *others = [path.read_text() for path in sorted(folder.glob("*.csv"))]
     return first + "".join(text.split("\n", 1)[1] for text in others)
 
 

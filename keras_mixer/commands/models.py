@@ -203,31 +203,36 @@ def predict(options, arguments):
     _check_predict_outputs(options)
     run, *images = arguments
     pretrained = announce(read_pretrained(run), run)
-    images, weights = with_standard_input(images), digest(pretrained.arrays)
+    images = with_standard_input(images)
     with quiet_tensorflow():
         from keras_mixer.inference.predict import expand, predictions_as_text
         from keras_mixer.weights.load import build_pretrained
 
-    images, model = expand(images), build_pretrained(pretrained, run)
-    if options.output_dir:
-        failed = _predict_in_shards(options, images, weights, model)
+    images = expand(images)
+    shards = _open_shards(options, images, pretrained) if options.output_dir else None
+    model = build_pretrained(pretrained, run)
+    if shards:
+        failed = _predict_in_shards(shards, model)
     else:
         text, failed = predictions_as_text(model, images, options.format, options.top_k)
         write(options.output, text) if options.output else print(text, end="")
     return 1 if failed else 0
 
 
-def _predict_in_shards(options, images, weights, model):
-    """Writes predictions to --output_dir; returns the number of images that cannot be read."""
+def _open_shards(options, images, pretrained):
     from keras_mixer.inference.shards import Shards
 
     if not all(isinstance(image, str) for image in images):
         raise InputError("--output_dir: expected names of images, received one on standard input")
     how = {"size": options.shard_size, "format": options.format, "top_k": options.top_k}
-    shards = Shards(options.output_dir, images, weights, **how)
+    return Shards(options.output_dir, images, digest(pretrained.arrays), **how)
+
+
+def _predict_in_shards(shards, model):
+    """Writes predictions to --output_dir; returns the number of images that cannot be read."""
     predicted, failed = shards.predict(model)
     print(
-        f"{len(images):,} images in {options.output_dir}: {predicted:,} predicted, "
+        f"{len(shards.images):,} images in {shards.folder}: {predicted:,} predicted, "
         f"{failed:,} could not be read"
     )
     return failed

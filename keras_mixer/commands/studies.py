@@ -80,9 +80,13 @@ def _write_page(options, arguments, experiments):
         from keras_mixer.reports.page import write_page
         from keras_mixer.studies.trials import drawn_plots
 
-    folders = [folder for folder in dict.fromkeys(arguments) if drawn_plots(folder)]
-    names = folders if len(folders) > 1 else [""]
-    plots = [p for each in zip(folders, names, strict=False) for p in drawn_plots(*each)]
+    drawn = {folder: drawn_plots(folder) for folder in arguments}
+    several = sum(map(bool, drawn.values())) > 1
+    plots = [
+        (picture, f"{folder}: {text}" if several else text)
+        for folder, pictures in drawn.items()
+        for picture, text in pictures
+    ]
     write_page(options.html, experiments, command_line("report", options, arguments), plots)
     say(f"page: {Path(options.html) / INDEX}")
 

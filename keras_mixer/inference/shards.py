@@ -128,6 +128,7 @@ class Shards:
         write_atomically(self._path(index), content)
         counts = {"images": len(images), "failed": failed, "content": _digest(content)}
         write_sealed(self._state(index, "json"), counts)
+        self._counts[index] = counts
 
     def _path(self, index):
         return self.folder / f"{index:05d}.{SUFFIXES[self.record['format']]}"

@@ -219,20 +219,11 @@ def _draw(study, name, path):
     write_atomically(path, picture.getvalue())
 
 
-def drawn_plots(folder, name=""):
-    """Returns a list of (SVG file as bytes, description) of the plots in the folder of a sweep.
-
-    Args:
-        folder: Path.
-        name: Name of the sweep, for the descriptions, if there are others beside it.
-    """
+def drawn_plots(folder):
+    """Returns a list of (SVG file as bytes, description) of the plots in the folder of a sweep."""
     with path_errors(folder):
         paths = {Path(folder) / _FOLDER / f"{name}.svg": text for name, text in PLOTS.items()}
-        return [
-            (path.read_bytes(), f"{name}: {text}" if name else text)
-            for path, text in paths.items()
-            if path.is_file()
-        ]
+        return [(path.read_bytes(), text) for path, text in paths.items() if path.is_file()]
 
 
 @contextlib.contextmanager
