@@ -29,8 +29,8 @@ from keras_mixer.data.tfrecords import TFRecordStore, overlap
 from keras_mixer.errors import InputError
 from keras_mixer.inference.few_shot import score_few_shot
 from keras_mixer.model.architecture import ModelSpec
-from keras_mixer.preprocessing.bad_images import find_bad
-from keras_mixer.preprocessing.input_pipeline import broken_images_named, evaluation_batches
+from keras_mixer.preprocessing.bad_images import broken_images_named, find_bad
+from keras_mixer.preprocessing.input_pipeline import evaluation_batches
 
 SIZES = SMALL.replace(image_shape=(6, 5), patch_shape=(3, 5), channels=3, depth=1)
 

@@ -11,11 +11,8 @@ from keras_mixer.data.splits import FileImages
 from keras_mixer.errors import InputError, some_of
 from keras_mixer.inference.calibration import calibration_scores, fit_temperature
 from keras_mixer.model.architecture import ModelSpec
-from keras_mixer.preprocessing.input_pipeline import (
-    EVALUATION_BATCH_SIZE,
-    broken_images_named,
-    evaluation_batches,
-)
+from keras_mixer.preprocessing.bad_images import broken_images_named
+from keras_mixer.preprocessing.input_pipeline import EVALUATION_BATCH_SIZE, evaluation_batches
 from keras_mixer.training.fast_mixing import faster, use_threads_for
 from keras_mixer.training.losses import check_finite
 from keras_mixer.weights import model_folder

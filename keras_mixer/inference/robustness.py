@@ -8,9 +8,10 @@ import numpy as np
 from keras_mixer import console
 from keras_mixer.errors import InputError
 from keras_mixer.inference.evaluate import as_table as scores_as_table
+from keras_mixer.preprocessing.bad_images import broken_images_named
 from keras_mixer.preprocessing.corruption_constants import SEVERITIES
 from keras_mixer.preprocessing.corruptions import corrupt
-from keras_mixer.preprocessing.input_pipeline import broken_images_named, evaluation_batches
+from keras_mixer.preprocessing.input_pipeline import evaluation_batches
 from keras_mixer.preprocessing.permute import permute
 from keras_mixer.preprocessing.resize import permuted, to_model_range
 from keras_mixer.training.fast_mixing import faster

@@ -4,7 +4,6 @@ The order of training images is a function of (seed, epoch, index), so that a pi
 any step and yield what an uninterrupted one would.
 """
 
-import contextlib
 import dataclasses
 import functools
 
@@ -12,12 +11,11 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mixer import console
-from keras_mixer.data.image_checks import refuse_files
 from keras_mixer.data.splits import ArrayImages, FileImages
-from keras_mixer.data.tfrecords import RecordImages, refuse_records
+from keras_mixer.data.tfrecords import RecordImages
 from keras_mixer.errors import InputError
 from keras_mixer.preprocessing.augment import augment, inception_crop, mix
-from keras_mixer.preprocessing.decode import decode_image, find_undecodable, refuse_large
+from keras_mixer.preprocessing.decode import decode_image, refuse_large
 from keras_mixer.preprocessing.resize import fit_images, preprocess, to_inputs
 
 ORDER_SALT = 0x4D49  # so that order and augmentation have different seeds
@@ -336,52 +334,3 @@ def _as_arrays(images, labels):
         return ArrayImages(np.stack(images), labels)
     pixels = np.concatenate([image.ravel() for image in images])
     return _DecodedImages(pixels, np.array([image.shape for image in images], np.int64), labels)
-
-
-# === Naming broken images ===
-
-
-_READING_ERRORS = (
-    tf.errors.InvalidArgumentError,  # what cannot be decoded
-    tf.errors.NotFoundError,
-    tf.errors.PermissionDeniedError,
-    tf.errors.FailedPreconditionError,  # a folder
-    tf.errors.UnknownError,  # the disk, the network
-)
-
-
-@contextlib.contextmanager
-def broken_images_named(*splits):
-    """Converts TensorFlow's errors in reading images to an `InputError` that names the files.
-
-    Only headers and ends of files are checked before a run; other and later damage shows here.
-
-    Args:
-        *splits: `splits.Images` that are read in the block, or None.
-    """
-    try:
-        yield
-    except _READING_ERRORS:
-        for split in splits:
-            if refuse := _REFUSALS.get(type(split)):
-                refuse(split)
-        raise
-
-
-def _refuse_files(split):
-    paths = console.track(split.paths, "looking for broken images")
-    refuse_files(find_undecodable((p, functools.partial(tf.io.read_file, p)) for p in paths))
-
-
-def _refuse_records(split):
-    indices = console.track(range(len(split)), "looking for broken images")
-    contents = ((split.place(index), _checked(split, index)) for index in indices)
-    refuse_records(find_undecodable(contents, split.channels))
-
-
-def _checked(split, index):
-    split.label(index)
-    return split.content(index)
-
-
-_REFUSALS = {FileImages: _refuse_files, RecordImages: _refuse_records}

@@ -8,11 +8,8 @@ from keras.ops import convert_to_numpy
 from keras_mixer.inference.calibration import probabilities_of, reliability_bins
 from keras_mixer.inference.evaluate import compute_logits, score
 from keras_mixer.model.layers import MixerBlock
-from keras_mixer.preprocessing.input_pipeline import (
-    EVALUATION_BATCH_SIZE,
-    broken_images_named,
-    evaluation_batches,
-)
+from keras_mixer.preprocessing.bad_images import broken_images_named
+from keras_mixer.preprocessing.input_pipeline import EVALUATION_BATCH_SIZE, evaluation_batches
 from keras_mixer.reports.analysis import confident_mistakes, pair_opposites
 from keras_mixer.reports.figures import mosaic, picture, stem_tiles, weight_tiles
 from keras_mixer.reports.preview import contact_sheet, tile

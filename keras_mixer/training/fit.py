@@ -16,9 +16,9 @@ from keras_mixer import console
 from keras_mixer.errors import InputError, RunError
 from keras_mixer.model.baselines import build_model
 from keras_mixer.model.variants import MIXER
+from keras_mixer.preprocessing.bad_images import broken_images_named
 from keras_mixer.preprocessing.input_pipeline import (
     KEPT_BYTES,
-    broken_images_named,
     evaluation_batches,
     keep_in_memory,
     training_batches,
