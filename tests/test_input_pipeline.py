@@ -12,7 +12,9 @@ from keras_mixer.data.image_listing import list_images
 from keras_mixer.data.splits import ArrayImages, FileImages
 from keras_mixer.data.tfrecords import RecordImages, TFRecordStore
 from keras_mixer.model.architecture import ModelSpec
+from keras_mixer.preprocessing.draws import Rows, draw_pixels
 from keras_mixer.preprocessing.input_pipeline import (
+    Part,
     evaluation_batches,
     keep_in_memory,
     shuffled_index,
@@ -240,3 +242,60 @@ def test_images_are_resized_to_the_shape_of_the_model(images):
     (test, _), *_ = take(evaluation_batches(images, spec, BATCH), 1)
     assert train.shape == test.shape == (BATCH, 12, 4, 3)
     assert np.abs(train).max() <= 1
+
+
+# === Parts of several processes ===
+
+ALL_RANDOM = {
+    "randaugment": (2, 9), "color_jitter": 0.4, "random_erasing": 0.9, "inception_crop": 0.3,
+    "class_weights": np.linspace(0.5, 1.5, 5).astype(np.float32),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("count", "mixup", "cutmix"), [(2, 0, 0), (3, 0.4, 1)])
+def test_parts_one_after_another_are_the_batches(images, count, mixup, cutmix):
+    recipe = {**EVERYTHING, **ALL_RANDOM, "mixup": mixup, "cutmix": cutmix, "batch_size": 6}
+    whole = take(training_batches(images, SPEC, first_step=4, **recipe), 4)
+    parts = [
+        take(training_batches(images, SPEC, first_step=4, part=Part(index, count), **recipe), 4)
+        for index in range(count)
+    ]
+    for step, batch in enumerate(whole):
+        for values, *pieces in zip(batch, *(part[step] for part in parts), strict=True):
+            assert {len(piece) for piece in pieces} == {6 // count}
+            np.testing.assert_array_equal(np.concatenate(pieces), values)
+
+
+@pytest.mark.parametrize("sides", [(7, 5, 3), (6, 6, 1), (8, 4, 3)])
+def test_pixels_drawn_for_a_part_are_those_of_the_whole(sides):
+    """Sizes that are no multiple of what a counter of Philox gives, and those that are."""
+    images, seed = tf.zeros((11, *sides)), tf.constant([5, 2**40], tf.int64)
+    expected = draw_pixels(images, seed, 255.0).numpy()
+    for indices in ([10, 0, 1, 2], [3, 4, 5], [0], list(range(11)), [9, 2, 3, 7]):
+        rows = Rows(np.array(indices), 11)
+        received = draw_pixels(images[: len(indices)], seed, 255.0, rows)
+        np.testing.assert_array_equal(received, expected[indices])
+
+
+def test_a_process_reads_no_images_but_its_part(stored, monkeypatch):
+    read = []
+    records = stored["records"]
+    count = RecordImages.read
+    monkeypatch.setattr(RecordImages, "read", lambda s, i: read.extend(i) or count(s, i))
+    part = training_batches(records, SPEC, part=Part(1, 2), **RECIPE)
+    take(part.take(8), 8)
+    whole = shuffled_index(np.arange(8 * BATCH), seed=3, count=N, batch_size=BATCH).numpy()
+    own = whole.reshape(8, 2, BATCH // 2)[:, 1].ravel()
+    assert list(own) == read[: len(own)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_parts_of_an_evaluation_are_all_images_once(images, count):
+    whole = [batch for batch in take(evaluation_batches(images, SPEC, 4), 99)]
+    parts = [
+        batch
+        for index in range(count)
+        for batch in take(evaluation_batches(images, SPEC, 4, Part(index, count)), 99)
+    ]
+    for values, received in zip(zip(*whole, strict=True), zip(*parts, strict=True), strict=True):
+        np.testing.assert_array_equal(np.concatenate(received), np.concatenate(values))

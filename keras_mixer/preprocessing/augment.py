@@ -3,13 +3,14 @@
 Random numbers depend only on (seed, step, index in the batch), so that a resumed run sees the same
 images as an uninterrupted one. Unless stated otherwise, `images` are
 `(batch, height, width, channels)` with values from 0 to 255 and 1 or 3 channels, and `seed` is an
-int tensor `(2,)`: the run's seed and the step.
+int tensor `(2,)`: the run's seed and the step. `rows` says which images of a batch are given.
 """
 
 import math
 
 import tensorflow as tf
 
+from keras_mixer.preprocessing.draws import draw, draw_pixels
 from keras_mixer.preprocessing.randaugment import jitter_color, rand_augment
 from keras_mixer.preprocessing.resize import resize_images
 
@@ -26,6 +27,7 @@ def augment(
     randaugment=None,
     color_jitter=0.0,
     random_erasing=0.0,
+    rows=None,
 ):
     """Augments a batch of training images, in the order of the arguments.
 
@@ -37,20 +39,21 @@ def augment(
         randaugment: None or (layers, magnitude). See `randaugment.rand_augment`.
         color_jitter: float, at least 0. See `randaugment.jitter_color`.
         random_erasing: float in [0, 1], a probability. See `random_erase`.
+        rows: `draws.Rows` of the images; None for a whole batch.
 
     Returns:
         A tensor of the same shape; float32, but of the same type after flips and crops alone.
     """
     if flip:
-        images = random_flip(images, _salted(seed, "flip"))
+        images = random_flip(images, _salted(seed, "flip"), rows)
     if crop_padding:
-        images = random_padded_crop(images, _salted(seed, "crop"), crop_padding)
+        images = random_padded_crop(images, _salted(seed, "crop"), crop_padding, rows)
     if randaugment:
-        images = rand_augment(images, _salted(seed, "randaugment"), *randaugment)
+        images = rand_augment(images, _salted(seed, "randaugment"), *randaugment, rows)
     if color_jitter:
-        images = jitter_color(images, _salted(seed, "jitter"), color_jitter)
+        images = jitter_color(images, _salted(seed, "jitter"), color_jitter, rows)
     if random_erasing:
-        images = random_erase(images, _salted(seed, "erase"), random_erasing)
+        images = random_erase(images, _salted(seed, "erase"), random_erasing, rows)
     return images
 
 
@@ -62,21 +65,25 @@ def _salted(seed, kind):
 # === Flips and crops ===
 
 
-def random_flip(images, seed):
+def random_flip(images, seed, rows=None):
     """Flips each image of a batch left to right with probability 1/2."""
-    draws = tf.random.stateless_uniform((tf.shape(images)[0], 1, 1, 1), seed)
+    draws = draw(lambda n: tf.random.stateless_uniform((n, 1, 1, 1), seed), images, rows)
     return tf.where(draws < 0.5, tf.reverse(images, axis=[2]), images)
 
 
-def random_padded_crop(images, seed, padding):
+def random_padded_crop(images, seed, padding, rows=None):
     """Pads each side with `padding` black pixels, then crops each image at random to its size."""
-    batch, height, width = (tf.shape(images)[axis] for axis in range(3))
-    offsets = tf.random.stateless_uniform((batch, 2), seed, 0, 2 * padding + 1, tf.int32)
+    height, width = tf.shape(images)[1], tf.shape(images)[2]
+
+    def sample(count):
+        return tf.random.stateless_uniform((count, 2), seed, 0, 2 * padding + 1, tf.int32)
+
+    offsets = draw(sample, images, rows)
     padded = tf.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    rows = offsets[:, :1] + tf.range(height)  # (batch, height)
-    columns = offsets[:, 1:] + tf.range(width)  # (batch, width)
-    cropped = tf.gather(padded, rows, axis=1, batch_dims=1)
-    cropped = tf.gather(cropped, columns, axis=2, batch_dims=1)
+    down = offsets[:, :1] + tf.range(height)  # (batch, height)
+    right = offsets[:, 1:] + tf.range(width)  # (batch, width)
+    cropped = tf.gather(padded, down, axis=1, batch_dims=1)
+    cropped = tf.gather(cropped, right, axis=2, batch_dims=1)
     return tf.ensure_shape(cropped, images.shape)
 
 
@@ -130,7 +137,7 @@ ERASED_AREA = (0.02, 1 / 3)  # of the image; the paper ends at 0.4, timm at 1/3
 ERASED_ASPECT = (0.3, 1 / 0.3)  # height by width
 
 
-def random_erase(images, seed, probability):
+def random_erase(images, seed, probability, rows=None):
     """Replaces a random rectangle by noise (random erasing, Zhong et al. 2017).
 
     The area and the aspect ratio (on a log scale) are uniform in the ranges above; aspect ratios
@@ -141,16 +148,18 @@ def random_erase(images, seed, probability):
         images: tensor `(batch, height, width, channels)`.
         seed: int tensor `(2,)`.
         probability: float in [0, 1], for each image.
+        rows: `draws.Rows` of the images; None for a whole batch.
 
     Returns:
         float32 tensor of the same shape.
     """
     images = tf.cast(images, tf.float32)
-    batch, height, width = (tf.shape(images)[axis] for axis in range(3))
-    erases, *draws = tf.unstack(tf.random.stateless_uniform((5, batch), seed))
+    height, width = tf.shape(images)[1], tf.shape(images)[2]
+    draws = draw(lambda n: tf.random.stateless_uniform((5, n), seed), images, rows, axis=1)
+    erases, *draws = tf.unstack(draws)
     box = _erased_box(*draws, tf.cast(height, tf.float32), tf.cast(width, tf.float32))
     inside = _box_masks(*box, height, width) & (erases < probability)[:, None, None, None]
-    noise = tf.random.stateless_uniform(tf.shape(images), tf.random.fold_in(seed, 1), 0.0, 255.0)
+    noise = draw_pixels(images, tf.random.fold_in(seed, 1), 255.0, rows)
     return tf.where(inside, noise, images)
 
 
@@ -181,7 +190,7 @@ def _box_masks(top, left, box_height, box_width, height, width):
 # === Mixing images and labels ===
 
 
-def mix(images, labels, seed, *, mixup=0.0, cutmix=0.0):
+def mix(images, labels, seed, *, mixup=0.0, cutmix=0.0, rows=None):
     """Applies MixUp or CutMix to each image and its predecessor in the batch (the first: the last).
 
     MixUp (Zhang et al. 2017) averages the two images with a weight from Beta(mixup, mixup). CutMix
@@ -198,6 +207,8 @@ def mix(images, labels, seed, *, mixup=0.0, cutmix=0.0):
         seed: int tensor `(2,)`: the run's seed and the step.
         mixup: float, at least 0; 0 for no MixUp.
         cutmix: float, at least 0; 0 for no CutMix.
+        rows: `draws.Rows` of the images; None for a whole batch. The first image is mixed with the
+            last one given.
 
     Returns:
         (images, labels) of the same shapes; mixed images are float32.
@@ -205,35 +216,38 @@ def mix(images, labels, seed, *, mixup=0.0, cutmix=0.0):
     if not (mixup or cutmix):
         return images, labels
     images = tf.cast(images, tf.float32)
-    weights, shares = _mixing_weights(images, seed, mixup, cutmix)
+    weights, shares = _mixing_weights(images, seed, mixup, cutmix, rows)
     images = weights * images + (1 - weights) * tf.roll(images, 1, axis=0)
     shares = tf.cast(shares, labels.dtype)[:, None]
     labels = shares * labels + (1 - shares) * tf.roll(labels, 1, axis=0)
     return tf.clip_by_value(images, 0.0, 255.0), labels
 
 
-def _mixing_weights(images, seed, mixup, cutmix):
+def _mixing_weights(images, seed, mixup, cutmix, rows):
     """Returns the weight of each image: per pixel, `(batch, ...)`, and in total, `(batch,)`."""
     if not cutmix:
-        return _mixup_weights(images, _salted(seed, "mixup"), mixup)
+        return _mixup_weights(images, _salted(seed, "mixup"), mixup, rows)
     if not mixup:
-        return _cutmix_weights(images, _salted(seed, "cutmix"), cutmix)
-    added = tf.random.stateless_uniform((tf.shape(images)[0],), _salted(seed, "either")) < 0.5
-    added_weights, added_shares = _mixing_weights(images, seed, mixup, 0.0)
-    cut_weights, cut_shares = _mixing_weights(images, seed, 0.0, cutmix)
+        return _cutmix_weights(images, _salted(seed, "cutmix"), cutmix, rows)
+    either = _salted(seed, "either")
+    added = draw(lambda n: tf.random.stateless_uniform((n,), either), images, rows) < 0.5
+    added_weights, added_shares = _mixing_weights(images, seed, mixup, 0.0, rows)
+    cut_weights, cut_shares = _mixing_weights(images, seed, 0.0, cutmix, rows)
     weights = tf.where(added[:, None, None, None], added_weights, cut_weights)
     return weights, tf.where(added, added_shares, cut_shares)
 
 
-def _mixup_weights(images, seed, alpha):
-    shares = _beta(seed, alpha, tf.shape(images)[0])
+def _mixup_weights(images, seed, alpha, rows):
+    shares = draw(lambda n: _beta(seed, alpha, n), images, rows)
     return shares[:, None, None, None], shares
 
 
-def _cutmix_weights(images, seed, alpha):
-    batch, height, width = (tf.shape(images)[axis] for axis in range(3))
-    side = tf.sqrt(1 - _beta(seed, alpha, batch))  # of the box, as a share of the image's
-    draws = tf.random.stateless_uniform((2, batch), tf.random.fold_in(seed, 2))
+def _cutmix_weights(images, seed, alpha, rows):
+    height, width = tf.shape(images)[1], tf.shape(images)[2]
+    betas = draw(lambda n: _beta(seed, alpha, n), images, rows)
+    side = tf.sqrt(1 - betas)  # of the box, as a share of the image's
+    place = tf.random.fold_in(seed, 2)
+    draws = draw(lambda n: tf.random.stateless_uniform((2, n), place), images, rows, axis=1)
 
     def span(center, size):
         size = tf.cast(size, tf.float32)

@@ -6,6 +6,7 @@ any step and yield what an uninterrupted one would.
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -16,6 +17,7 @@ from keras_mixer.data.tfrecords import RecordImages
 from keras_mixer.errors import InputError
 from keras_mixer.preprocessing.augment import augment, inception_crop, mix
 from keras_mixer.preprocessing.decode import decode_image, refuse_large
+from keras_mixer.preprocessing.draws import Rows
 from keras_mixer.preprocessing.resize import fit_images, preprocess, to_inputs
 
 ORDER_SALT = 0x4D49  # so that order and augmentation have different seeds
@@ -23,6 +25,27 @@ EVALUATION_BATCH_SIZE = 256
 KEPT_BYTES = 2 * 10**9  # of memory, for decoded training images
 # tf.random.experimental.index_shuffle has 4, with which epochs correlate (TensorFlow 2.21).
 _SHUFFLE_ROUNDS = 8
+
+
+class Part(NamedTuple):
+    """The part of all images, or of every batch, that one of several processes reads.
+
+    Attributes:
+        index: int. Number of the process, from 0.
+        count: int. Number of processes.
+    """
+
+    index: int
+    count: int
+
+    def bounds(self, size):
+        """Returns the first of `size` items that is in this part, and the first after it."""
+        return self.index * size // self.count, (self.index + 1) * size // self.count
+
+    def rows_of(self, batch_size, with_predecessor):
+        """Returns the `Rows` of this part of a batch, if need be after that which precedes it."""
+        start, stop = self.bounds(batch_size)
+        return Rows(np.arange(start - with_predecessor, stop) % batch_size, batch_size)
 
 
 def training_batches(
@@ -37,6 +60,7 @@ def training_batches(
     inception_crop=0.0,
     mixup=0.0,
     cutmix=0.0,
+    part=None,
     **augmentation,
 ):
     """Makes infinite batches of augmented training images, from a given step on.
@@ -55,6 +79,8 @@ def training_batches(
         inception_crop: float in [0, 1]. Smallest area of a random resized crop, as a share of the
             image's; 0 for none. See `augment.inception_crop`.
         mixup, cutmix: float. See `augment.mix`.
+        part: `Part` of every batch that is read and returned; None for the whole. The parts of
+            all processes, one after another, are the batch.
         **augmentation: See `augment.augment`.
 
     Returns:
@@ -68,14 +94,17 @@ def training_batches(
     if batch_size > len(split):
         raise InputError(f"batch_size={batch_size}: there are only {len(split)} images")
     num_classes = spec.architecture.num_classes
-    # Over the whole run. Dataset.counter would leave a function in memory (TensorFlow 2.21).
-    positions = tf.data.Dataset.range(first_step * batch_size, tf.int64.max).repeat()
+    mixes = bool(mixup or cutmix)
+    rows = part and part.rows_of(batch_size, with_predecessor=mixes)
+    positions = _training_positions(first_step, batch_size, rows)
 
     def finish(position, images, labels):
         step_seed = tf.stack([tf.constant(seed, tf.int64), position[0] // batch_size])
-        images = augment(images, step_seed, **augmentation)
+        images = augment(images, step_seed, **augmentation, rows=rows)
         labels = tf.one_hot(labels, num_classes)
-        images, labels = mix(images, labels, step_seed, mixup=mixup, cutmix=cutmix)
+        images, labels = mix(images, labels, step_seed, mixup=mixup, cutmix=cutmix, rows=rows)
+        if part and mixes:
+            images, labels = images[1:], labels[1:]
         smoothed = labels * (1 - label_smoothing) + label_smoothing / num_classes
         inputs = to_inputs(images, spec)
         if class_weights is None:
@@ -85,23 +114,37 @@ def training_batches(
     index_of = functools.partial(shuffled_index, seed=seed, count=len(split), batch_size=batch_size)
     prepare = _random_crop(spec, seed, inception_crop) if inception_crop else _whole_image(spec)
     read = _reader_of(split, at_once=not inception_crop)
-    batches = read(positions, index_of, prepare, split, batch_size, True)
+    size = len(rows.indices) if rows else batch_size
+    batches = read(positions, index_of, prepare, split, size, True)
     return batches.map(finish, **_IN_ORDER).prefetch(tf.data.AUTOTUNE)
 
 
-def evaluation_batches(split, spec, batch_size=EVALUATION_BATCH_SIZE):
+def _training_positions(first_step, batch_size, rows):
+    """Returns a dataset of the numbers of images before, over the whole run.
+
+    Dataset.counter would leave a function in memory (TensorFlow 2.21).
+    """
+    if rows is None:
+        return tf.data.Dataset.range(first_step * batch_size, tf.int64.max).repeat()
+    size, places = len(rows.indices), tf.constant(rows.indices, tf.int64)
+    counts = tf.data.Dataset.range(first_step * size, tf.int64.max).repeat()
+    return counts.map(lambda count: count // size * batch_size + places[count % size])
+
+
+def evaluation_batches(split, spec, batch_size=EVALUATION_BATCH_SIZE, part=None):
     """Makes batches of every image of a split, in order; the last batch may be smaller.
 
     Args:
         split: `splits.Images`.
         spec: `ModelSpec`.
         batch_size: int.
+        part: `Part` of the images; None for all.
 
     Returns:
         A `tf.data.Dataset` of known cardinality with elements (float32 images
         `(batch, height, width, channels)` in [-1, 1], int64 labels `(batch,)`).
     """
-    positions = tf.data.Dataset.range(len(split))
+    positions = tf.data.Dataset.range(*(part.bounds(len(split)) if part else (0, len(split))))
 
     def prepare(image, position):
         return preprocess(image, spec)

@@ -14,12 +14,14 @@ import math
 import numpy as np
 import tensorflow as tf
 
+from keras_mixer.preprocessing.draws import draw
+
 FILL = 128.0  # for pixels from outside of an image, as in the official code
 GRAY = (0.2989, 0.587, 0.114)  # the weights of `tf.image.rgb_to_grayscale`
 
 
 @tf.autograph.experimental.do_not_convert  # it would take a second to find nothing
-def rand_augment(images, seed, layers, magnitude):
+def rand_augment(images, seed, layers, magnitude, rows=None):
     """Applies RandAugment (Cubuk et al. 2019): random ones of the paper's 14 operations per image.
 
     Shear, translate, rotate, color, contrast, brightness and sharpness have the scale of the
@@ -48,14 +50,20 @@ def rand_augment(images, seed, layers, magnitude):
         seed: int tensor `(2,)`.
         layers: int. Number of operations applied to each image, drawn with replacement.
         magnitude: number from 0 to 30. Signs are random for each image.
+        rows: `draws.Rows` of the images; None for a whole batch.
 
     Returns:
         float32 tensor of the same shape.
     """
     images = tf.cast(images, tf.float32)
-    shape = (layers, tf.shape(images)[0])
-    chosen = tf.random.stateless_uniform(shape, seed, 0, len(OPERATIONS), tf.int32)
-    positive = tf.random.stateless_uniform(shape, tf.random.fold_in(seed, 1)) < 0.5
+
+    def choose(count):
+        return tf.random.stateless_uniform((layers, count), seed, 0, len(OPERATIONS), tf.int32)
+
+    def toss(count):
+        return tf.random.stateless_uniform((layers, count), tf.random.fold_in(seed, 1)) < 0.5
+
+    chosen, positive = (draw(sample, images, rows, axis=1) for sample in (choose, toss))
     for layer in range(layers):
         images = _apply_each(images, chosen[layer], positive[layer], magnitude)
     return images
@@ -79,7 +87,7 @@ def _apply(operation, m, images, group):
     )  # fmt: skip
 
 
-def jitter_color(images, seed, strength):
+def jitter_color(images, seed, strength, rows=None):
     """Changes brightness, then contrast, then saturation of each image.
 
     The factors are uniform in [max(0, 1 - strength), 1 + strength] and those of Pillow and
@@ -90,13 +98,18 @@ def jitter_color(images, seed, strength):
         images: tensor `(batch, height, width, channels)`, pixel values from 0 to 255.
         seed: int tensor `(2,)`.
         strength: float, at least 0; usually 0.4.
+        rows: `draws.Rows` of the images; None for a whole batch.
 
     Returns:
         float32 tensor of the same shape.
     """
     images = tf.cast(images, tf.float32)
-    shape = (3, tf.shape(images)[0], 1, 1, 1)
-    factors = tf.random.stateless_uniform(shape, seed, max(0.0, 1.0 - strength), 1.0 + strength)
+    bounds = max(0.0, 1.0 - strength), 1.0 + strength
+
+    def sample(count):
+        return tf.random.stateless_uniform((3, count, 1, 1, 1), seed, *bounds)
+
+    factors = draw(sample, images, rows, axis=1)
     images = _enhance(images, 0.0, factors[0])
     images = _enhance(images, _mean_gray(images), factors[1])
     return _enhance(images, _gray(images), factors[2])
