@@ -22,6 +22,7 @@ with ending_at_once():
     from keras_mixer.config.options import nearest
     from keras_mixer.console import VERBOSITIES, prepare_streams, printable, say, set_verbosity
     from keras_mixer.errors import InputError, RunError
+    from keras_mixer.training.place import find_place
     from keras_mixer.training.signals import SIGNALS, Interrupted
 
 
@@ -61,7 +62,7 @@ def _run(name, arguments):
     try:
         options, _, rest = parse(command.options, arguments, command.arguments)
     except InputError as error:
-        takes_train = (command.arguments or "").startswith("[--")
+        takes_train = "--" in (command.arguments or "")
         raise (hint_at_separator(error, name) if takes_train else error) from error
     return command.run(options, rest) or 0
 
@@ -84,7 +85,7 @@ def _overview():
 
 def _usage(name):
     words = [COMMANDS[name].arguments or "", "[--flag=value ...]"]
-    if words[0].startswith("[--"):  # flags for another command, which come last
+    if "--" in words[0]:  # flags for another command, which come last
         words.reverse()
     return " ".join(filter(None, ["usage: keras-mixer", name, *words]))
 
@@ -122,6 +123,8 @@ def _exit_statuses(name, arguments):
 
 def _same_command(name, arguments):
     """Returns the command line that continues an interrupted run."""
+    if find_place():
+        return "the same command in all processes"
     script = sys.argv[0].endswith("train.py")
     entry = ["python", sys.argv[0]] if script else ["keras-mixer", name]
     return shlex.join([*entry, *(a for a in arguments if not a.startswith("--overwrite"))])

@@ -80,6 +80,11 @@ def set_verbosity(level):
     _verbosity = level
 
 
+def debugging():
+    """Returns whether everything is to be shown, --verbosity=debug."""
+    return _verbosity >= VERBOSITIES["debug"]
+
+
 def say(text, level="info"):
     """Prints a line to standard error, unless --verbosity is below the level."""
     if VERBOSITIES[level] <= _verbosity:
@@ -89,6 +94,15 @@ def say(text, level="info"):
 def warn(text):
     """Prints a line that concerns the result to standard error, unless only errors are wanted."""
     say(text, "warning")
+
+
+_standard_error = 2  # the file descriptor, wherever the user's standard error is at the moment
+
+
+def print_last_words(text):
+    """Prints an error from any thread, before the process is ended at once."""
+    with contextlib.suppress(OSError):
+        os.write(_standard_error, f"error: {printable(text)}\n".encode(errors="backslashreplace"))
 
 
 def printable(text):
@@ -180,6 +194,14 @@ def _import_keras():
     keras.config.set_image_data_format("channels_last")
 
 
+def check_installed(backend):
+    """Raises an `InputError` if Keras's backend is not installed."""
+    if not importlib.util.find_spec(backend):
+        raise InputError(
+            f"KERAS_BACKEND={backend} needs a package: pip install 'keras_mixer[{backend}]'"
+        )
+
+
 @contextlib.contextmanager
 def quiet_tensorflow():
     """Hides TensorFlow's start-up messages, but for --verbosity=debug; its errors are exceptions.
@@ -187,21 +209,18 @@ def quiet_tensorflow():
     TensorFlow 2.21 prints about oneDNN and missing CUDA libraries before its log level is read
     (https://github.com/tensorflow/tensorflow/issues/100442).
     """
+    global _standard_error
     backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     if backend not in BACKENDS:
         raise InputError(f"KERAS_BACKEND={backend}: expected tensorflow or jax")
-    if not importlib.util.find_spec(backend):
-        raise InputError(
-            f"KERAS_BACKEND={backend} needs a package: pip install 'keras_mixer[{backend}]'"
-        )
-    shown = _verbosity >= VERBOSITIES["debug"]
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if shown else "2")
+    check_installed(backend)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if debugging() else "2")
     if "tensorflow" in sys.modules or os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0":
         _import_keras()
         yield
         return
     sys.stderr.flush()
-    stderr = os.dup(2)
+    stderr = _standard_error = os.dup(2)
     try:
         with open(os.devnull, "w") as devnull:
             os.dup2(devnull.fileno(), 2)
@@ -215,7 +234,22 @@ def quiet_tensorflow():
             yield
     finally:
         os.dup2(stderr, 2)
+        _standard_error = 2
         os.close(stderr)
+
+
+def set_streams_aside():
+    """Hides what libraries in C++ print from now on, but for --verbosity=debug; our lines stay."""
+    global _standard_error
+    if debugging():
+        return
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        getattr(sys, name).flush()
+        setattr(sys, name, os.fdopen(os.dup(number), "w", buffering=1, errors="backslashreplace"))
+    _standard_error = sys.stderr.fileno()
+    with open(os.devnull, "w") as devnull:
+        for number in (1, 2):
+            os.dup2(devnull.fileno(), number)
 
 
 def keep_tensorflow_off_gpus():

@@ -11,6 +11,7 @@ from keras_mixer.errors import InputError, RunError
 from keras_mixer.inference.versions import check_target, published
 from keras_mixer.training.open_run import note_split_to_score, open_run
 from keras_mixer.training.run import describe_scores
+from keras_mixer.training.team import refuse_team
 from keras_mixer.weights import model_folder
 
 
@@ -53,6 +54,8 @@ def _train_evaluate_export(run, callbacks=()):
 
     note_split_to_score(run)
     fit_run(run, callbacks)
+    if not run.team.leads:
+        return
     score_run(run)
     if run.config.export and "saved_model" not in run.facts:
         home = Path(run.config.export_dir) / run.config.name
@@ -87,6 +90,7 @@ class JobSequence:
     """
 
     def __init__(self, total, begun=0):
+        refuse_team("sequences of jobs")
         self.total = total
         self._begun = begun
         self._durations = []  # in seconds, of the jobs that were not finished before

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ROOT, data_of
 
 import keras_mixer
@@ -18,6 +19,7 @@ from keras_mixer.commands.table import COMMANDS
 from keras_mixer.config.command_line import parse
 from keras_mixer.config.resolve import resolve
 from keras_mixer.config.training import Config
+from keras_mixer.training.place import Place, find_place
 
 README, BUILD = (ROOT / "README.md").read_text(), (ROOT / "BUILD.md").read_text()
 STUDIES = (ROOT / "results" / "README.md").read_text()
@@ -36,6 +38,8 @@ def commands(block):
     for line in re.split(rf"\n|(?:&&|;){outside_quotes}", joined, flags=re.MULTILINE):
         words = shlex.split(line, comments=True)
         words = [word for word in words if word not in ("do", "done")]
+        while words and re.fullmatch(r"srun|[A-Z_]+=\S*", words[0]):
+            words = words[1:]
         if words and words[0].endswith(("python", "keras-mixer", "find")):
             yield words
 
@@ -55,6 +59,39 @@ def test_blocks_parse_and_every_flag_in_them_exists(mark, block):
             known = [re.sub(r"\$\w+", "1", w) for w in words[2:] if "=smoke/" not in w]
             config, _, _ = parse(Config, known)
             resolve(config, data_of(CLASSES, 3))
+
+
+def test_kubernetes_manifest_is_that_of_a_team():
+    """Its pods find their places, and its command is one of this program."""
+    [text] = re.findall(r"<!-- kubernetes -->\n```yaml\n(.*?)```", BUILD, re.DOTALL)
+    service, job = yaml.safe_load_all(text)
+    assert (service["kind"], job["kind"]) == ("Service", "Job")
+    spec, pod = job["spec"], job["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    variables = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert all(isinstance(value, str) for value in variables.values())
+    for index in range(spec["completions"]):
+        place = find_place({**variables, "JOB_COMPLETION_INDEX": str(index)})
+        first = f"{job['metadata']['name']}-0.{pod['subdomain']}"
+        assert place == Place(first, 9000, spec["completions"], index)
+    assert spec["completionMode"] == "Indexed"
+    assert spec["parallelism"] == spec["completions"]
+    assert pod["subdomain"] == service["metadata"]["name"]
+    assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
+    assert {v["name"] for v in pod["volumes"]} == {v["name"] for v in container["volumeMounts"]}
+    python, script, *flags = container["command"]
+    assert (python, script) == ("python", "train.py")
+    parse(Config, flags)
+
+
+def test_slurm_script_gives_every_host_one_task():
+    [text] = re.findall(r"<!-- slurm -->\n```bash\n(.*?)```", BUILD, re.DOTALL)
+    given = dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(\S+))?", text, re.MULTILINE))
+    assert given["ntasks-per-node"] == "1"
+    assert given["signal"].startswith("TERM@")
+    assert "KERAS_BACKEND=jax" in text
+    [words] = commands(text)
+    assert words[:2] == ["python", "train.py"]
 
 
 @pytest.mark.slow

@@ -272,9 +272,9 @@ def test_damaged_best_weights_are_reported_and_replaced(config, interrupted, cap
 def test_a_signal_before_the_first_step_of_a_continued_run(config, interrupted, monkeypatch):
     interrupted(config(), 13)
 
-    def signalled(*arguments, batches=fit_module.evaluation_batches):
+    def signalled(*arguments, batches=fit_module.evaluation_batches, **others):
         os.kill(os.getpid(), signal.SIGTERM)
-        return batches(*arguments)
+        return batches(*arguments, **others)
 
     monkeypatch.setattr(fit_module, "evaluation_batches", signalled)
     with pytest.raises(Interrupted):

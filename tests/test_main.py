@@ -17,7 +17,7 @@ from conftest import ROOT, rewrite
 from PIL import Image
 
 from keras_mixer import InputError
-from keras_mixer.commands import few_shot, models, shared, studies, sweep, training, weights
+from keras_mixer.commands import few_shot, launch, models, shared, studies, sweep, training, weights
 from keras_mixer.commands.table import COMMANDS
 from keras_mixer.config.command_line import describe
 
@@ -152,13 +152,15 @@ def test_each_command_has_its_own_flags_and_help(run, name):
     status, out, err = run(name, "x", foreign)
     assert (status, out) == (2, "")
     of_train = "--depth is a flag of train: put it after --"
-    assert (of_train if name in ("sweep", "transfer") else "unknown command line flag") in err
+    assert (
+        of_train if name in ("sweep", "transfer", "launch") else "unknown command line flag"
+    ) in err
 
 
 def test_every_command_is_in_the_table_and_in_the_overview(run):
     public = [
         getattr(module, name)
-        for module in (few_shot, models, studies, sweep, training, weights)
+        for module in (few_shot, launch, models, studies, sweep, training, weights)
         for name in vars(module)
         if name[0].islower()
     ]

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from keras_mixer.commands import few_shot, models, studies, sweep, training, weights
+from keras_mixer.commands import few_shot, launch, models, studies, sweep, training, weights
 from keras_mixer.config.training import Config
 
 
@@ -32,6 +32,12 @@ COMMANDS = {
             "python train.py --dataset=folder --data_dir=photos --output_dir=runs/photos",
             "python train.py --flagfile=flags/mnist.flags --output_dir=runs/mnist",
         ),
+    ),
+    "launch": Command(
+        launch.launch,
+        launch.LaunchOptions,
+        "-- train [TRAIN_FLAG...]",
+        ("keras-mixer launch --processes=2 -- train --preset=digits --output_dir=runs/two",),
     ),
     "evaluate": Command(
         models.evaluate,

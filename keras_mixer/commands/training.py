@@ -22,8 +22,9 @@ def train(config, arguments):
     The same command resumes an interrupted run.
     """
     run = run_job(config)
-    print(printable(_summary(run)))
-    say(_next_steps(run))
+    if run.team.leads:
+        print(printable(_summary(run)))
+        say(_next_steps(run))
 
 
 def _summary(run):

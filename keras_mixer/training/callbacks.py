@@ -65,6 +65,52 @@ class Clock(keras.callbacks.Callback):
         stop_unless_finite("loss", logs["loss"], self)
 
 
+class Agreement(keras.callbacks.Callback):
+    """Has all processes stop after the same step, once one of them has received a signal.
+
+    They ask each other at every epoch's end and at steps of which process 0 says the next.
+
+    Args:
+        team: `Team`.
+        progress: `Progress`.
+        stop: `StopRequest`, which waits for the agreement.
+    """
+
+    EVERY = 1.0  # seconds
+
+    def __init__(self, team, progress, stop):
+        super().__init__()
+        self.team = team
+        self.progress = progress
+        self.stop = stop
+
+    def on_train_begin(self, logs=None):
+        self._asked = self._asked_at = None
+        self._next = self.progress.step + 1
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.team.note_progress()
+        if self.progress.step == self._next:
+            self._ask()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._ask()
+
+    def _ask(self):
+        answers = self.team.exchange([self.stop.received, self._steps_until_next()])
+        received = [number for number, _ in answers if number is not None]
+        self.stop.signal_number = received[0] if received else None
+        self._next = self.progress.step + answers[0][1]
+        self._asked, self._asked_at = self.progress.step, time.monotonic()
+
+    def _steps_until_next(self):
+        """Returns the number of steps that take `EVERY`, as of those since the last question."""
+        if self._asked is None:
+            return 1
+        seconds = time.monotonic() - self._asked_at
+        return max(1, round((self.progress.step - self._asked) * self.EVERY / max(seconds, 1e-9)))
+
+
 def stop_unless_finite(name, value, callback):
     """Raises a `RunError` if a value is not finite, before it is saved."""
     if np.all(np.isfinite(value)):
@@ -96,18 +142,18 @@ class EpochEnd(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if epoch_is_open(self.run, self.progress.step):
             return  # stopped within the epoch; the resumed run finishes it
-        self.run.check_there()
+        leads = self.run.team.leads
+        if leads:
+            self.run.check_there()
         row = self._row(epoch, logs)
         with use_ema_weights(self.model):
             if self.validation is not None:
-                scores = validate(self.model, self.validation)
+                scores = validate(self.model, self.validation, self.run.team)
                 stop_unless_finite("validation loss", scores["loss"], self)
                 row |= {"val_loss": scores["loss"], "val_accuracy": scores["accuracy"]}
             if self.validation is None or rank(row) > rank(self.progress.best):
-                facts = {name: row[name] for name in ("epoch", "step", "val_loss", "val_accuracy")}
-                facts["run"] = self.run.identity
-                weights = model_weights(self.model)
-                self.progress.best_sha256 = write_weights(self.run.best, weights, **facts)
+                if leads:
+                    self._write_best(row)
                 self.progress.best = row
         if logs is not None:  # for the callbacks after this one
             logs |= {
@@ -116,8 +162,15 @@ class EpochEnd(keras.callbacks.Callback):
         self.progress.rows.append(row)
         self.progress.seconds = 0.0
         self.model.reset_metrics()  # as in a run that is resumed at the next epoch
-        self.run.write_history(self.progress.rows)
+        if leads:
+            self.run.write_history(self.progress.rows)
         console.say(_line(row, self.run))
+
+    def _write_best(self, row):
+        facts = {name: row[name] for name in ("epoch", "step", "val_loss", "val_accuracy")}
+        weights = model_weights(self.model)
+        sha256 = write_weights(self.run.best, weights, **facts, run=self.run.identity)
+        self.progress.best_sha256 = sha256
 
     def _row(self, epoch, logs):
         first_step = epoch * self.run.steps_per_epoch
@@ -202,7 +255,7 @@ class Saver(keras.callbacks.Callback):
 
     def save(self, model):
         """Writes a checkpoint, unless there is one of this step."""
-        if self._saved_step == self.progress.step:
+        if self._saved_step == self.progress.step or not self.run.team.leads:
             return
         self.run.check_there()
         arrays = gather_state(model, self.meters)

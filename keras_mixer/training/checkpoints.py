@@ -170,6 +170,25 @@ def newest_checkpoint(folder, run=None):
     return None
 
 
+def read_checkpoint(folder, step):
+    """Returns the arrays of the checkpoint of a step, which another process has found to be intact.
+
+    Args:
+        folder: `Path` of the run's checkpoints.
+        step: int.
+
+    Raises:
+        RunError: If it cannot be read here.
+    """
+    try:
+        return _read_folder(folder / _name(step)).arrays
+    except _DAMAGE as error:
+        raise RunError(
+            f"{folder / _name(step)} cannot be read here ({error}), but on process 0 it can: "
+            f"--output_dir must be a folder that all processes share"
+        ) from error
+
+
 def _complete(folder):
     """Returns the folders of finished checkpoints, newest first."""
     return sorted(folder.glob("step-" + "[0-9]" * 10), reverse=True)

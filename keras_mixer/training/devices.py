@@ -1,4 +1,5 @@
-"""The devices that compute a run: one on Keras's TensorFlow backend, any number on JAX.
+"""What computes a run: one device on Keras's TensorFlow backend, on JAX any number, in any number
+of processes.
 
 keras.distribution.DataParallel deals every batch out to them; weights and what is drawn at random
 are those of one device. On TensorFlow, Keras clips gradients before it adds up those of several
@@ -6,6 +7,7 @@ devices (3.15.1), which trains another model.
 """
 
 import contextlib
+import functools
 import os
 
 import keras
@@ -14,6 +16,9 @@ import tensorflow as tf
 
 from keras_mixer import console
 from keras_mixer.errors import InputError
+from keras_mixer.model.variants import MIXER
+from keras_mixer.training.signals import Interrupted
+from keras_mixer.training.team import ALONE
 
 _NAME = "--devices"
 _JAX = "Keras's JAX backend: pip install 'keras_mixer[jax]', and set KERAS_BACKEND=jax"
@@ -50,15 +55,57 @@ def make_deterministic():
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
 
 
-def choose_devices(given):
+def way_of(config):
+    """Returns how a step is computed: "XLA", "fast mixing" or "no XLA".
+
+    With --jit=auto, what was measured to be fastest: on a CPU, `fast_mixing`, but for float16,
+    which it does not support, and for baselines, which have no mixer layers.
+    """
+    if config.jit != "auto":
+        return "XLA" if config.jit == "true" else "no XLA"
+    if keras.backend.backend() == "jax" or tf.config.list_physical_devices("GPU"):
+        return "XLA"
+    plain = config.precision == "float16" or config.model != MIXER
+    return "no XLA" if plain else "fast mixing"
+
+
+def images_at_once(config):
+    """Returns the number of images in a part of a batch of accumulated gradients."""
+    return config.batch_size // config.accumulation
+
+
+@contextlib.contextmanager
+def connected(team):
+    """Connects JAX in several processes, in the block; before it computes anything."""
+    if team.count == 1:
+        yield
+        return
+    import jax
+
+    console.set_streams_aside()  # for Gloo's lines about its ranks
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    team.engine_started = True
+    jax.distributed.initialize(f"{team.place.host}:{team.place.port}", team.count, team.index)
+    try:
+        yield
+    except Interrupted:
+        jax.distributed.shutdown()
+        raise
+    jax.distributed.shutdown()
+
+
+def choose_devices(given, team=ALONE):
     """Returns the names of the devices that compute a run, such as `["gpu:0", "gpu:1"]`.
 
     Args:
         given: string of --devices: `all`, a number of devices, or their indices with commas.
+        team: `Team` of the processes, whose devices are all used.
 
     Raises:
         InputError: If there are no such devices, or several on the TensorFlow backend.
     """
+    if team.count > 1:
+        return _devices_of_all(given, team)
     visible = _visible()
     if given == "all":
         return visible if keras.backend.backend() == "jax" else [_first(visible)]
@@ -70,6 +117,20 @@ def choose_devices(given):
     if len(indices) > 1 and keras.backend.backend() != "jax":
         raise InputError(f"{_NAME}={given}: several devices need {_JAX}")
     return [visible[index] for index in indices]
+
+
+def _devices_of_all(given, team):
+    if given != "all":
+        raise InputError(f"{_NAME}={given}: several processes use all of their devices")
+    import jax
+
+    first, *others = team.exchange(jax.local_device_count())
+    for name, count in zip(team.names[1:], others, strict=True):
+        if count != first:
+            raise InputError(
+                f"{name} has {count} devices, process 0 has {first}: expected as many in all"
+            )
+    return _visible()
 
 
 def _first(visible):
@@ -109,29 +170,80 @@ def sharing(devices, batch_size):
         yield
 
 
-def validate(model, batches):
+def validate(model, batches, team=ALONE):
     """Returns the `loss` and `accuracy` of a compiled model.
 
     Args:
         model: compiled `keras.Model`.
-        batches: `tf.data.Dataset` of images and one-hot labels.
+        batches: `tf.data.Dataset` of images and one-hot labels: this process's part of all.
+        team: `Team` of the processes.
     """
     distribution = keras.distribution.distribution()
     if distribution is None:
         return model.evaluate(batches, verbose=0, return_dict=True)
-    count, loss, correct = 0, 0.0, 0
+    predict = _predict_here(model) if team.count > 1 else _predict_on_all(model, distribution)
+    sums = np.zeros(3)  # images, loss, correct ones
     for images, labels in batches.as_numpy_iterator():
-        logits = _predict(model, images, distribution)
-        count += len(images)
-        loss += len(images) * float(model.loss(labels, logits))
-        correct += int((logits.argmax(axis=-1) == labels.argmax(axis=-1)).sum())
+        logits = predict(images)
+        correct = (logits.argmax(axis=-1) == labels.argmax(axis=-1)).sum()
+        sums += len(images), len(images) * float(model.loss(labels, logits)), correct
+        team.note_progress()
+    count, loss, correct = np.sum(team.exchange(sums.tolist()), axis=0)
     return {"loss": loss / count, "accuracy": correct / count}
 
 
-def _predict(model, images, distribution):
-    """Computes the outputs of a batch of any size by all devices."""
+def _predict_on_all(model, distribution):
+    """Returns a function that computes the outputs of a batch of any size by all devices."""
     devices = distribution.device_mesh.devices.size
-    padded = np.concatenate([images, np.zeros((-len(images) % devices, *images.shape[1:]), "f")])
-    layout = distribution.get_data_layout(padded.shape)
-    dealt = keras.distribution.distribute_tensor(padded, layout)
-    return model.predict_on_batch(dealt)[: len(images)]
+
+    def predict(images):
+        padded = _padded(images, devices)
+        layout = distribution.get_data_layout(padded.shape)
+        dealt = keras.distribution.distribute_tensor(padded, layout)
+        return model.predict_on_batch(dealt)[: len(images)]
+
+    return predict
+
+
+def _predict_here(model):
+    """Returns a function that computes the outputs of a batch by the devices of this process.
+
+    Other processes have other numbers of batches, so that none may wait for them.
+    """
+    import jax
+
+    devices = jax.local_devices()
+    mesh = jax.sharding.Mesh(devices, ("batch",))
+    whole, dealt = (
+        jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+        for axes in ([], ["batch"])
+    )
+
+    def here(variable):
+        copies = [shard.data for shard in variable.value.addressable_shards]
+        return jax.make_array_from_single_device_arrays(variable.shape, whole, copies)
+
+    groups = model.trainable_variables, model.non_trainable_variables
+    weights = [list(map(here, variables)) for variables in groups]
+
+    def predict(images):
+        images_here = jax.device_put(_padded(images, len(devices)), dealt)
+        return np.asarray(_outputs(model)(*weights, images_here))[: len(images)]
+
+    return predict
+
+
+@functools.lru_cache(maxsize=1)
+def _outputs(model):
+    """Returns the compiled function of weights, other variables and images to outputs."""
+    import jax
+
+    def outputs(*arguments):
+        return model.stateless_call(*arguments, training=False)[0]
+
+    return jax.jit(outputs)
+
+
+def _padded(images, multiple):
+    """Adds black images, so that the number of images is a multiple."""
+    return np.concatenate([images, np.zeros((-len(images) % multiple, *images.shape[1:]), "f")])

@@ -1,6 +1,7 @@
 """The environment of a run: versions, settings and hardware, which affect a result's last bits."""
 
 import contextlib
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -19,6 +20,24 @@ def environment():
         "cpu": _cpu_name(),
         "cores": str(cores()),
     }
+
+
+def software():
+    """Returns versions as a dict of strings, and a sha256 of keras_mixer itself."""
+    names = ("tensorflow", "keras", "numpy", "jax")
+    found = {d.name: d.version for d in map(_distribution, names) if d}
+    return found | {"python": platform.python_version(), "keras_mixer": _own_digest()}
+
+
+def _distribution(name):
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.distribution(name)
+
+
+def _own_digest():
+    package = Path(__file__).parent.parent
+    sources = sorted(package.rglob("*.py"), key=lambda path: path.relative_to(package).parts)
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
 
 
 def cores():

@@ -13,27 +13,43 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mixer import console
-from keras_mixer.errors import InputError, RunError
+from keras_mixer.errors import RunError
 from keras_mixer.model.baselines import build_model
-from keras_mixer.model.variants import MIXER
 from keras_mixer.preprocessing.bad_images import broken_images_named
 from keras_mixer.preprocessing.input_pipeline import (
     KEPT_BYTES,
+    Part,
     evaluation_batches,
     keep_in_memory,
     training_batches,
 )
 from keras_mixer.training.accumulation import accumulate_gradients
-from keras_mixer.training.callbacks import Clock, EpochEnd, ProgressBar, Restoration, Saver
-from keras_mixer.training.checkpoints import check_space, newest_checkpoint
-from keras_mixer.training.devices import check_backend, choose_devices, make_deterministic, sharing
-from keras_mixer.training.fast_mixing import number_of_parts, use_fast_mixing, use_threads_for
+from keras_mixer.training.callbacks import (
+    Agreement,
+    Clock,
+    EpochEnd,
+    ProgressBar,
+    Restoration,
+    Saver,
+)
+from keras_mixer.training.checkpoints import check_space
+from keras_mixer.training.devices import (
+    check_backend,
+    choose_devices,
+    connected,
+    images_at_once,
+    make_deterministic,
+    sharing,
+    way_of,
+)
+from keras_mixer.training.fast_mixing import use_fast_mixing, use_threads_for
 from keras_mixer.training.finetuning import describe_trained, freeze_backbone, layer_rates
 from keras_mixer.training.losses import KERAS_LOSSES
-from keras_mixer.training.open_run import check_beginning, open_run
+from keras_mixer.training.open_run import open_run
 from keras_mixer.training.optimizers import build_optimizer
-from keras_mixer.training.progress import Progress, is_over
+from keras_mixer.training.progress import is_over
 from keras_mixer.training.rematerialization import rematerialize
+from keras_mixer.training.resume import last_state
 from keras_mixer.training.schedules import WarmupDecay
 from keras_mixer.training.signals import Interrupted, StopRequest
 from keras_mixer.training.state import state_size
@@ -73,27 +89,31 @@ def fit_run(run, callbacks=()):
     prepare_threads(run.config)
     if run.config.deterministic:
         make_deterministic()
-    devices = choose_devices(run.config.devices)
-    progress, arrays = _last_state(run, devices)
-    if is_over(run, progress):
-        _finish(run, progress)
-        return
-    with sharing(devices, run.config.batch_size):
-        _train(run, progress, arrays, callbacks)
+    with connected(run.team):
+        devices = choose_devices(run.config.devices, run.team)
+        progress, arrays = last_state(run, devices)
+        if is_over(run, progress):
+            _finish(run, progress)
+            return
+        with sharing(devices, run.config.batch_size):
+            _train(run, progress, arrays, callbacks)
 
 
 def _train(run, progress, arrays, callbacks):
     keras.utils.set_random_seed(run.config.seed)
     schedule = _schedule(run)
     model, meters = compiled_model(run, schedule, resumed=arrays is not None)
-    check_space(run.directory, state_size(model, meters))
-    model_folder.write_spec(run.best, run.spec)
+    if run.team.leads:
+        check_space(run.directory, state_size(model, meters))
+        model_folder.write_spec(run.best, run.spec)
     images = training_images(run, progress.step)
-    with StopRequest() as stop, console.progress_bar() as bar:
+    several = run.team.count > 1
+    with StopRequest(agreed=several) as stop, console.progress_bar() as bar, run.team.training():
         saver = Saver(run, progress, meters, stop)
         callbacks = [
             Restoration(meters, arrays),
             Clock(progress),
+            *([Agreement(run.team, progress, stop)] if several else []),
             EpochEnd(run, progress, _validation_batches(run), schedule),
             saver,
             ProgressBar(run, progress, bar),
@@ -109,8 +129,8 @@ def _train(run, progress, arrays, callbacks):
 
 def prepare_threads(config):
     """Sets TensorFlow's threads to what is fastest for a run, unless it has been used before."""
-    if _way(config) == "fast mixing":
-        use_threads_for(_images_at_once(config))
+    if way_of(config) == "fast mixing":
+        use_threads_for(images_at_once(config))
 
 
 def compiled_model(run, schedule, resumed=False):
@@ -133,7 +153,7 @@ def _schedule(run):
 
 
 def _tensorboard(run, progress):
-    if not run.config.tensorboard:
+    if not (run.config.tensorboard and run.team.leads):
         return []
     from keras_mixer.training.tensorboard import Board
 
@@ -166,15 +186,11 @@ def _initial_model(run, resumed):
         _assign_pretrained(run, model)
     if config.freeze == "backbone":
         freeze_backbone(model)
-    if _way(config) == "fast mixing":
-        model = use_fast_mixing(model, _images_at_once(config), config.remat)
+    if way_of(config) == "fast mixing":
+        model = use_fast_mixing(model, images_at_once(config), config.remat)
     elif config.remat:
         model = rematerialize(model)
     return accumulate_gradients(model, config.accumulation) if config.accumulation > 1 else model
-
-
-def _images_at_once(config):
-    return config.batch_size // config.accumulation
 
 
 def _assign_pretrained(run, model):
@@ -223,99 +239,26 @@ def _compile(model, config, schedule):
         ),
         KERAS_LOSSES[config.loss](),
         metrics=[accuracy],
-        jit_compile=_way(config) == "XLA",
+        jit_compile=way_of(config) == "XLA",
         auto_scale_loss=False,  # build_optimizer does it
     )
     return [*model.metrics[0].variables, *accuracy.variables]
 
 
-def _way(config):
-    """Returns how a step is computed: "XLA", "fast mixing" or "no XLA".
-
-    With --jit=auto, what was measured to be fastest: on a CPU, `fast_mixing`, but for float16,
-    which it does not support, and for baselines, which have no mixer layers.
-    """
-    if config.jit != "auto":
-        return "XLA" if config.jit == "true" else "no XLA"
-    if keras.backend.backend() == "jax" or tf.config.list_physical_devices("GPU"):
-        return "XLA"
-    plain = config.precision == "float16" or config.model != MIXER
-    return "no XLA" if plain else "fast mixing"
-
-
 def _finish(run, progress):
     """Writes the history of a run that is over, and checks that its best weights are there."""
+    if not run.team.leads:
+        return
     run.write_history(progress.rows)
     if model_folder.read_facts(run.best)["sha256"] != progress.best_sha256:
         raise run.other_best(progress.best["epoch"])
-
-
-def _last_state(run, devices):
-    checkpoint = newest_checkpoint(run.checkpoints, run.identity)
-    if checkpoint is None:
-        check_beginning(run)
-        names = ", ".join(run.dataset.class_names[:5])
-        more = ", …" if len(run.dataset.class_names) > 5 else ""
-        console.say(
-            f"training in {run.directory}: {len(run.dataset.train):,} images of "
-            f"{len(run.dataset.class_names)} classes ({names}{more}), "
-            f"{run.steps_per_epoch:,} steps an epoch, {run.total_steps:,} steps"
-        )
-        return Progress(computed_by=_computed_by(run.config, devices), run=run.identity), None
-    progress = Progress(**checkpoint.progress)
-    if not is_over(run, progress):
-        console.say(f"continuing {run.directory} at step {progress.step} of {run.total_steps}")
-        _note_changes(run, progress, devices)
-    return progress, checkpoint.arrays
-
-
-def _computed_by(config, devices):
-    way, parts = _way(config), number_of_parts(_images_at_once(config))
-    if way == "fast mixing" and parts > 1:
-        way += f" in {parts} parts"
-    if config.remat:
-        way += ", rematerialized"
-    if keras.backend.backend() != "tensorflow":
-        way += f", {keras.backend.backend()}"
-    return f"{'CPU' if devices == ['cpu:0'] else ', '.join(devices)}, {way}"
-
-
-def _note_changes(run, progress, devices):
-    """Prints, and notes in `progress`, what has changed since the checkpoint was written."""
-    if (now := _computed_by(run.config, devices)) != (before := progress.computed_by):
-        drawn = " and in what dropout draws" * (now.endswith(", jax") != before.endswith(", jax"))
-        console.warn(
-            f"computed by {before} until now, by {now} from here on: results may differ from an "
-            f"uninterrupted run's in their last bits{drawn}"
-        )
-        progress.computed_by = now
-    if progress.best is not None:
-        progress.best = _confirmed_best(run, progress)
-
-
-def _confirmed_best(run, progress):
-    """Returns the history row of the best epoch, or None if the weights in best/ are of another.
-
-    A kill between writing best/ and the checkpoint leaves weights of an epoch that will be
-    repeated, and the repetition may differ in its last bits.
-    """
-    try:
-        _, facts = model_folder.read_weights(run.best)
-    except InputError as error:
-        console.warn(f"{error}: replaced by the best epoch from here on")
-        return None
-    if facts["sha256"] == progress.best_sha256:
-        return progress.best
-    if facts.get("run") == run.identity and facts["step"] > progress.step:
-        return None
-    raise run.other_best(progress.best["epoch"])
 
 
 def _validation_batches(run):
     if run.dataset.validation is None:
         return None
     split, sizes = run.dataset.validation, run.spec.architecture
-    batches = evaluation_batches(split, run.spec)
+    batches = evaluation_batches(split, run.spec, part=_part_of(run.team))
     values = len(split) * math.prod(sizes.image_shape) * sizes.channels
     if 4 * values <= KEPT_BYTES:  # float32
         batches = batches.cache()
@@ -369,8 +312,10 @@ def training_images(run, step=0):
     """Returns the training images, in memory if they will be read more than once from a step on."""
     images_left = (run.total_steps - step) * run.config.batch_size
     train = run.dataset.train
+    if images_left <= len(train) or run.team.count > 1:  # which read their parts alone
+        return train
     with broken_images_named(train):
-        return keep_in_memory(train) if images_left > len(train) else train
+        return keep_in_memory(train)
 
 
 def batches_of(run, images, class_weights=None, first_step=0):
@@ -383,15 +328,24 @@ def batches_of(run, images, class_weights=None, first_step=0):
         first_step=first_step,
         label_smoothing=run.config.label_smoothing,
         class_weights=class_weights,
+        part=_part_of(run.team),
         **run.config.augmentation(),
     )
+
+
+def _part_of(team):
+    return Part(team.index, team.count) if team.count > 1 else None
 
 
 def _class_weights(run):
     """Returns inverse class frequencies, with mean 1 over the training images, or None."""
     if run.config.class_weights == "none":
         return None
-    counts = np.bincount(run.dataset.train.read_labels(), minlength=run.config.num_classes)
+    counts = None
+    if run.team.leads:  # labels in records take all of them to be read
+        labels = run.dataset.train.read_labels()
+        counts = np.bincount(labels, minlength=run.config.num_classes).tolist()
+    counts = np.array(run.team.exchange(counts)[0])
     present = counts > 0  # a training split given by the user may lack classes
     weights = counts.sum() / (present.sum() * np.maximum(counts, 1))
     return np.where(present, weights, 0.0).astype(np.float32)

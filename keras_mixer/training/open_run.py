@@ -6,47 +6,46 @@ TensorFlow is not imported, so that wrong input is reported within a second or t
 import contextlib
 import dataclasses
 import importlib.util
-import json
 import os
 from pathlib import Path
 
 import filelock
 
 from keras_mixer import console
-from keras_mixer.config.options import as_flags, shown
+from keras_mixer.config.options import shown
 from keras_mixer.config.resolve import resolve
 from keras_mixer.config.training import Config
-from keras_mixer.data.datasets import SPLITS
 from keras_mixer.data.shared_images import note_shared_images
 from keras_mixer.data.sources import open_dataset
 from keras_mixer.errors import InputError, RunError, named, path_errors, some_of
-from keras_mixer.files import HELD, locked, remove, write_atomically, write_sealed
+from keras_mixer.files import HELD, locked
 from keras_mixer.model.architecture import Architecture
-from keras_mixer.training.environment import environment, note_changes
+from keras_mixer.training.environment import note_changes
 from keras_mixer.training.run import (
     BEST,
     CHECKPOINTS,
     CONFIG,
-    FLAGS,
-    FORMAT,
     HISTORY,
     LOCK,
     LOGS,
-    METRICS,
     OURS,
-    SKIPPED,
     Run,
-    identity_of,
     read_history,
     read_record,
 )
-from keras_mixer.weights.model_folder import SPEC, WEIGHTS, digest
+from keras_mixer.training.run_records import clear, write_records
+from keras_mixer.training.team import joined
+from keras_mixer.training.teamwork import refuse_differences
+from keras_mixer.weights.model_folder import digest
 from keras_mixer.weights.pretrained import check_order, read_pretrained
 
 
 @contextlib.contextmanager
 def open_run(config, check=None):
     """Opens a run for training: locks the directory, opens the data, fills and checks the config.
+
+    Process 0 of several does so; the others then read what it has written, and all compare their
+    programs, configs and data.
 
     Args:
         config: `Config`, as given.
@@ -58,17 +57,22 @@ def open_run(config, check=None):
     Raises:
         InputError: If the data or the config are not valid, or the directory is in use or holds
             another run.
+        RunError: If another process has ended.
     """
+    with joined() as team, (_leading if team.leads else _following)(config, check, team) as run:
+        yield dataclasses.replace(run, team=team)
+
+
+@contextlib.contextmanager
+def _leading(config, check, team):
+    """Opens a run in the only process, or in process 0 of several."""
     directory = Path(config.output_dir)
     with path_errors(f"--output_dir={directory}"):
         _check_path(directory, config)
     with _locked(directory):
         record = _check_contents(directory)
         dataset = open_dataset(**config.dataset_options())
-        start, pretrained = _starting_point(config, record)
-        resolved, spec = resolve(config, dataset, start and start["architecture"])
-        run = Run(directory, resolved, spec, dataset, pretrained)
-        check_sizes(run)
+        run, start = _planned(config, dataset, record)
         anew = config.overwrite or _has_other_data_and_no_state(directory, record, dataset)
         if record and not anew:
             _check_same_run(run, record)
@@ -79,9 +83,38 @@ def open_run(config, check=None):
             note_shared_images(dataset)
         if check:
             check(run)
-        _clear(directory, anew)
-        _write_records(run, config, start)
+        clear(directory, anew)
+        write_records(run, config, start)
+        team.exchange(None)  # the others may read now what was checked and written
+        refuse_differences(team, run, start)
         yield dataclasses.replace(run, identity=read_record(directory)["identity"])
+
+
+@contextlib.contextmanager
+def _following(config, check, team):
+    """Opens a run that process 0 has opened, checked and locked."""
+    if not console.debugging():
+        console.set_verbosity(console.VERBOSITIES["error"])  # process 0 says it
+    team.exchange(None)
+    directory = Path(config.output_dir)
+    record = read_record(directory)
+    if record is None:
+        raise InputError(
+            f"{directory} holds no {CONFIG} here, but on process 0 it does: --output_dir must be "
+            f"a folder that all processes share"
+        )
+    run, start = _planned(config, open_dataset(**config.dataset_options()), record)
+    refuse_differences(team, run, start)
+    yield dataclasses.replace(run, identity=record["identity"])
+
+
+def _planned(config, dataset, record):
+    """Returns the `Run` of a config, and the `start` of its config.json."""
+    start, pretrained = _starting_point(config, record)
+    resolved, spec = resolve(config, dataset, start and start["architecture"])
+    run = Run(Path(config.output_dir), resolved, spec, dataset, pretrained)
+    check_sizes(run)
+    return run, start
 
 
 def plan_run(config):
@@ -338,61 +371,3 @@ def _check_same_data(directory, record, dataset):
             f"changed since. Restore them, or name the folder that has them with --data_dir; to "
             f"train on other data, give another --output_dir"
         )
-
-
-# === Records ===
-
-
-def _clear(directory, overwrite):
-    """Removes unfinished files of killed processes, and with `overwrite` all files of the run."""
-    ours = [directory / name for name in (FLAGS, SKIPPED, CONFIG, HISTORY, METRICS)]
-    for path in [*ours, directory / BEST / SPEC, directory / BEST / WEIGHTS]:
-        for unfinished in path.parent.glob(f".{path.name}.tmp-*"):
-            unfinished.unlink()
-    for path in [directory / name for name in OURS] if overwrite else []:
-        remove(path)
-
-
-def _write_records(run, config, start):
-    """Writes config.json and flags.txt, unless they exist, and which images are left out."""
-    if not (run.directory / CONFIG).exists():
-        record = _record(run, start)
-        write_sealed(run.directory / CONFIG, record | {"identity": identity_of(record)})
-    if not (run.directory / FLAGS).exists():
-        _write_flags(run.directory, config)
-    if run.dataset.skipped:  # what is skipped may differ, as long as what is left does not
-        _write_skipped(run.directory, run.dataset.skipped)
-
-
-def _write_skipped(directory, skipped):
-    """Writes a line of JSON for every image that is left out."""
-    lines = [json.dumps({"image": place, "reason": reason}) + "\n" for place, reason in skipped]
-    write_atomically(directory / SKIPPED, "".join(lines).encode())
-
-
-def _write_flags(directory, config):
-    """Writes a flagfile that repeats the run: every flag that is not at its default."""
-    lines = [f"{flag}\n" for flag in as_flags(_with_absolute_paths(config, overwrite=False))]
-    write_atomically(directory / FLAGS, "".join(lines).encode(errors="surrogateescape"))
-
-
-def _with_absolute_paths(config, **changes):
-    """Returns the config with paths of the data that are right in any working directory."""
-    paths = {"data_dir": config.data_dir, "labels": config.labels}
-    absolute = {name: os.path.abspath(path) for name, path in paths.items() if path}
-    return dataclasses.replace(config, **absolute, **changes)
-
-
-def _record(run, start):
-    splits = {name: getattr(run.dataset, name) for name in SPLITS}
-    return {
-        "format": FORMAT,
-        "config": _with_absolute_paths(run.config).to_json(),
-        "data": {
-            "identity": run.dataset.identity,
-            "class_names": list(run.dataset.class_names),
-            "images": {name: len(s) for name, s in splits.items() if s is not None},
-        },
-        "environment": environment(),
-        "start": start and {**start, "architecture": start["architecture"].to_json()},
-    }

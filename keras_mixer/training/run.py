@@ -21,6 +21,7 @@ from keras_mixer.files import (
     write_sealed,
 )
 from keras_mixer.model.architecture import ModelSpec
+from keras_mixer.training.team import ALONE, Team
 from keras_mixer.weights import model_folder
 from keras_mixer.weights.pretrained import Pretrained
 
@@ -54,6 +55,7 @@ class Run:
         pretrained: `Pretrained` weights to start from; None for a new model, and for a run that
             continues from its checkpoints.
         identity: sha256 of what determines its result, see `identity_of`; "" before it is opened.
+        team: `Team` of the processes that train it.
     """
 
     directory: Path
@@ -62,6 +64,7 @@ class Run:
     dataset: Dataset
     pretrained: Pretrained | None = None
     identity: str = ""
+    team: Team = ALONE
 
     def __repr__(self):
         classes, epochs = len(self.dataset.class_names), self.total_steps / self.steps_per_epoch

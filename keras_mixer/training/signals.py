@@ -24,12 +24,18 @@ class Interrupted(BaseException):
 class StopRequest:
     """Context manager that records the first signal, and is true from then on.
 
+    Args:
+        agreed: bool. Whether other processes have to agree first: the caller then sets
+            `signal_number`.
+
     Attributes:
-        signal_number: The signal that arrived, or None.
+        received: The signal that arrived in this process, or None.
+        signal_number: The signal that stops the run, or None.
     """
 
-    def __init__(self):
-        self.signal_number = None
+    def __init__(self, agreed=False):
+        self.received = self.signal_number = None
+        self._agreed = agreed
         self._handling = handling(SIGNALS, self._record)
 
     def __bool__(self):
@@ -43,9 +49,11 @@ class StopRequest:
         return self._handling.__exit__(*error)
 
     def _record(self, number, frame):
-        if self:
+        if self.received is not None:
             os._exit(128 + number)
-        self.signal_number = number
+        self.received = number
+        if not self._agreed:
+            self.signal_number = number
         console.say(
             f"{signal.Signals(number).name}: saving after this step; "
             f"a second signal stops at once, and then work since the last checkpoint is repeated"

@@ -1,0 +1,92 @@
+"""The command that starts several processes of one run on this computer: launch."""
+
+import dataclasses
+import os
+import socket
+import subprocess
+import sys
+
+from keras_mixer.config.command_line import parse
+from keras_mixer.config.options import option
+from keras_mixer.config.training import Config
+from keras_mixer.console import check_installed
+from keras_mixer.errors import InputError
+from keras_mixer.interrupts import handling
+from keras_mixer.training.place import find_place
+from keras_mixer.training.signals import SIGNALS
+
+_COMMAND = "train"
+
+
+@dataclasses.dataclass(frozen=True)
+class LaunchOptions:
+    """Flags of `launch`."""
+
+    processes: int = option(2, "Number of processes.", low=1, high=1000)
+    port: int | None = option(
+        None,
+        "Port on which process 0 and, on the next one, the team listen (default: free ones).",
+        low=1024,
+        high=65_534,
+    )
+
+
+def launch(options, arguments):
+    """Trains one run in several processes of this computer, as on several hosts, but on its CPU.
+
+    One process uses all GPUs of a host, so this is for trying out and testing; see BUILD.md.
+    """
+    if arguments[:1] != [_COMMAND]:
+        raise InputError(
+            f"launch starts `{_COMMAND}`: expected -- {_COMMAND} --flag=value ..., received "
+            f"{' '.join(arguments) or 'nothing'}"
+        )
+    if find_place():
+        raise InputError("launch: this is one of several processes already")
+    check_installed("jax")
+    parse(Config, arguments[1:])  # so that what is wrong is said once
+    port = _free_port() if options.port is None else options.port
+    processes = [
+        _start(arguments, port, options.processes, index) for index in range(options.processes)
+    ]
+
+    def forward(number, frame):
+        for process in processes:
+            process.send_signal(number)
+
+    with handling(SIGNALS, forward):
+        statuses = [_status_of(process) for process in processes]
+    return next(filter(None, statuses), 0)
+
+
+def _status_of(process):
+    """Waits for a process and returns its exit status, as a shell does for one that was killed."""
+    status = process.wait()
+    return status if status >= 0 else 128 - status
+
+
+def _start(arguments, port, count, index):
+    variables = {
+        "KERAS_BACKEND": "jax",
+        "KERAS_DISTRIBUTION_JOB_ADDRESSES": f"127.0.0.1:{port}",
+        "KERAS_DISTRIBUTION_NUM_PROCESSES": str(count),
+        "KERAS_DISTRIBUTION_PROCESS_ID": str(index),
+        "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "keras_mixer", *arguments],
+        env=os.environ | variables,
+        process_group=0,  # so that Ctrl-C reaches it once, from here
+    )
+
+
+def _free_port():
+    """Returns a port that is free, and the next one, too."""
+    while True:
+        with socket.create_server(("", 0)) as server:
+            port = server.getsockname()[1]
+            try:
+                socket.create_server(("", port + 1)).close()
+            except (OSError, OverflowError):
+                continue
+        return port

@@ -1,0 +1,62 @@
+"""Tests `keras_mixer/training/resume.py` in several processes, of which threads stand in here."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from conftest import TINY
+
+from keras_mixer import Config, fit
+from keras_mixer.commands.launch import _free_port
+from keras_mixer.errors import RunError
+from keras_mixer.training.open_run import read_run
+from keras_mixer.training.place import Place
+from keras_mixer.training.resume import last_state
+from keras_mixer.training.team import Team
+
+
+def states_of(runs):
+    """What `last_state` returns, or raises, in processes with these runs."""
+    port = _free_port()
+
+    def find(index):
+        try:
+            with Team(Place("127.0.0.1", port, len(runs), index)) as team:
+                object.__setattr__(runs[index], "team", team)
+                return last_state(runs[index], ["cpu:0", "cpu:1"])
+        except RunError as error:
+            return error
+
+    with ThreadPoolExecutor(len(runs)) as pool:
+        return list(pool.map(find, range(len(runs))))
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Returns a function that opens the same run again."""
+    fit(
+        Config(
+            **TINY, export=False, output_dir=str(tmp_path / "run"), early_stopping=1, patch_shape=4
+        )
+    )
+    return lambda: read_run(tmp_path / "run")
+
+
+def test_the_others_read_the_checkpoint_that_process_0_finds(run):
+    """A damaged newer one is left out by all."""
+    newest, older = sorted(run().checkpoints.iterdir(), reverse=True)
+    (newest / "arrays.safetensors").write_bytes(b"")
+    (first, arrays), *others = states_of([run(), run(), run()])
+    assert first.step == int(older.name.removeprefix("step-"))
+    for progress, own in others:
+        assert progress == first
+        assert {n: a.tobytes() for n, a in own.items()} == {
+            n: a.tobytes() for n, a in arrays.items()
+        }
+
+
+def test_a_folder_that_is_not_shared_is_refused_by_name(run, tmp_path):
+    elsewhere = run()
+    object.__setattr__(elsewhere, "directory", tmp_path / "elsewhere")
+    (progress, _), error = states_of([run(), elsewhere])
+    assert f"elsewhere/checkpoints/step-{progress.step:010d} cannot be read here" in str(error)
+    assert "--output_dir must be a folder that all processes share" in str(error)

@@ -1,0 +1,392 @@
+"""Tests `keras_mixer/training/team.py` and what several processes make of a run.
+
+Teams within one process, of threads; and real runs on Keras's JAX backend, of processes.
+"""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from keras_mixer.commands.launch import _free_port
+from keras_mixer.errors import InputError, RunError
+from keras_mixer.files import unseal
+from keras_mixer.training import team as team_module
+from keras_mixer.training.checkpoints import newest_checkpoint
+from keras_mixer.training.place import Place
+from keras_mixer.training.run import read_history
+from keras_mixer.training.team import Team, joined, refuse_team
+
+pytest.importorskip("jax", reason="jax is not installed: pip install -e '.[test]'")
+
+
+# === Teams of threads ===
+
+
+def as_team(works, counts=None, indices=None):
+    """Runs each function of a `Team` in a thread of its own; returns results or errors."""
+    port = _free_port()
+    places = [
+        Place("127.0.0.1", port, (counts or {}).get(index, len(works)), index)
+        for index in indices or range(len(works))
+    ]
+
+    def run(place, work):
+        try:
+            with Team(place) as team:
+                return work(team)
+        except Exception as error:
+            return error
+
+    with ThreadPoolExecutor(len(works)) as pool:
+        return list(pool.map(run, places, works))
+
+
+def test_all_get_what_all_gave_in_the_order_of_their_numbers():
+    values = [{"a": 0.1}, [1, None], "ü\n"]
+
+    def work(team):
+        return [team.exchange(values[team.index]), team.exchange(team.index), team.leads]
+
+    expected = [values, [0, 1, 2]]
+    assert as_team([work] * 3) == [[*expected, True], [*expected, False], [*expected, False]]
+
+
+def test_floats_arrive_exactly():
+    numbers = np.random.default_rng(0).normal(size=100).tolist()
+    assert as_team([lambda team: team.exchange(numbers)] * 2) == [[numbers] * 2] * 2
+
+
+def test_one_process_is_a_team_by_itself():
+    with joined() as team:
+        assert (team.leads, team.count, team.exchange(3)) == (True, 1, [3])
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_an_error_in_one_process_ends_the_others_by_its_name(failing):
+    def work(team):
+        if team.index == failing:
+            raise InputError("--lr: no such number")
+        return team.exchange()
+
+    results = as_team([work] * 3)
+    assert isinstance(results.pop(failing), InputError)
+    for error in results:
+        assert isinstance(error, RunError)
+        assert str(error).startswith(f"process {failing} (")
+        assert str(error).endswith(") has ended: --lr: no such number")
+
+
+def test_other_numbers_of_processes_are_refused():
+    first, second = as_team([lambda team: team.exchange()] * 2, counts={1: 3})
+    assert str(first) == str(second) == "process 1 expects 3 processes, process 0 2"
+
+
+def test_two_processes_of_one_number_are_refused(monkeypatch):
+    monkeypatch.setattr(team_module, "JOINING", 5.0)
+    errors = as_team([lambda team: team.exchange()] * 3, indices=[0, 1, 1])
+    assert {str(error) for error in errors} == {"two processes say that they are process 1"}
+
+
+def test_processes_that_do_not_come_are_named(monkeypatch):
+    monkeypatch.setattr(team_module, "JOINING", 1.0)
+    first, second = as_team([lambda team: team.exchange()] * 2, counts={0: 4, 1: 4})
+    assert str(first) == str(second) == "expected 4 processes; missing after 1 s: 2, 3"
+
+
+def test_without_process_0_the_others_say_so(monkeypatch):
+    monkeypatch.setattr(team_module, "JOINING", 0.5)
+    with pytest.raises(RunError, match=r"process 0 was not found at 127.0.0.1:\d+ in 0 s"):
+        Team(Place("127.0.0.1", _free_port(), 2, 1)).__enter__()
+
+
+def test_strangers_on_the_port_are_no_processes():
+    """Whoever connects to the port and says something else, or nothing, is not waited for."""
+    port = _free_port()
+
+    def knock(content):
+        while True:
+            try:
+                with socket.create_connection(("127.0.0.1", port + 1), timeout=5) as connection:
+                    connection.sendall(content)
+                return
+            except OSError:
+                time.sleep(0.01)
+
+    def work(index):
+        with Team(Place("127.0.0.1", port, 2, index)) as team:
+            return team.exchange(index)
+
+    with ThreadPoolExecutor(5) as pool:
+        first = pool.submit(work, 0)
+        list(pool.map(knock, [b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", b"", b'{"index": "1"}\n']))
+        second = pool.submit(work, 1)
+        assert first.result() == second.result() == [0, 1]
+
+
+def test_a_port_that_is_taken_is_named():
+    port = _free_port()
+    with socket.create_server(("", port + 1)), pytest.raises(InputError, match=f"port {port + 1}"):
+        Team(Place("127.0.0.1", port, 2, 0)).__enter__()
+
+
+@pytest.fixture
+def last_words(monkeypatch):
+    """What processes say before they end at once, which here ends their thread alone."""
+    said, ended = [], threading.Event()
+    monkeypatch.setattr(team_module.console, "print_last_words", said.append)
+
+    def end(status):
+        said.append(status)
+        ended.set()
+        sys.exit()
+
+    monkeypatch.setattr(team_module.os, "_exit", end)
+    return said, ended
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize(
+    ("attribute", "message"),
+    [
+        ("SILENCE", r"process \d \(.*\) was lost: silent for 0 s"),
+        ("STANDSTILL", r"process \d \(.*\) hangs: no step was made for 0 s"),
+    ],
+)
+def test_silence_and_standstill_are_noticed(monkeypatch, last_words, attribute, message):
+    """Process 1 makes no step, or sends no sign of life, while process 0 goes on."""
+    said, ended = last_words
+    monkeypatch.setattr(team_module, "BEAT", 0.05)
+
+    def work(team):
+        with team.training():
+            if attribute == "SILENCE" and team.index == 1:
+                team._send_all = lambda message: None
+            team.exchange()
+            if team.leads:
+                team.note_progress()
+                monkeypatch.setattr(team_module, attribute, 0.3)
+            assert ended.wait(20)
+
+    as_team([work] * 2)
+    assert re.fullmatch(message, said[0])
+    if attribute == "STANDSTILL":
+        assert said[0].startswith("process 1")
+    assert 1 in said
+
+
+def test_studies_refuse_a_team(monkeypatch):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "127.0.0.1:9000")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    monkeypatch.setenv("JAX_PROCESS_ID", "1")
+    with pytest.raises(InputError, match="sweeps run in one process, this is one of 2"):
+        refuse_team("sweeps")
+    with pytest.raises(InputError, match="2 processes: several need Keras's JAX backend"):
+        joined()
+
+
+# === Runs of processes ===
+
+FLAGS = [
+    "--depth=2", "--dim=8", "--image_shape=12", "--patch_shape=4", "--batch_size=60",
+    "--num_steps=3", "--warmup_step=1", "--lr=0.01", "--dropout=0.1", "--stochastic_depth=0.2",
+    "--inception_crop=0.3", "--flip", "--randaugment=2,10", "--mixup=0.2", "--cutmix=1",
+    "--random_erasing=0.3", "--ema=0.9", "--accumulation=2", "--clip_norm=1",
+    "--class_weights=balanced", "--save_every=5", "--save_unit=step", "--export=false",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """JAX's cache of what was compiled, for all runs of this file."""
+    return str(tmp_path_factory.mktemp("compiled"))
+
+
+@pytest.fixture
+def start(compiled, tmp_path):
+    """Starts processes of a run; one's environment and flags may differ."""
+    started = []
+
+    def start(count, *flags, only=None):
+        only, port = only or {}, _free_port()
+        for index in range(count):
+            more, variables = only.get(index, ((), {}))
+            environment = {
+                **os.environ,
+                "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu",
+                "JAX_COMPILATION_CACHE_DIR": compiled,
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+                "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+                "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index),
+                **variables,
+            }  # fmt: skip
+            command = [sys.executable, str(ROOT / "train.py"), *FLAGS, *flags, *more]
+            started.append(
+                subprocess.Popen(
+                    command, cwd=tmp_path, env=environment, text=True,
+                    stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                )
+            )  # fmt: skip
+        return started[-count:]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def finish(processes, timeout=200):
+    """Waits for processes; returns their exit statuses and what they said on standard error."""
+    said = [process.communicate(timeout=timeout)[1] for process in processes]
+    return [process.returncode for process in processes], said
+
+
+def arrays_of(run):
+    return newest_checkpoint(run / "checkpoints").arrays
+
+
+def assert_close(run, other):
+    """All but metrics' sums: what matters later."""
+    expected = arrays_of(other)
+    for name, array in arrays_of(run).items():
+        if not name.startswith("meters"):
+            np.testing.assert_allclose(array, expected[name], rtol=0, atol=2e-5, err_msg=name)
+    for one, several in zip(read_history(other), read_history(run), strict=True):
+        for name in ("loss", "val_loss", "val_accuracy"):
+            assert float(several[name]) == pytest.approx(float(one[name]), abs=1e-4), name
+
+
+@pytest.mark.slow
+def test_the_number_of_processes_changes_nothing_but_rounding(start, tmp_path):
+    """With all that is random; one process has two devices of its own."""
+    two_devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    for count, variables in ((1, {}), (2, {}), (3, {}), (2, two_devices)):
+        name = f"{count}{'x2' * bool(variables)}"
+        only = {index: ((), variables) for index in range(count)}
+        statuses, said = finish(start(count, f"--output_dir={name}", only=only))
+        assert statuses == [0] * count, said
+        assert said[1:] == [""] * (count - 1)
+        assert_close(tmp_path / name, tmp_path / "1")
+
+
+@pytest.mark.slow
+def test_killed_and_continued_it_is_the_undisturbed_run(start, tmp_path):
+    """Process 1, then process 0 is killed; the other ends, and the same command goes on."""
+    statuses, said = finish(start(2, "--output_dir=undisturbed"))
+    assert statuses == [0, 0], said
+    for victim in (1, 0):
+        processes = start(2, "--output_dir=run")
+        known = set(tmp_path.glob("run/checkpoints/step-*"))
+        while not set(tmp_path.glob("run/checkpoints/step-" + "[0-9]" * 10)) - known:
+            assert processes[victim].poll() is None
+            time.sleep(0.01)
+        processes[victim].kill()
+        killed = time.monotonic()
+        (status,), (words,) = finish([processes[1 - victim]], 60)
+        assert time.monotonic() - killed < 60
+        assert status == 1
+        assert words.splitlines()[-1].startswith(f"error: process {victim} (")
+        assert words.splitlines()[-1].endswith(") was lost: its connection is closed")
+        assert "Traceback" not in words
+    statuses, said = finish(start(2, "--output_dir=run"))
+    assert statuses == [0, 0], said
+    assert "continuing run at step" in said[0]
+    expected = arrays_of(tmp_path / "undisturbed")
+    for name, array in arrays_of(tmp_path / "run").items():
+        assert array.tobytes() == expected[name].tobytes(), name
+
+
+@pytest.mark.slow
+def test_a_signal_to_any_process_stops_all_after_the_same_step(start, tmp_path):
+    flags = ("--output_dir=run", "--num_steps=200")
+    processes = start(2, *flags)
+    while not (tmp_path / "run/history.csv").exists():
+        time.sleep(0.01)
+    processes[1].send_signal(signal.SIGTERM)
+    statuses, said = finish(processes)
+    assert statuses == [143, 143], said
+    assert said[0].splitlines()[-1] == (
+        "stopped by SIGTERM, state saved; to continue: the same command in all processes"
+    )
+    saved = newest_checkpoint(tmp_path / "run/checkpoints").step
+    processes = start(1, *flags)
+    lines = []
+    for line in processes[0].stderr:
+        lines.append(line)
+        if "first step done" in line:
+            break
+    processes[0].kill()
+    assert f"continuing run at step {saved} of" in "".join(lines)
+    assert "computed by 2 devices of 2 processes, XLA, jax until now" in "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("different", "message"),
+    [
+        ((("--lr=0.02",), {}), "would train another run: --lr is 0.02, on process 0 0.01"),
+        ((("--split_seed=1",), {}), "--split_seed is 1, on process 0 0; its data have other"),
+    ],
+)
+def test_a_process_that_would_train_another_run_is_refused(start, tmp_path, different, message):
+    statuses, said = finish(start(2, "--output_dir=run", only={1: different}))
+    assert statuses == [2, 2]
+    for words in said:
+        assert words.splitlines()[-1].startswith("error: process 1 (")
+        assert message in words.splitlines()[-1]
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--devices=1", "--devices=1: several processes use all of their devices"),
+        ("--batch_size=61", "--accumulation=2 must divide --batch_size=61"),  # process 0 ends first
+    ],
+)
+def test_what_is_wrong_with_the_run_ends_all(start, flag, message):
+    statuses, said = finish(start(2, "--output_dir=run", flag))
+    assert statuses[0] == 2
+    assert statuses[1] in (1, 2)
+    for words in said:
+        assert words.splitlines()[-1].startswith("error: ")
+        assert message in words.splitlines()[-1]
+
+
+def test_launch_starts_them_and_returns_their_status(command, tmp_path, compiled, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", compiled)
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    done = command("--processes=2", "--", "train", *FLAGS, "--output_dir=run", verb="launch")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "run: run"
+    record = unseal(json.loads((tmp_path / "run/config.json").read_text()))
+    assert record["data"]["images"]["train"] == 1293
+    progress = newest_checkpoint(tmp_path / "run/checkpoints").progress
+    assert progress["computed_by"] == "2 devices of 2 processes, XLA, jax"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "expected -- train --flag=value ..., received nothing"),
+        (("--", "predict", "run"), "expected -- train --flag=value ..., received predict run"),
+        (("--", "train", "--lr=-1"), "--lr: expected a number"),
+        (("--processes=0", "--", "train"), "--processes: expected"),
+        (("--lr=1",), "--lr is a flag of train: put it after --"),
+    ],
+)
+def test_launch_complains_once(command, arguments, message):
+    done = command(*arguments, verb="launch")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
