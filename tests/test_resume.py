@@ -6,17 +6,16 @@ import pytest
 from conftest import TINY
 
 from keras_mixer import Config, fit
-from keras_mixer.commands.launch import _free_port
 from keras_mixer.errors import RunError
 from keras_mixer.training.open_run import read_run
-from keras_mixer.training.place import Place
+from keras_mixer.training.place import Place, free_port
 from keras_mixer.training.resume import last_state
 from keras_mixer.training.team import Team
 
 
 def states_of(runs):
     """What `last_state` returns, or raises, in processes with these runs."""
-    port = _free_port()
+    port = free_port()
 
     def find(index):
         try:

@@ -18,12 +18,11 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from keras_mixer.commands.launch import _free_port
 from keras_mixer.errors import InputError, RunError
 from keras_mixer.files import unseal
 from keras_mixer.training import team as team_module
 from keras_mixer.training.checkpoints import newest_checkpoint
-from keras_mixer.training.place import Place
+from keras_mixer.training.place import Place, free_port
 from keras_mixer.training.run import read_history
 from keras_mixer.training.team import Team, joined, refuse_team
 
@@ -35,7 +34,7 @@ pytest.importorskip("jax", reason="jax is not installed: pip install -e '.[test]
 
 def as_team(works, counts=None, indices=None):
     """Runs each function of a `Team` in a thread of its own; returns results or errors."""
-    port = _free_port()
+    port = free_port()
     places = [
         Place("127.0.0.1", port, (counts or {}).get(index, len(works)), index)
         for index in indices or range(len(works))
@@ -107,12 +106,12 @@ def test_processes_that_do_not_come_are_named(monkeypatch):
 def test_without_process_0_the_others_say_so(monkeypatch):
     monkeypatch.setattr(team_module, "JOINING", 0.5)
     with pytest.raises(RunError, match=r"process 0 was not found at 127.0.0.1:\d+ in 0 s"):
-        Team(Place("127.0.0.1", _free_port(), 2, 1)).__enter__()
+        Team(Place("127.0.0.1", free_port(), 2, 1)).__enter__()
 
 
 def test_strangers_on_the_port_are_no_processes():
     """Whoever connects to the port and says something else, or nothing, is not waited for."""
-    port = _free_port()
+    port = free_port()
 
     def knock(content):
         while True:
@@ -135,7 +134,7 @@ def test_strangers_on_the_port_are_no_processes():
 
 
 def test_a_port_that_is_taken_is_named():
-    port = _free_port()
+    port = free_port()
     with socket.create_server(("", port + 1)), pytest.raises(InputError, match=f"port {port + 1}"):
         Team(Place("127.0.0.1", port, 2, 0)).__enter__()
 
@@ -218,7 +217,7 @@ def start(compiled, tmp_path):
     started = []
 
     def start(count, *flags, only=None):
-        only, port = only or {}, _free_port()
+        only, port = only or {}, free_port()
         for index in range(count):
             more, variables = only.get(index, ((), {}))
             environment = {

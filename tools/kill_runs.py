@@ -9,6 +9,9 @@ four is also stopped for two seconds (SIGSTOP). In the end it must equal a run t
 disturbed, bit for bit: weights, optimizer, moving average, seed states, metrics, history, best
 weights; and it must have exported once. All that draws random numbers is on, bfloat16 and gradient
 accumulation too.
+
+With --processes=2 every run has several processes, of which one is killed; the others must end
+within a minute, each with one line that names it.
 """
 
 import argparse
@@ -28,11 +31,13 @@ from keras_mixer.reports.markdown import table
 from keras_mixer.reports.report import describe_machine
 from keras_mixer.training.checkpoints import newest_checkpoint
 from keras_mixer.training.environment import environment
+from keras_mixer.training.place import free_port, variables_of
 from keras_mixer.training.run import read_metrics
 from keras_mixer.weights import model_folder
 
 TRAIN = Path(__file__).parents[1] / "train.py"
 MOST_KILLS_PER_RUN = 5
+MOST_SECONDS = 60  # in which the other processes of a run have to end
 EARLY, STOPPED = 0.25, 0.25  # of all kills
 FLAGS = [
     "--dataset=digits", "--image_shape=16", "--depth=2", "--dim=16", "--batch_size=32",
@@ -45,38 +50,81 @@ FLAGS = [
 ]  # fmt: skip
 
 
-def start(directory, more=()):
-    """Starts a run and returns its process; its standard error can be read line by line."""
-    exports = directory.with_name(f"{directory.name}-exports")
-    flags = [*FLAGS, f"--output_dir={directory}", f"--export_dir={exports}", *more]
-    command = [sys.executable, str(TRAIN), *flags]
-    return subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=directory.parent
-    )
+class Started:
+    """The processes of a run that has been started, the first of which tells what it does."""
 
+    def __init__(self, directory, count, more=()):
+        exports = directory.with_name(f"{directory.name}-exports")
+        flags = [*FLAGS, f"--output_dir={directory}", f"--export_dir={exports}", *more]
+        command = [sys.executable, str(TRAIN), *flags]
+        port = free_port()
+        self.said = [""] * count
+        self.processes = [
+            subprocess.Popen(
+                command, env=variables_of(port, count, index), cwd=directory.parent, text=True,
+                stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+            )
+            for index in range(count)
+        ]  # fmt: skip
 
-def wait_for_first_step(process):
-    """Reads a run's standard error up to its first step, or its end if all steps were taken."""
-    lines = []
-    for line in process.stderr:
-        lines.append(line)
-        if "first step done" in line:
-            break
-    return "".join(lines)
+    def wait_for_first_step(self):
+        """Reads standard error up to the first step, or the end if all steps were taken."""
+        for line in self.processes[0].stderr:
+            self.said[0] += line
+            if "first step done" in line:
+                break
+        return self.said[0]
 
+    def pause(self, dice, seconds=2):
+        """Stops a process for some seconds."""
+        process = dice.choice(self.processes)
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGCONT)
 
-def pause(process, seconds=2):
-    """Stops a process for some seconds."""
-    process.send_signal(signal.SIGSTOP)
-    time.sleep(seconds)
-    process.send_signal(signal.SIGCONT)
+    def wait(self, seconds):
+        """Waits until all have ended; returns whether they have."""
+        deadline = time.monotonic() + seconds
+        while any(process.poll() is None for process in self.processes):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.005)
+        return True
 
+    def finish(self):
+        """Lets the run end well."""
+        self._read(None)
+        if statuses := [p.returncode for p in self.processes if p.returncode]:
+            raise AssertionError(f"exit status {statuses[0]}:\n{self.said}")
 
-def finish(process, said=""):
-    """Lets a run end well; `said` is what was read of its standard error."""
-    errors = said + process.communicate()[1]
-    if process.returncode != 0:
-        raise AssertionError(f"exit status {process.returncode}:\n{errors}")
+    def kill(self, dice):
+        """Kills one process, and lets the others end."""
+        alive = [n for n, process in enumerate(self.processes) if process.poll() is None]
+        victim = dice.choice(alive)
+        self.processes[victim].send_signal(signal.SIGKILL)
+        self._read(MOST_SECONDS)
+        for index in set(alive) - {victim}:
+            process = self.processes[index]
+            last = (self.said[index].splitlines() or [""])[-1]
+            named = last.startswith(f"error: process {victim}") or process.returncode == 0
+            if not named or "Traceback" in self.said[index]:
+                raise AssertionError(
+                    f"process {index}, status {process.returncode}, after {victim} was killed:\n"
+                    f"{self.said[index]}"
+                )
+
+    def _read(self, seconds):
+        for index, process in enumerate(self.processes):
+            try:
+                self.said[index] += process.communicate(timeout=seconds)[1]
+            except subprocess.TimeoutExpired as error:
+                self.stop()
+                raise AssertionError(f"process {index} did not end in {seconds} s") from error
+
+    def stop(self):
+        """Kills what is left."""
+        for process in self.processes:
+            process.kill()
 
 
 def fingerprint(directory):
@@ -100,38 +148,39 @@ def fingerprint(directory):
     }
 
 
-def undisturbed(directory, more):
+def undisturbed(directory, count, more):
     """Runs without interruption; returns the fingerprint, and seconds before and after step 1."""
     began = time.monotonic()
-    process = start(directory, more)
-    wait_for_first_step(process)
+    started = Started(directory, count, more)
+    started.wait_for_first_step()
     first_step = time.monotonic()
-    finish(process)
+    started.finish()
     return fingerprint(directory), first_step - began, time.monotonic() - first_step
 
 
-def disturbed(directory, more, before, after, kills, dice):
+def disturbed(directory, count, more, before, after, kills, dice):
     """Kills a run up to `kills` times; returns how often it was, and the fingerprint in the end."""
     done = 0
     while True:
         had_checkpoint = any(directory.glob("checkpoints/step-" + "[0-9]" * 10))
-        process = start(directory, more)
-        try:
-            if done < kills and dice.random() < EARLY:
-                process.wait(timeout=dice.uniform(0, before))
-            lines = wait_for_first_step(process)
-            if had_checkpoint and "training in" in lines:
-                raise AssertionError("started from scratch although there was a checkpoint")
-            if done < kills:
-                if dice.random() < STOPPED:
-                    pause(process)
-                process.wait(timeout=dice.uniform(0, after))
-            finish(process, lines)
-            return done, fingerprint(directory)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
+        started = Started(directory, count, more)
+        early = done < kills and dice.random() < EARLY
+        if early and not started.wait(dice.uniform(0, before)):
+            started.kill(dice)
             done += 1
+            continue
+        lines = started.wait_for_first_step()
+        if had_checkpoint and "training in" in lines:
+            raise AssertionError("started from scratch although there was a checkpoint")
+        if done < kills:
+            if dice.random() < STOPPED:
+                started.pause(dice)
+            if not started.wait(dice.uniform(0, after)):
+                started.kill(dice)
+                done += 1
+                continue
+        started.finish()
+        return done, fingerprint(directory)
 
 
 def differences(one, other):
@@ -143,6 +192,7 @@ def main():
     """Kills as often as asked, and says how many runs came out equal."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--processes", type=int, default=1, help="processes of a run, on JAX")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", default="-", help="write the table to this file")
     parser.add_argument("more", nargs="*", help="after --: more flags of the runs")
@@ -151,12 +201,13 @@ def main():
     dice = random.Random(options.seed)
     kills = runs = equal = 0
     with tempfile.TemporaryDirectory() as folder, console.progress_bar() as bar:
-        expected, *seconds = undisturbed(Path(folder) / "undisturbed", options.more)
+        count = options.processes
+        expected, *seconds = undisturbed(Path(folder) / "undisturbed", count, options.more)
         task = bar.add_task("kills", total=options.kills, status="")
         while kills < options.kills:
             wanted = min(MOST_KILLS_PER_RUN, options.kills - kills)
             done, found = disturbed(
-                Path(folder) / f"run{runs}", options.more, *seconds, wanted, dice
+                Path(folder) / f"run{runs}", count, options.more, *seconds, wanted, dice
             )
             differing = differences(expected, found)
             kills, runs, equal = kills + done, runs + 1, equal + (not differing)

@@ -1,8 +1,6 @@
 """The command that starts several processes of one run on this computer: launch."""
 
 import dataclasses
-import os
-import socket
 import subprocess
 import sys
 
@@ -12,7 +10,7 @@ from keras_mixer.config.training import Config
 from keras_mixer.console import check_installed
 from keras_mixer.errors import InputError
 from keras_mixer.interrupts import handling
-from keras_mixer.training.place import find_place
+from keras_mixer.training.place import find_place, free_port, variables_of
 from keras_mixer.training.signals import SIGNALS
 
 _COMMAND = "train"
@@ -45,7 +43,7 @@ def launch(options, arguments):
         raise InputError("launch: this is one of several processes already")
     check_installed("jax")
     parse(Config, arguments[1:])  # so that what is wrong is said once
-    port = _free_port() if options.port is None else options.port
+    port = free_port() if options.port is None else options.port
     processes = [
         _start(arguments, port, options.processes, index) for index in range(options.processes)
     ]
@@ -66,27 +64,8 @@ def _status_of(process):
 
 
 def _start(arguments, port, count, index):
-    variables = {
-        "KERAS_BACKEND": "jax",
-        "KERAS_DISTRIBUTION_JOB_ADDRESSES": f"127.0.0.1:{port}",
-        "KERAS_DISTRIBUTION_NUM_PROCESSES": str(count),
-        "KERAS_DISTRIBUTION_PROCESS_ID": str(index),
-        "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"),
-    }
     return subprocess.Popen(
         [sys.executable, "-m", "keras_mixer", *arguments],
-        env=os.environ | variables,
+        env=variables_of(port, count, index),
         process_group=0,  # so that Ctrl-C reaches it once, from here
     )
-
-
-def _free_port():
-    """Returns a port that is free, and the next one, too."""
-    while True:
-        with socket.create_server(("", 0)) as server:
-            port = server.getsockname()[1]
-            try:
-                socket.create_server(("", port + 1)).close()
-            except (OSError, OverflowError):
-                continue
-        return port

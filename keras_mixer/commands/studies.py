@@ -22,13 +22,14 @@ from keras_mixer.config.command_line import parse
 from keras_mixer.config.options import COUNT, SEED, option, options_of
 from keras_mixer.config.presets import preset_names, preset_path
 from keras_mixer.config.training import Config
-from keras_mixer.console import quiet_tensorflow, say
+from keras_mixer.console import check_installed, quiet_tensorflow, say
 from keras_mixer.data.datasets import AVG5, dataset_row
 from keras_mixer.errors import InputError, named
 from keras_mixer.reports.curves import draw_curves
 from keras_mixer.reports.page_folder import INDEX, check_page_folder
 from keras_mixer.reports.report import as_table, read_experiments
 from keras_mixer.studies import benchmark as benchmark_study
+from keras_mixer.studies import scaling
 from keras_mixer.studies.space import OWN
 from keras_mixer.training.open_run import plan_run
 from keras_mixer.weights.registry import release_of
@@ -238,6 +239,13 @@ class BenchmarkOptions(Config):
         "Sizes to measure training at half, one, two and four times of.",
         choices=tuple(benchmark_study.VARIED),
     )
+    processes: tuple[int, ...] | None = option(
+        None,
+        "Measure nothing but how training scales with these numbers of processes, on Keras's JAX "
+        "backend, each on a core of its own; and calculate it for up to 64 GPUs.",
+        low=1,
+        high=64,
+    )
     channels: int | None = option(
         None, "Color channels of random images (default: those of the data).", low=1, high=4
     )
@@ -255,6 +263,9 @@ def benchmark(options, arguments):
             check_writable(path, flag)
     if options.plot and not options.vary:
         raise InputError("--plot: there is nothing to draw without --vary")
+    if options.processes:
+        _benchmark_processes(options)
+        return
     compare = options.compare or ()
     if "jax" in compare and not importlib.util.find_spec("jax"):
         raise InputError("--compare=jax needs a package: pip install 'keras_mixer[backends]'")
@@ -277,3 +288,22 @@ def benchmark(options, arguments):
         picture = io.BytesIO()
         benchmark_study.draw(results).savefig(picture, format="png", dpi=150)
         write(options.plot, picture.getvalue())
+
+
+def _benchmark_processes(options):
+    check_installed("jax")
+    config = Config(**options_of(options, Config))
+    run = plan_run(config)
+    counts = sorted(set(options.processes))
+    if uneven := [count for count in counts if run.config.batch_size % count]:
+        raise InputError(
+            f"--batch_size={run.config.batch_size}: expected a multiple of --processes, received "
+            f"{uneven[0]}"
+        )
+    results = scaling.measure(config, counts, options.repeats)
+    table = scaling.as_table(results, run.spec.architecture, run.config.batch_size)
+    print(table, end="")
+    if options.output:
+        publish_table("benchmark", options, [], table)
+    if options.json:
+        write(options.json, json.dumps(results, indent=2))

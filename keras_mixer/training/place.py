@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 from typing import NamedTuple
 
 from keras_mixer.errors import InputError
@@ -95,3 +96,31 @@ def _first_node(nodes):
     """Returns the first of SLURM's nodes: `node7` of `node[7-9,12],other`."""
     name, numbers, suffix = re.match(r"([^,\[]*)(?:\[([^\],-]*)[^\]]*\])?([^,]*)", nodes).groups()
     return f"{name}{numbers or ''}{suffix}"
+
+
+# === Processes of this computer ===
+
+
+def variables_of(port, count, index):
+    """Returns the environment of process `index` of `count` on this computer; of one, the same."""
+    if count == 1:
+        return dict(os.environ)
+    return os.environ | {
+        "KERAS_BACKEND": "jax",
+        "KERAS_DISTRIBUTION_JOB_ADDRESSES": f"127.0.0.1:{port}",
+        "KERAS_DISTRIBUTION_NUM_PROCESSES": str(count),
+        "KERAS_DISTRIBUTION_PROCESS_ID": str(index),
+        "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"),
+    }
+
+
+def free_port():
+    """Returns a port that is free, and the next one, too."""
+    while True:
+        with socket.create_server(("", 0)) as server:
+            port = server.getsockname()[1]
+            try:
+                socket.create_server(("", port + 1)).close()
+            except (OSError, OverflowError):
+                continue
+        return port

@@ -1,0 +1,138 @@
+"""Measures the steps of one run in several processes, as one of them.
+
+Started as `python -m keras_mixer.studies.scaling_worker CORE`, with the place of the process in
+its environment. Standard input is a JSON object: the fields of a `Config`, `repeats`, `steps`.
+Process 0 answers with a JSON object of seconds: `step` (on random images) and `fit` (on the input
+pipeline), a list each; `exchange` of the gradients alone; `input` of this process's part of a
+batch, alone; and `bytes`, which the computer's loopback device carried a step.
+"""
+
+import dataclasses
+import json
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from keras_mixer.config.training import Config
+from keras_mixer.console import quiet_tensorflow
+from keras_mixer.studies.timm_worker import take_standard_output
+from keras_mixer.training.open_run import plan_run
+from keras_mixer.training.team import joined
+
+_WARM_UP = 3  # steps before those that are measured
+
+
+def main(values, answer):
+    """Measures everything.
+
+    Args:
+        values: dict, see above.
+        answer: Function that takes a dict of JSON values.
+    """
+    repeats, steps = values.pop("repeats"), values.pop("steps")
+    run = plan_run(Config(**values))
+    with joined() as team, quiet_tensorflow():
+        from keras_mixer.training.devices import choose_devices, connected, sharing
+
+        run = dataclasses.replace(run, team=team)
+        with connected(team):
+            devices = choose_devices("all", team)
+            with sharing(devices, run.config.batch_size):
+                measured = _measure(run, repeats, steps)
+    if team.leads:
+        answer(measured)
+
+
+def _measure(run, repeats, steps):
+    import keras
+
+    from keras_mixer.training.fit import batches_of, compiled_model
+
+    keras.utils.set_random_seed(run.config.seed)
+    model, _ = compiled_model(run, run.config.lr)
+    carried = _carried()
+    random = [_seconds_of_step(model, _random_batches(run), steps) for _ in range(repeats)]
+    carried = (_carried() - carried) / (repeats * (steps + _WARM_UP))
+    batches = batches_of(run, run.dataset.train)
+    return {
+        "step": random,
+        "fit": [_seconds_of_step(model, batches, steps) for _ in range(repeats)],
+        "exchange": _seconds_of_exchange(run, steps),
+        "input": _seconds_of_input(batches, steps),
+        "bytes": carried,
+    }
+
+
+def _random_batches(run):
+    import tensorflow as tf
+
+    sizes, count = run.spec.architecture, run.config.batch_size // run.team.count
+    images = np.random.default_rng(0).normal(size=(count, *sizes.image_shape, sizes.channels))
+    labels = np.eye(sizes.num_classes, dtype=np.float32)[np.arange(count) % sizes.num_classes]
+    return tf.data.Dataset.from_tensors((images.astype(np.float32), labels)).repeat()
+
+
+def _seconds_of_step(model, batches, steps):
+    import keras
+
+    class Timer(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch in (_WARM_UP - 1, _WARM_UP + steps - 1):
+                float(logs["loss"])  # waits until it is computed
+                self.begun, self.ended = getattr(self, "ended", None), time.perf_counter()
+
+    timer = Timer()
+    total = _WARM_UP + steps
+    model.fit(batches, steps_per_epoch=total, callbacks=[timer], shuffle=False, verbose=0)
+    return (timer.ended - timer.begun) / steps
+
+
+def _seconds_of_exchange(run, steps):
+    """Returns the seconds of adding up as many numbers as there are parameters, of all devices."""
+    import jax
+
+    if run.team.count == 1:
+        return 0.0
+    mesh = jax.sharding.Mesh(jax.devices(), ("devices",))
+    dealt, whole = (
+        jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+        for axes in (["devices"], [])
+    )
+    numbers = np.ones((jax.local_device_count(), run.spec.architecture.parameters), np.float32)
+    numbers = jax.make_array_from_process_local_data(dealt, numbers)
+    add_up = jax.jit(lambda x: x.sum(axis=0), out_shardings=whole)
+    return _mean_seconds(lambda: add_up(numbers).block_until_ready(), steps)
+
+
+def _seconds_of_input(batches, steps):
+    iterator = iter(batches)
+    return _mean_seconds(lambda: next(iterator), 2 * steps)
+
+
+def _mean_seconds(call, times):
+    for _ in range(_WARM_UP):
+        call()
+    seconds = []
+    for _ in range(times):
+        begun = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - begun)
+    return statistics.mean(seconds)
+
+
+def _carried():
+    """Returns the bytes that the loopback device has carried; 0 where it is not known."""
+    table = Path("/proc/net/dev")
+    lines = table.read_text().splitlines() if table.exists() else []
+    return next((int(line.split()[1]) for line in lines if line.strip().startswith("lo:")), 0)
+
+
+if __name__ == "__main__":
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {int(sys.argv[1])})
+    write = take_standard_output()
+    main(json.loads(sys.stdin.readline()), write)
