@@ -14,10 +14,14 @@ import pytest
 from conftest import ROOT, TINY, read_history
 
 from keras_mixer import Config, InputError, console, fit, run_job
+from keras_mixer.inference.evaluate import outputs_of, subject_of_run
+from keras_mixer.inference.predict import classify
 from keras_mixer.training.checkpoints import newest_checkpoint
-from keras_mixer.training.devices import choose_devices
+from keras_mixer.training.devices import choose_devices, predictor
 
 ON_JAX = keras.backend.backend() == "jax"
+if ON_JAX:
+    import jax
 on_jax = pytest.mark.skipif(not ON_JAX, reason="test_on_jax runs it")
 on_tensorflow = pytest.mark.skipif(ON_JAX, reason="of the TensorFlow backend")
 
@@ -102,6 +106,27 @@ def test_parts_of_a_batch_give_its_gradients(config):
     parts = last_state(fit(config("parts", accumulation=4, **fields)))
     for name, array in whole.items():
         np.testing.assert_allclose(parts[name], array, rtol=0, atol=2e-5, err_msg=name)
+
+
+@on_jax
+def test_all_devices_evaluate_and_predict(config, monkeypatch):
+    """360 test images in batches of 7, and 5 images at once: no multiples of the devices."""
+    run = fit(config(num_steps=1))
+    subject = subject_of_run(run, "test", batch_size=7)
+    images = list(run.dataset.test.pixels[:5])
+    received, _ = outputs_of(subject)
+    probabilities = [row for _, row in classify(subject.model, images)]
+    of_all = predictor(subject.model)
+    assert len(jax.local_devices()) == 4
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+    alone, _ = outputs_of(subject)
+    np.testing.assert_allclose(received, alone, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        probabilities, [row for _, row in classify(subject.model, images)], rtol=0, atol=1e-5
+    )
+    gray = np.zeros((3, 8, 8, 1), "f")
+    expected = subject.model.predict_on_batch(gray)
+    np.testing.assert_allclose(of_all(gray), expected, rtol=0, atol=1e-5)
 
 
 @on_jax

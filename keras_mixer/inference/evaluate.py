@@ -13,6 +13,7 @@ from keras_mixer.inference.calibration import calibration_scores, fit_temperatur
 from keras_mixer.model.architecture import ModelSpec
 from keras_mixer.preprocessing.bad_images import broken_images_named
 from keras_mixer.preprocessing.input_pipeline import EVALUATION_BATCH_SIZE, evaluation_batches
+from keras_mixer.training.devices import predictor
 from keras_mixer.training.fast_mixing import faster, use_threads_for
 from keras_mixer.training.losses import check_finite
 from keras_mixer.weights import model_folder
@@ -190,11 +191,12 @@ def compute_logits(model, spec, split, description="evaluating", batch_size=EVAL
         (logits, labels), in the order of the split: float array `(n, num_classes)`, or
         `(n, dim)` without a head, and int array `(n,)`.
     """
-    batches, model = evaluation_batches(split, spec, batch_size), faster(model, batch_size)
+    batches = evaluation_batches(split, spec, batch_size)
+    predict = predictor(faster(model, batch_size))
     logits, labels = [], []
     with broken_images_named(split):
         for images, batch_labels in console.track(batches, description):
-            logits.append(model.predict_on_batch(images.numpy()))
+            logits.append(predict(images.numpy()))
             labels.append(batch_labels.numpy())
     return np.concatenate(logits), np.concatenate(labels)
 

@@ -16,6 +16,7 @@ from keras_mixer.data.image_listing import list_images
 from keras_mixer.errors import InputError, some_of
 from keras_mixer.inference.read_image import as_list, read_image, refuse_unreadable
 from keras_mixer.preprocessing.input_pipeline import EVALUATION_BATCH_SIZE
+from keras_mixer.training.devices import predictor
 from keras_mixer.training.fast_mixing import faster
 from keras_mixer.training.losses import PROBABILITIES, check_finite
 from keras_mixer.training.run import Run
@@ -157,14 +158,12 @@ def classify(model, images):
     probabilities = PROBABILITIES[model.spec.loss]
     values = math.prod(model.input_shape[1:])
     size = max(1, min(EVALUATION_BATCH_SIZE, _MOST_VALUES // values))
-    model_to_call = faster(model, min(size, len(images)))
+    predict = predictor(faster(model, min(size, len(images))))
     for start in range(0, len(images), size):
         batch = images[start : start + size]
         arrays = [read_image(image, model.spec) for image in batch]
         readable = [array for array in arrays if not isinstance(array, str)]
-        logits = (
-            model_to_call.predict_on_batch(np.stack(readable)) if readable else np.empty((0, 2))
-        )
+        logits = predict(np.stack(readable)) if readable else np.empty((0, 2))
         check_finite(logits)
         rows = iter(np.asarray(probabilities(logits.astype(np.float64))))
         for image, array in zip(batch, arrays, strict=True):

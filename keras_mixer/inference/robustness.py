@@ -14,6 +14,7 @@ from keras_mixer.preprocessing.corruptions import corrupt
 from keras_mixer.preprocessing.input_pipeline import evaluation_batches
 from keras_mixer.preprocessing.permute import permute
 from keras_mixer.preprocessing.resize import permuted, to_model_range
+from keras_mixer.training.devices import predictor
 from keras_mixer.training.fast_mixing import faster
 from keras_mixer.training.losses import check_finite
 
@@ -117,11 +118,12 @@ def accuracy_of_variants(subject, variants, description):
         preprocessing=dataclasses.replace(spec.preprocessing, permutation="none")
     )
     batches = evaluation_batches(subject.split, ordered, subject.batch_size)
-    model, correct = faster(subject.model, subject.batch_size), dict.fromkeys(variants, 0)
+    predict = predictor(faster(subject.model, subject.batch_size))
+    correct = dict.fromkeys(variants, 0)
     with broken_images_named(subject.split):
         steps = console.track(_each(variants, batches), description, len(batches) * len(variants))
         for name, images, labels in steps:
-            logits = model.predict_on_batch(permuted(images, spec))
+            logits = predict(permuted(images, spec))
             check_finite(logits)
             correct[name] += np.sum(logits.argmax(axis=1) == subject.class_of[labels])
     return {name: float(count / len(subject.split)) for name, count in correct.items()}

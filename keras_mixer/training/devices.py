@@ -181,7 +181,7 @@ def validate(model, batches, team=ALONE):
     distribution = keras.distribution.distribution()
     if distribution is None:
         return model.evaluate(batches, verbose=0, return_dict=True)
-    predict = _predict_here(model) if team.count > 1 else _predict_on_all(model, distribution)
+    predict = predictor(model) if team.count > 1 else _predict_on_all(model, distribution)
     sums = np.zeros(3)  # images, loss, correct ones
     for images, labels in batches.as_numpy_iterator():
         logits = predict(images)
@@ -205,11 +205,17 @@ def _predict_on_all(model, distribution):
     return predict
 
 
-def _predict_here(model):
-    """Returns a function that computes the outputs of a batch by the devices of this process.
+def predictor(model):
+    """Returns a function of images to outputs, arrays, that uses all devices of this process.
 
-    Other processes have other numbers of batches, so that none may wait for them.
+    No other process takes part in it: they have other numbers of batches. On JAX the outputs of
+    several devices are put together; on TensorFlow there is one.
+
+    Args:
+        model: `keras.Model` whose weights will not change.
     """
+    if keras.backend.backend() != "jax":
+        return model.predict_on_batch
     import jax
 
     devices = jax.local_devices()
@@ -219,12 +225,13 @@ def _predict_here(model):
         for axes in ([], ["batch"])
     )
 
-    def here(variable):
-        copies = [shard.data for shard in variable.value.addressable_shards]
-        return jax.make_array_from_single_device_arrays(variable.shape, whole, copies)
+    def copy(variable):
+        # By NumPy: device_put shares memory even with may_alias=False, and Keras's functions give
+        # away that of their variables (JAX 0.10.2, Keras 3.15.1).
+        return jax.device_put(np.array(variable.value), whole)
 
     groups = model.trainable_variables, model.non_trainable_variables
-    weights = [list(map(here, variables)) for variables in groups]
+    weights = [list(map(copy, variables)) for variables in groups]
 
     def predict(images):
         images_here = jax.device_put(_padded(images, len(devices)), dealt)
