@@ -43,6 +43,7 @@ def last_state(run):
     return {name: array for name, array in arrays.items() if not name.startswith("meters")}
 
 
+@pytest.mark.slow
 @on_tensorflow
 def test_on_jax(tmp_path):
     if importlib.util.find_spec("jax") is None:

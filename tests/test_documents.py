@@ -139,6 +139,7 @@ def tour():
     return [line for line in blocks.splitlines() if not any(word in line for word in ELSEWHERE)]
 
 
+@pytest.mark.slow
 def test_commands_of_readme_run_one_after_the_other(
     folder, run, tmp_path, monkeypatch, write_image
 ):

@@ -364,6 +364,7 @@ def test_the_time_of_a_long_run_is_said_before_its_first_epoch_ends(
 # === In processes of their own ===
 
 
+@pytest.mark.slow
 def test_killed_runs_end_as_if_nothing_had_happened():
     """One kill; `python tools/kill_runs.py --kills=100` does more."""
     command = [sys.executable, ROOT / "tools" / "kill_runs.py", "--kills=1"]

@@ -63,6 +63,7 @@ def trained(tmp_path, name, *flags, cwd=None, code=None, **environment):
     return {key: array.tobytes() for key, array in arrays.items()}
 
 
+@pytest.mark.slow
 def test_runs_do_not_depend_on_where_they_are_started(tmp_path):
     """Nor on hash seeds, the locale, the time zone, the order of the file system."""
     flags = [*FLAGS, f"--data_dir={tmp_path / 'data'}"]

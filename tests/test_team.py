@@ -86,6 +86,21 @@ def test_an_error_in_one_process_ends_the_others_by_its_name(failing):
         assert str(error).endswith(") has ended: --lr: no such number")
 
 
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (InputError("a\nb"), 2, "a b"),
+        (RunError("c"), 1, "c"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (SystemExit(143), 143, "interrupted"),
+        (ZeroDivisionError(), 1, "ZeroDivisionError"),
+    ],
+)
+def test_how_a_process_ended_is_told_and_is_its_status(error, status, said):
+    assert team_module._status_of(error) == status
+    assert Team()._describe(error) == f"process 0 has ended: {said}"
+
+
 def test_other_numbers_of_processes_are_refused():
     first, second = as_team([lambda team: team.exchange()] * 2, counts={1: 3})
     assert str(first) == str(second) == "process 1 expects 3 processes, process 0 2"

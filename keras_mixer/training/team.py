@@ -95,7 +95,10 @@ class Team:
         try:
             yield
         except Exception as error:
-            if type(error).__name__ == "JaxRuntimeError":  # as when another process is lost
+            if type(error).__name__ in (
+                "JaxRuntimeError",
+                "XlaRuntimeError",
+            ):  # as when another process is lost
                 time.sleep(SILENCE + BEAT)  # the other threads end this one, and say why
             raise
         finally:
@@ -121,12 +124,14 @@ class Team:
             link.end()
         if self.engine_started and not stopped:
             # JAX would wait for the others, minutes, before the process may end.
-            atexit.register(os._exit, 2 if isinstance(error, InputError) else 1)
+            atexit.register(os._exit, _status_of(error))
 
     def _describe(self, error):
         if isinstance(error, RunError) and str(error).startswith("process "):
             return str(error)  # as it was received
-        text = " ".join(str(error).splitlines()) if str(error) else type(error).__name__
+        text = " ".join(str(error).splitlines()) or type(error).__name__
+        if not isinstance(error, Exception):  # KeyboardInterrupt, SystemExit
+            text = "interrupted"
         return f"{self.names[self.index]} has ended: {text}"
 
     def _send_all(self, message):
@@ -182,6 +187,14 @@ class Team:
                 return
         console.print_last_words(reason)
         os._exit(1)
+
+
+def _status_of(error):
+    """Returns the exit status of a process that ends by an error, as the command line has it."""
+    if isinstance(error, SystemExit):
+        return error.code
+    statuses = {InputError: 2, KeyboardInterrupt: 130}
+    return next((status for kind, status in statuses.items() if isinstance(error, kind)), 1)
 
 
 ALONE = Team()
