@@ -122,7 +122,7 @@ def test_marked_blocks_run(tmp_path):
 
 
 # What needs a network or an accelerator, or is as long as many runs and has tests of its own.
-ELSEWHERE = ("official:", "--preset=finetune_cifar10", "keras-mixer sweep")
+ELSEWHERE = ("official:", "--preset=finetune_cifar10", "keras-mixer sweep", "keras-mixer launch")
 # What makes the others short enough for a test, and fit for a few images.
 SHORT = {
     "train": (

@@ -249,11 +249,11 @@ class _Link:
         with contextlib.suppress(OSError), self._sending:
             self._connection.sendall(json.dumps(message).encode() + b"\n")
 
-    def read(self, seconds=None):
+    def read(self, seconds=None, most=_MOST_BYTES):
         """Returns the next message; None at the end, or after some seconds."""
         try:
             self._connection.settimeout(seconds)
-            message = json.loads(self._lines.readline(_MOST_BYTES))
+            message = json.loads(self._lines.readline(most))
             return message if isinstance(message, dict) else None
         except (OSError, ValueError):
             return None
@@ -323,7 +323,7 @@ def _listening(place):
 
 def _welcome(team, links, link):
     """Takes a process into the team, if it says that it belongs there."""
-    hello = link.read(BEAT) or {}
+    hello = link.read(BEAT, most=1000) or {}
     index, count = hello.get("index"), hello.get("count")
     if not isinstance(index, int):
         link.close()  # none of ours
