@@ -79,9 +79,9 @@ def test_kubernetes_manifest_is_that_of_a_team():
     assert pod["subdomain"] == service["metadata"]["name"]
     assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
     assert {v["name"] for v in pod["volumes"]} == {v["name"] for v in container["volumeMounts"]}
-    python, script, *flags = container["command"]
-    assert (python, script) == ("python", "train.py")
-    parse(Config, flags)
+    program, command, *flags = container["command"]
+    assert program == "keras-mixer"
+    parse(COMMANDS[command].options, flags)
 
 
 def test_slurm_script_gives_every_host_one_task():

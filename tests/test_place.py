@@ -47,7 +47,7 @@ def without(variables, *names):
         ),
         (JAX | {"JAX_COORDINATOR_ADDRESS": "[::1]:9000"}, Place("::1", 9000, 2, 1)),
         (JAX | KERAS, Place("10.0.0.1", 9000, 4, 3)),
-        (SLURM, Place("gpu07", 20_000 + 2 * 1234567 % 20_000, 5, 2)),
+        (SLURM, Place("gpu07", 20_000 + 2 * 1234567 % 12_000, 5, 2)),
         (SLURM | {"SLURM_STEP_NODELIST": "node7"}, Place("node7", 29_134, 5, 2)),
         (SLURM | {"SLURM_STEP_NODELIST": "a,b"}, Place("a", 29_134, 5, 2)),
         (SLURM | {"SLURM_STEP_NODELIST": "r[1,3]-gpu"}, Place("r1-gpu", 29_134, 5, 2)),
@@ -73,6 +73,10 @@ def test_places(variables, expected):
         (
             without(KERAS, "KERAS_DISTRIBUTION_NUM_PROCESSES"),
             "KERAS_DISTRIBUTION_NUM_PROCESSES: .*; it is not set",
+        ),
+        (
+            without(JAX, "JAX_COORDINATOR_ADDRESS"),
+            "JAX_COORDINATOR_ADDRESS: expected HOST:PORT of process 0; it is not set, but one of",
         ),
         (JAX | {"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES: .*; received two"),
         (JAX | {"JAX_NUM_PROCESSES": "0"}, "JAX_NUM_PROCESSES: .* from 1 .*; received 0"),

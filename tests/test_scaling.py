@@ -9,7 +9,14 @@ from keras_mixer.studies import scaling, scaling_worker
 from keras_mixer.training.environment import cores
 
 B16 = Architecture.create("B/16", num_classes=1000)
-FOUND = {"step": [0.2, 0.1, 0.3], "fit": [0.25], "exchange": 0.0, "input": 0.01, "bytes": 0}
+FOUND = {
+    "step": [0.2, 0.1, 0.3],
+    "fit": [0.25],
+    "exchange": 0.0,
+    "input": 0.01,
+    "bytes": 0,
+    "weights": 9,
+}
 
 
 def test_the_model_is_computation_and_a_ring_of_exchanges():

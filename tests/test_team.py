@@ -20,6 +20,7 @@ from conftest import ROOT
 
 from keras_mixer.errors import InputError, RunError
 from keras_mixer.files import unseal
+from keras_mixer.training import links
 from keras_mixer.training import team as team_module
 from keras_mixer.training.checkpoints import newest_checkpoint
 from keras_mixer.training.place import Place, free_port
@@ -107,21 +108,89 @@ def test_other_numbers_of_processes_are_refused():
 
 
 def test_two_processes_of_one_number_are_refused(monkeypatch):
-    monkeypatch.setattr(team_module, "JOINING", 5.0)
+    monkeypatch.setattr(links, "JOINING", 5.0)
     errors = as_team([lambda team: team.exchange()] * 3, indices=[0, 1, 1])
     assert {str(error) for error in errors} == {"two processes say that they are process 1"}
 
 
 def test_processes_that_do_not_come_are_named(monkeypatch):
-    monkeypatch.setattr(team_module, "JOINING", 1.0)
+    monkeypatch.setattr(links, "JOINING", 1.0)
     first, second = as_team([lambda team: team.exchange()] * 2, counts={0: 4, 1: 4})
     assert str(first) == str(second) == "expected 4 processes; missing after 1 s: 2, 3"
 
 
 def test_without_process_0_the_others_say_so(monkeypatch):
-    monkeypatch.setattr(team_module, "JOINING", 0.5)
+    monkeypatch.setattr(links, "JOINING", 0.5)
     with pytest.raises(RunError, match=r"process 0 was not found at 127.0.0.1:\d+ in 0 s"):
         Team(Place("127.0.0.1", free_port(), 2, 1)).__enter__()
+
+
+GARBAGE = (
+    b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", b"", b'{"index": "1"}\n', b"[" * 100_000 + b"\n",
+    b'{"index": true, "count": 2}\n', b'{"index": -1, "count": 2}\n', b'{"index": 2, "count": 2}\n',
+    b'{"index": ' + b"9" * 900 + b', "count": 2}\n',
+)  # fmt: skip
+
+
+def test_a_stranger_that_trickles_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(links, "BEAT", 0.5)
+    port, over = free_port(), threading.Event()
+
+    def trickle():
+        with socket.create_connection(("127.0.0.1", port + 1), timeout=5) as connection:
+            while not over.wait(0.05):
+                try:
+                    connection.sendall(b" ")
+                except OSError:
+                    return
+
+    def work(index):
+        with Team(Place("127.0.0.1", port, 2, index)) as team:
+            return team.exchange(index)
+
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(work, 0)
+        time.sleep(0.3)
+        stranger = pool.submit(trickle)
+        time.sleep(0.1)
+        second = pool.submit(work, 1)
+        assert first.result(20) == second.result(20) == [0, 1]
+        over.set()
+        stranger.result()
+
+
+def test_a_process_that_is_lost_while_others_are_awaited_may_come_again():
+    port = free_port()
+    place = Place("127.0.0.1", port, 3, 1)
+
+    def work(index):
+        with Team(place._replace(index=index)) as team:
+            return team.exchange(index)
+
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(work, 0)
+        link = links.Link(links._connection(place))
+        link.send({"index": 1, "count": 3, "host": "gone"})
+        time.sleep(0.2)
+        link.close()
+        others = [pool.submit(work, index) for index in (1, 2)]
+        assert [done.result(20) for done in (first, *others)] == [[0, 1, 2]] * 3
+
+
+@pytest.mark.parametrize("answer", [b'{"status": "hello"}\n', b"", b"220 mail\r\n"])
+def test_something_else_in_the_place_of_process_0_is_said(monkeypatch, answer):
+    monkeypatch.setattr(links, "SILENCE", 0.5)
+    port = free_port()
+    with socket.create_server(("", port + 1)) as server, ThreadPoolExecutor(1) as pool:
+
+        def enter():
+            with pytest.raises(RunError, match=f"127.0.0.1:{port + 1} while the others came, or"):
+                Team(Place("127.0.0.1", port, 2, 1)).__enter__()
+
+        done = pool.submit(enter)
+        with server.accept()[0] as connection:
+            connection.sendall(answer)
+            done.result(20)
 
 
 def test_strangers_on_the_port_are_no_processes():
@@ -143,15 +212,16 @@ def test_strangers_on_the_port_are_no_processes():
 
     with ThreadPoolExecutor(5) as pool:
         first = pool.submit(work, 0)
-        list(pool.map(knock, [b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", b"", b'{"index": "1"}\n']))
+        list(pool.map(knock, GARBAGE))
         second = pool.submit(work, 1)
         assert first.result() == second.result() == [0, 1]
 
 
 def test_a_port_that_is_taken_is_named():
     port = free_port()
-    with socket.create_server(("", port + 1)), pytest.raises(InputError, match=f"port {port + 1}"):
-        Team(Place("127.0.0.1", port, 2, 0)).__enter__()
+    for taken in (port, port + 1):
+        with socket.create_server(("", taken)), pytest.raises(InputError, match=f"port {taken} is"):
+            Team(Place("127.0.0.1", port, 2, 0)).__enter__()
 
 
 @pytest.fixture
@@ -180,7 +250,7 @@ def last_words(monkeypatch):
 def test_silence_and_standstill_are_noticed(monkeypatch, last_words, attribute, message):
     """Process 1 makes no step, or sends no sign of life, while process 0 goes on."""
     said, ended = last_words
-    monkeypatch.setattr(team_module, "BEAT", 0.05)
+    monkeypatch.setattr(links, "BEAT", 0.05)
 
     def work(team):
         with team.training():
@@ -189,14 +259,23 @@ def test_silence_and_standstill_are_noticed(monkeypatch, last_words, attribute, 
             team.exchange()
             if team.leads:
                 team.note_progress()
-                monkeypatch.setattr(team_module, attribute, 0.3)
+                module = links if attribute == "SILENCE" else team_module
+                monkeypatch.setattr(module, attribute, 0.3)
             assert ended.wait(20)
 
     as_team([work] * 2)
-    assert re.fullmatch(message, said[0])
+    lines = [line for line in map(str, said) if re.match(message, line)]
+    assert lines, said
     if attribute == "STANDSTILL":
-        assert said[0].startswith("process 1")
+        assert lines[0].startswith("process 1")
     assert 1 in said
+
+
+def test_tasks_of_slurm_that_train_by_themselves_are_told(monkeypatch, capsys):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
+    assert joined().count == 1
+    assert "one of 4 tasks of SLURM" in capsys.readouterr().err
 
 
 def test_studies_refuse_a_team(monkeypatch):
@@ -310,7 +389,7 @@ def test_killed_and_continued_it_is_the_undisturbed_run(start, tmp_path):
         assert time.monotonic() - killed < 60
         assert status == 1
         assert words.splitlines()[-1].startswith(f"error: process {victim} (")
-        assert words.splitlines()[-1].endswith(") was lost: its connection is closed")
+        assert ") was lost: its connection is closed; the same command" in words.splitlines()[-1]
         assert "Traceback" not in words
     statuses, said = finish(start(2, "--output_dir=run"))
     assert statuses == [0, 0], said
@@ -358,6 +437,20 @@ def test_a_process_that_would_train_another_run_is_refused(start, tmp_path, diff
         assert words.splitlines()[-1].startswith("error: process 1 (")
         assert message in words.splitlines()[-1]
     assert not (tmp_path / "run/checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_all_end_with_what_process_0_does_alone(start, tmp_path):
+    """If the export fails, no process says that all is well: they would not be started again."""
+    flags = ("--num_steps=1", "--warmup_step=0", "--output_dir=run", "--export", "--export_dir=ex")
+    processes = start(2, *flags)
+    while not (tmp_path / "run/metrics.json").exists():  # process 0 has begun to score
+        assert processes[0].poll() is None
+        time.sleep(0.001)
+    processes[0].kill()
+    statuses, said = finish(processes)
+    assert statuses == [-signal.SIGKILL, 1]
+    assert said[1].startswith("error: process 0 (")
 
 
 @pytest.mark.parametrize(

@@ -100,18 +100,23 @@ def as_table(results, architecture, batch_size):
         _cells(count, found, alone, architecture.parameters, batch_size)
         for count, found in results.items()
     )
+    weights = results[min(results)]["weights"]
     return "\n".join(
         [
-            f"{architecture.parameters / 1e6:,.2f} M parameters, {batch_size} images a step, in "
-            f"processes with a core each. Calculated: the time of one process by the number of "
-            f"cores, and the measured exchange of gradients. Bytes are those of the loopback "
-            f"device; calculated, those of a ring.",
+            f"{architecture.parameters:,} parameters in {weights} weights, "
+            f"{batch_size} images a step, in processes with a core each. Calculated: the time of "
+            f"one process by the number of cores, and the exchange of gradients, measured alone. "
+            f"MB are those of the loopback device, with all that others send; calculated, those "
+            f"of a ring.",
             "",
             *table(_COLUMNS, rows),
             "",
             f"Calculated for GPUs, {BATCH} images a step, {REACHED:.0%} of {PEAK / 1e12:,.0f} "
-            f"TFLOP/s, gradients in float32, not hidden behind computation, by the bandwidth of "
-            f"each GPU; and the share of time that computes.",
+            f"TFLOP/s: time of a step, by what each GPU can send and receive (eight GPUs of a host "
+            f"share its network), and the share of it that computes. Gradients are float32, "
+            f"exchanged as a ring after the computation. The delay of each message is left out, "
+            f"so these are lower bounds of the exchange. The last column is what all hosts "
+            f"together have to read at {list(BANDWIDTHS)[-1]}.",
             "",
             *table(_GPU_COLUMNS, _predictions()),
             "",

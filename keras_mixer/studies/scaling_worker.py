@@ -4,7 +4,8 @@ Started as `python -m keras_mixer.studies.scaling_worker CORE`, with the place o
 its environment. Standard input is a JSON object: the fields of a `Config`, `repeats`, `steps`.
 Process 0 answers with a JSON object of seconds: `step` (on random images) and `fit` (on the input
 pipeline), a list each; `exchange` of the gradients alone; `input` of this process's part of a
-batch, alone; and `bytes`, which the computer's loopback device carried a step.
+batch, alone. Also `bytes`, which the computer's loopback device carried a step, and the number of
+`weights`.
 """
 
 import dataclasses
@@ -61,7 +62,8 @@ def _measure(run, repeats, steps):
     return {
         "step": random,
         "fit": [_seconds_of_step(model, batches, steps) for _ in range(repeats)],
-        "exchange": _seconds_of_exchange(run, steps),
+        "exchange": _seconds_of_exchange(run, [v.shape for v in model.trainable_variables], steps),
+        "weights": len(model.trainable_variables),
         "input": _seconds_of_input(batches, steps),
         "bytes": carried,
     }
@@ -91,8 +93,11 @@ def _seconds_of_step(model, batches, steps):
     return (timer.ended - timer.begun) / steps
 
 
-def _seconds_of_exchange(run, steps):
-    """Returns the seconds of adding up as many numbers as there are parameters, of all devices."""
+def _seconds_of_exchange(run, shapes, steps):
+    """Returns the seconds of adding up arrays of the weights' shapes, one of each device's.
+
+    XLA adds up every gradient by itself on a CPU, as here; on GPUs it puts them together.
+    """
     import jax
 
     if run.team.count == 1:
@@ -102,10 +107,10 @@ def _seconds_of_exchange(run, steps):
         jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
         for axes in (["devices"], [])
     )
-    numbers = np.ones((jax.local_device_count(), run.spec.architecture.parameters), np.float32)
-    numbers = jax.make_array_from_process_local_data(dealt, numbers)
-    add_up = jax.jit(lambda x: x.sum(axis=0), out_shardings=whole)
-    return _mean_seconds(lambda: add_up(numbers).block_until_ready(), steps)
+    ones = (np.ones((jax.local_device_count(), *shape), np.float32) for shape in shapes)
+    arrays = [jax.make_array_from_process_local_data(dealt, array) for array in ones]
+    add_up = jax.jit(lambda arrays: [a.sum(axis=0) for a in arrays], out_shardings=whole)
+    return _mean_seconds(lambda: jax.block_until_ready(add_up(arrays)), steps)
 
 
 def _seconds_of_input(batches, steps):

@@ -61,6 +61,7 @@ def open_run(config, check=None):
     """
     with joined() as team, (_leading if team.leads else _following)(config, check, team) as run:
         yield dataclasses.replace(run, team=team)
+        team.exchange(None)  # all end together, also with what process 0 alone has to do
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from keras_mixer.errors import InputError
 
-_LOWEST_PORT, _PORTS = 20_000, 20_000  # for SLURM jobs, by their number
+_LOWEST_PORT, _PORTS = 20_000, 12_000  # for SLURM jobs, by their number; Linux's own are above
 
 
 class Place(NamedTuple):
@@ -41,7 +41,7 @@ def find_place(variables=None):
     """
     variables = os.environ if variables is None else variables
     for names in _VARIABLES:
-        if names[0] in variables:
+        if any(name in variables for name in names):
             return _checked(*_values_of(names, variables), names)
     if variables.get("KERAS_BACKEND") == "jax" and "SLURM_STEP_NODELIST" in variables:
         return _place_in_slurm(variables)
@@ -58,6 +58,11 @@ _VARIABLES = (
 def _values_of(names, variables):
     """Returns the address, the number of processes and the index, as strings or None."""
     address, count, index = map(variables.get, names)
+    if address is None:
+        raise InputError(
+            f"{names[_ADDRESS]}: expected HOST:PORT of process 0; it is not set, but one of "
+            f"{', '.join(names[1:])} is"
+        )
     if count is None and "," in address:
         count = str(len(address.split(",")))
     if index is None:

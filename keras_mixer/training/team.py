@@ -7,25 +7,21 @@ JSON, and say every few seconds that they are alive.
 
 import atexit
 import contextlib
-import json
 import os
-import platform
 import queue
-import socket
 import threading
 import time
 
 from keras_mixer import console
 from keras_mixer.errors import InputError, RunError
+from keras_mixer.training import links
 from keras_mixer.training.place import find_place
 from keras_mixer.training.signals import Interrupted
 
-BEAT = 5.0  # seconds between signs of life
-SILENCE = 30.0  # seconds without one, after which a process is lost
 STANDSTILL = 900.0  # seconds without a step or a validation, after which training is stuck
-JOINING = 300.0  # seconds in which all processes have to be there
 _GRACE = 5.0  # seconds in which the main thread may end the process by itself
-_MOST_BYTES = 100_000_000  # of a line
+_GO_ON = "; the same command in all processes goes on from the last checkpoint"
+_OURS = (InputError, RunError, OSError)  # errors of a process itself
 
 
 class Team:
@@ -94,13 +90,6 @@ class Team:
         self._progress = 0
         try:
             yield
-        except Exception as error:
-            if type(error).__name__ in (
-                "JaxRuntimeError",
-                "XlaRuntimeError",
-            ):  # as when another process is lost
-                time.sleep(SILENCE + BEAT)  # the other threads end this one, and say why
-            raise
         finally:
             self._progress = None
 
@@ -108,7 +97,8 @@ class Team:
 
     def __enter__(self):
         if self.place:
-            self._links = _accept_all(self) if self.leads else {0: _connect(self)}
+            join = links.accept_all if self.leads else links.connect
+            self._links, self.names = join(self.place)
             for index, link in self._links.items():
                 threading.Thread(target=self._listen, args=(index, link), daemon=True).start()
             threading.Thread(target=self._watch, daemon=True).start()
@@ -117,6 +107,9 @@ class Team:
     def __exit__(self, kind, error, traceback):
         if not self._links:
             return
+        if self.engine_started and isinstance(error, Exception) and not isinstance(error, _OURS):
+            # JAX's error, most likely since a process is lost: the other threads end this one.
+            time.sleep(links.SILENCE + links.BEAT)
         self._over = True
         stopped = kind is None or issubclass(kind, Interrupted)
         self._send_all({"bye": True} if stopped else {"end": self._describe(error)})
@@ -155,12 +148,12 @@ class Team:
     def _watch(self):
         moved, progress = time.monotonic(), None
         while not self._over:
-            time.sleep(BEAT)
+            time.sleep(links.BEAT)
             self._send_all({"progress": self._progress})
             now = time.monotonic()
             for index, link in self._links.items():
-                if not link.left and now - link.heard > SILENCE:
-                    self._end(f"{self.names[index]} was lost: silent for {SILENCE:.0f} s")
+                if not link.left and now - link.heard > links.SILENCE:
+                    self._end(f"{self.names[index]} was lost: silent for {links.SILENCE:.0f} s")
             before, progress = progress, self._counts()
             moved = moved if before == progress and None not in progress else now
             if self.leads and now - moved > STANDSTILL:
@@ -185,7 +178,8 @@ class Team:
             time.sleep(_GRACE)
             if self._over:
                 return
-        console.print_last_words(reason)
+        hint = "" if self._progress is None else _GO_ON
+        console.print_last_words(f"{reason}{hint}")
         os._exit(1)
 
 
@@ -202,7 +196,12 @@ ALONE = Team()
 
 def joined():
     """Returns the `Team` that the environment puts this process in; see `find_place`."""
-    place = find_place()
+    place, tasks = find_place(), os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if not place and tasks != "1" and os.environ.get("KERAS_BACKEND") != "jax":
+        console.warn(
+            f"this is one of {tasks} tasks of SLURM, which train by themselves; with "
+            f"KERAS_BACKEND=jax they train one run"
+        )
     if place and os.environ.get("KERAS_BACKEND") != "jax":
         raise InputError(
             f"{place.count} processes: several need Keras's JAX backend, KERAS_BACKEND=jax (and "
@@ -225,141 +224,3 @@ class _End:
 
     def __init__(self, reason):
         self.reason = reason
-
-
-class _Link:
-    """A connection to another process, for lines of JSON.
-
-    Attributes:
-        heard: Time of the last message.
-        progress: What the other process counts.
-        left: Whether it has said that it leaves.
-    """
-
-    def __init__(self, connection):
-        self._connection = connection
-        self._lines = connection.makefile("rb")
-        self._sending = threading.Lock()
-        self.heard = time.monotonic()
-        self.progress = None
-        self.left = False
-
-    def send(self, message):
-        """Sends a message; that the other process is gone shows in reading."""
-        with contextlib.suppress(OSError), self._sending:
-            self._connection.sendall(json.dumps(message).encode() + b"\n")
-
-    def read(self, seconds=None, most=_MOST_BYTES):
-        """Returns the next message; None at the end, or after some seconds."""
-        try:
-            self._connection.settimeout(seconds)
-            message = json.loads(self._lines.readline(most))
-            return message if isinstance(message, dict) else None
-        except (OSError, ValueError):
-            return None
-
-    def messages(self):
-        """Yields messages until the end."""
-        while not self.left and (message := self.read()) is not None:
-            self.heard = time.monotonic()
-            self.progress = message.get("progress", self.progress)
-            self.left = "bye" in message
-            yield message
-
-    def end(self):
-        """Says that nothing more will be sent; what was sent still arrives."""
-        with contextlib.suppress(OSError):
-            self._connection.shutdown(socket.SHUT_WR)
-
-    def close(self):
-        """Closes the connection."""
-        self._lines.close()
-        self._connection.close()
-
-
-# === Joining ===
-
-
-def _accept_all(team):
-    """Waits for all other processes; returns dict from their numbers to `_Link`."""
-    links = {}
-    deadline = time.monotonic() + JOINING
-    team.names[0] = f"process 0 ({platform.node()})"
-    console.say(f"process 0 of {team.count} waits for the others on port {team.place.port + 1}")
-    try:
-        with _listening(team.place) as server:
-            while len(links) < team.count - 1:
-                server.settimeout(max(0.01, deadline - time.monotonic()))
-                _welcome(team, links, _accepted(server, team, links))
-    except (InputError, RunError) as error:
-        for link in links.values():
-            link.send({"end": str(error)})
-            link.close()
-        raise
-    for link in links.values():
-        link.send({"names": team.names})
-    return links
-
-
-def _accepted(server, team, links):
-    try:
-        return _Link(server.accept()[0])
-    except TimeoutError as error:
-        missing = ", ".join(str(n) for n in range(1, team.count) if n not in links)
-        raise RunError(
-            f"expected {team.count} processes; missing after {JOINING:.0f} s: {missing}"
-        ) from error
-
-
-def _listening(place):
-    try:
-        return socket.create_server(("", place.port + 1), reuse_port=False)
-    except OSError as error:
-        raise InputError(
-            f"port {place.port + 1}, the next after that of the address of process 0, cannot be "
-            f"listened on: {error.strerror}; give another port"
-        ) from error
-
-
-def _welcome(team, links, link):
-    """Takes a process into the team, if it says that it belongs there."""
-    hello = link.read(BEAT, most=1000) or {}
-    index, count = hello.get("index"), hello.get("count")
-    if not isinstance(index, int):
-        link.close()  # none of ours
-        return
-    reason = None
-    if count != team.count:
-        reason = f"process {index} expects {count} processes, process 0 {team.count}"
-    elif index in links or not 0 < index < team.count:
-        reason = f"two processes say that they are process {index}"
-    links["refused" if reason else index] = link
-    if reason:
-        raise InputError(reason)
-    team.names[index] = f"process {index} ({hello.get('host')})"
-
-
-def _connect(team):
-    """Connects to process 0, and waits until all processes have."""
-    link = _Link(_connection(team.place))
-    link.send({"index": team.index, "count": team.count, "host": platform.node()})
-    reply = link.read(JOINING + BEAT) or {"end": "process 0 was lost while the others came"}
-    if "end" in reply:
-        link.close()
-        raise RunError(reply["end"])
-    team.names = reply["names"]
-    return link
-
-
-def _connection(place):
-    deadline = time.monotonic() + JOINING
-    while True:
-        try:
-            return socket.create_connection((place.host, place.port + 1), timeout=BEAT)
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise RunError(
-                    f"process 0 was not found at {place.host}:{place.port + 1} in "
-                    f"{JOINING:.0f} s: {error.strerror or error}"
-                ) from error
-            time.sleep(0.2)
