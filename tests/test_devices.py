@@ -165,6 +165,21 @@ def test_several_devices_need_jax(monkeypatch, capsys):
 
 
 @on_tensorflow
+def test_an_abort_leaves_the_team_time_to_say_who_is_lost():
+    """JAX aborts in a thread of its own; another one has said its word by then."""
+    program = """
+import ctypes, os, threading, time
+from keras_mixer.training.devices import _delay_aborts
+_delay_aborts()
+threading.Thread(target=ctypes.CDLL(None).abort).start()  # without the lock of Python
+time.sleep(1)
+os._exit(7)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False)
+    assert done.returncode == 7
+
+
+@on_tensorflow
 @pytest.mark.parametrize("devices", ["none", "0", "0,", "-1", "1,x", "1.5", ""])
 def test_other_names_of_devices_are_refused(config, devices):
     with pytest.raises(InputError, match="--devices"):
