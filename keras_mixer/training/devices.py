@@ -89,12 +89,15 @@ def connected(team):
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     team.engine_started = True
     jax.distributed.initialize(f"{team.place.host}:{team.place.port}", team.count, team.index)
+    interruption = None
     try:
         yield
-    except Interrupted:
-        jax.distributed.shutdown()
-        raise
-    jax.distributed.shutdown()
+    except Interrupted as error:
+        interruption = error
+    jax.distributed.shutdown()  # waits for all; after an error, the team ends the process
+    team.engine_started = False
+    if interruption:
+        raise interruption
 
 
 def _delay_aborts():

@@ -68,7 +68,8 @@ def fit(config, callbacks=()):
         config: `keras_mixer.Config`.
         callbacks: Keras callbacks, called after the ones of the run. Their logs of an epoch have
             `val_loss` and `val_accuracy`; `model.stop_training` ends the run after that epoch. A
-            resumed run calls them for the epochs that are left; what they change is not saved.
+            resumed run calls them for the epochs that are left; what they change is not saved. Of
+            several processes, each calls its own, and all have to stop after the same epoch.
 
     Returns:
         The `Run`; its directory holds history.csv, best/ and checkpoints/.
