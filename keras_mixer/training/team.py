@@ -44,7 +44,7 @@ class Team:
         self._links = {}
         self._inbox = {index: queue.Queue() for index in range(self.count)}
         self._progress = None  # steps and batches counted in training; None before and after
-        self._waiting = self._over = False
+        self._waiting = self._has_trained = self._over = False
 
     @property
     def leads(self):
@@ -87,7 +87,7 @@ class Team:
     @contextlib.contextmanager
     def training(self):
         """Has training watched in the block: all processes have to make progress."""
-        self._progress = 0
+        self._progress, self._has_trained = 0, True
         try:
             yield
         finally:
@@ -178,8 +178,7 @@ class Team:
             time.sleep(_GRACE)
             if self._over:
                 return
-        hint = "" if self._progress is None else _GO_ON
-        console.print_last_words(f"{reason}{hint}")
+        console.print_last_words(f"{reason}{_GO_ON * self._has_trained}")
         os._exit(1)
 
 
