@@ -12,6 +12,7 @@ from keras_mixer.training.team import ALONE
 class OtherTeam:
     """A team of this process and another one, whose answer is that of this one, changed."""
 
+    count = 2
     names = ("process 0 (a)", "process 1 (b)")
 
     def __init__(self, **changes):

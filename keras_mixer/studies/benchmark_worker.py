@@ -63,6 +63,12 @@ def _random_images(run, count):
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
+def random_batch(run, count):
+    """Returns random images and one-hot labels of a run's shapes, float32 arrays."""
+    classes = run.spec.architecture.num_classes
+    return _random_images(run, count), np.eye(classes, dtype=np.float32)[np.arange(count) % classes]
+
+
 # === What is measured: functions of a run to (call, wait, images per call) ===
 
 
@@ -73,9 +79,8 @@ def _training(run):
 
     from keras_mixer.training.fit import compiled_model, prepare_threads
 
-    size, classes = run.config.batch_size, run.spec.architecture.num_classes
-    images = _random_images(run, size)
-    labels = np.eye(classes, dtype=np.float32)[np.arange(size) % classes]
+    size = run.config.batch_size
+    images, labels = random_batch(run, size)
     if keras.backend.backend() != "tensorflow":
         return _training_by_keras(run, images, labels)
     prepare_threads(run.config)

@@ -20,7 +20,6 @@ from keras_mixer.errors import RunError
 from keras_mixer.model.architecture import Architecture
 from keras_mixer.reports.markdown import table
 from keras_mixer.training.environment import cores
-from keras_mixer.training.open_run import plan_run
 from keras_mixer.training.place import free_port, variables_of
 
 _STEPS = 20  # of a repeat
@@ -39,7 +38,7 @@ def measure(config, counts, repeats):
     """Measures training in several numbers of processes, each on a core of its own.
 
     Args:
-        config: `Config`.
+        config: `Config`, valid.
         counts: list of ints. Numbers of processes.
         repeats: int.
 
@@ -47,10 +46,8 @@ def measure(config, counts, repeats):
         dict from the number of processes to a dict of `scaling_worker`.
 
     Raises:
-        InputError: If the config is not valid.
         RunError: If a process fails.
     """
-    plan_run(config)
     values = options_of(config, Config) | {"repeats": repeats, "steps": _STEPS}
     return {count: _measured(count, values) for count in console.track(counts, "measuring")}
 

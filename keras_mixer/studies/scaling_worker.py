@@ -11,7 +11,6 @@ batch, alone. Also `bytes`, which the computer's loopback device carried a step,
 import dataclasses
 import json
 import os
-import statistics
 import sys
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 
 from keras_mixer.config.training import Config
 from keras_mixer.console import quiet_tensorflow
+from keras_mixer.studies.benchmark_worker import random_batch
 from keras_mixer.studies.timm_worker import take_standard_output
 from keras_mixer.training.open_run import plan_run
 from keras_mixer.training.team import joined
@@ -72,10 +72,8 @@ def _measure(run, repeats, steps):
 def _random_batches(run):
     import tensorflow as tf
 
-    sizes, count = run.spec.architecture, run.config.batch_size // run.team.count
-    images = np.random.default_rng(0).normal(size=(count, *sizes.image_shape, sizes.channels))
-    labels = np.eye(sizes.num_classes, dtype=np.float32)[np.arange(count) % sizes.num_classes]
-    return tf.data.Dataset.from_tensors((images.astype(np.float32), labels)).repeat()
+    batch = random_batch(run, run.config.batch_size // run.team.count)
+    return tf.data.Dataset.from_tensors(batch).repeat()
 
 
 def _seconds_of_step(model, batches, steps):
@@ -121,12 +119,10 @@ def _seconds_of_input(batches, steps):
 def _mean_seconds(call, times):
     for _ in range(_WARM_UP):
         call()
-    seconds = []
+    begun = time.perf_counter()
     for _ in range(times):
-        begun = time.perf_counter()
         call()
-        seconds.append(time.perf_counter() - begun)
-    return statistics.mean(seconds)
+    return (time.perf_counter() - begun) / times
 
 
 def _carried():
