@@ -13,17 +13,17 @@ import shlex
 import signal
 import sys
 
-from keras_mixer.interrupts import ending_at_once, handling
+from keras_mixer.signals import exiting_on_interrupt, temporary_handlers
 
-with ending_at_once():
+with exiting_on_interrupt():
     from keras_mixer.commands.shared import hint_at_separator
     from keras_mixer.commands.table import COMMANDS
+    from keras_mixer.compute.rank import find_rank
     from keras_mixer.config.command_line import describe, parse
     from keras_mixer.config.options import nearest
-    from keras_mixer.console import VERBOSITIES, prepare_streams, printable, say, set_verbosity
     from keras_mixer.errors import InputError, RunError
-    from keras_mixer.training.place import find_place
-    from keras_mixer.training.signals import SIGNALS, Interrupted
+    from keras_mixer.log import logger, prepare_streams, printable, show_messages
+    from keras_mixer.signals import SIGNALS, Interrupted
 
 
 def main(arguments=None):
@@ -35,7 +35,7 @@ def main(arguments=None):
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     prepare_streams()
     name, *rest = arguments or ["--help"]
-    set_verbosity(VERBOSITIES["info"])
+    show_messages()
     with _exit_statuses(name, rest) as ending:
         ending.status = _run(name, rest)
         sys.stdout.flush()  # a pipe that is closed shows here
@@ -103,7 +103,7 @@ def _exit_statuses(name, arguments):
     """Prints errors that a user can fix as one line; yields an `_Ending` with the exit status."""
     ending = _Ending()
     try:
-        with handling(_ENDING, lambda number, frame: sys.exit(128 + number)):
+        with temporary_handlers(_ENDING, lambda number, frame: sys.exit(128 + number)):
             yield ending
     except InputError as error:
         ending.status = _complain(error, 2)
@@ -112,7 +112,9 @@ def _exit_statuses(name, arguments):
     except KeyboardInterrupt:
         ending.status = _complain("interrupted", 130)
     except Interrupted as error:
-        say(f"stopped by {error}, state saved; to continue: {_same_command(name, arguments)}")
+        logger.info(
+            f"stopped by {error}, state saved; to continue: {_same_command(name, arguments)}"
+        )
         ending.status = error.exit_status
     except BrokenPipeError:  # standard output was closed, as by `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -123,7 +125,7 @@ def _exit_statuses(name, arguments):
 
 def _same_command(name, arguments):
     """Returns the command line that continues an interrupted run."""
-    if find_place():
+    if find_rank():
         return "the same command in all processes"
     script = sys.argv[0].endswith("train.py")
     entry = ["python", sys.argv[0]] if script else ["keras-mixer", name]

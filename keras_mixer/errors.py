@@ -33,7 +33,7 @@ def path_errors(given):
 
 
 @contextlib.contextmanager
-def named(what):
+def errors_about(what):
     """Puts `what` a message is about, such as a path, before the text of an InputError."""
     try:
         yield
@@ -50,7 +50,7 @@ def without_internals(error):
 MOST_NAMED = 20
 
 
-def some_of(names):
+def join_names(names):
     """Returns the first names of a list as text, and the number of the others."""
     more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
     return ", ".join(names[:MOST_NAMED]) + more

@@ -6,12 +6,13 @@ import statistics
 import time
 from pathlib import Path
 
-from keras_mixer import console
+from keras_mixer.backend import quiet_tensorflow
+from keras_mixer.compute.process_group import refuse_several_processes
 from keras_mixer.errors import InputError, RunError
-from keras_mixer.inference.versions import check_target, published
-from keras_mixer.training.open_run import note_split_to_score, open_run
-from keras_mixer.training.run import describe_scores
-from keras_mixer.training.team import refuse_team
+from keras_mixer.inference.export.versions import check_target, published
+from keras_mixer.log import logger
+from keras_mixer.runs.open_run import note_split_to_score, open_run
+from keras_mixer.runs.run import describe_scores
 from keras_mixer.weights import model_folder
 
 
@@ -35,7 +36,7 @@ def run_job(config, callbacks=()):
     with open_run(config, _check_export) as run:
         if run.finished:
             run.check_complete()
-            console.say(f"{run.directory} is complete; nothing was changed")
+            logger.info(f"{run.directory} is complete; nothing was changed")
         else:
             _train_evaluate_export(run, callbacks)
     return run
@@ -47,14 +48,14 @@ def _check_export(run):
 
 
 def _train_evaluate_export(run, callbacks=()):
-    with console.quiet_tensorflow():  # imported here, once all input has been checked
+    with quiet_tensorflow():  # imported here, once all input has been checked
         from keras_mixer.inference.evaluate import score_run
-        from keras_mixer.inference.export import export_model
+        from keras_mixer.inference.export.saved_model import export_model
         from keras_mixer.training.fit import fit_run
 
     note_split_to_score(run)
     fit_run(run, callbacks)
-    if not run.team.leads:
+    if not run.group.is_main:
         return
     score_run(run)
     if run.config.export and "saved_model" not in run.facts:
@@ -90,7 +91,7 @@ class JobSequence:
     """
 
     def __init__(self, total, begun=0):
-        refuse_team("sequences of jobs")
+        refuse_several_processes("sequences of jobs")
         self.total = total
         self._begun = begun
         self._durations = []  # in seconds, of the jobs that were not finished before
@@ -109,7 +110,7 @@ class JobSequence:
         self._begun += 1
         with open_run(config, _check_export) as run:
             if not run.finished:
-                console.say(f"[{self._begun}/{self.total}] {name}{self._time_left()}")
+                logger.info(f"[{self._begun}/{self.total}] {name}{self._time_left()}")
                 start = time.monotonic()
                 with without_retracing_warnings():
                     _train_evaluate_export(run, callbacks)

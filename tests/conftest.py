@@ -19,6 +19,7 @@ from PIL import Image
 
 from keras_mixer.data.splits import ArrayImages, Dataset
 from keras_mixer.files import unseal, write_sealed
+from keras_mixer.log import show_messages
 from keras_mixer.model.architecture import Architecture
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +29,13 @@ if os.environ["KERAS_BACKEND"] == "torch":  # whose tensors NumPy can only read 
     import torch
 
     torch.set_grad_enabled(False)
+
+
+@pytest.fixture(autouse=True)
+def messages():
+    """Prints the library's messages to standard error, as the command line does."""
+    show_messages()
+
 
 # A run of a few seconds with every source of randomness switched on.
 TINY = {
@@ -122,8 +130,8 @@ def default_signals():
 def interrupted(monkeypatch, default_signals):
     """Trains, and sends this process a signal after so many steps, as a terminal would."""
     import keras_mixer
+    from keras_mixer.signals import Interrupted
     from keras_mixer.training import fit as fit_module
-    from keras_mixer.training.signals import Interrupted
 
     def run(config, step, number=signal.SIGTERM):
         class Interrupting(fit_module.Saver):

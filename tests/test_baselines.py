@@ -11,7 +11,7 @@ from keras_mixer import Config, InputError, fit, load_mixer
 from keras_mixer.model.architecture import Architecture, Baseline, ModelSpec
 from keras_mixer.model.baselines import build_model
 from keras_mixer.model.checks import read_fields
-from keras_mixer.training.open_run import plan_run
+from keras_mixer.runs.open_run import plan_run
 from keras_mixer.weights.convert import convert_weights
 from keras_mixer.weights.tensor_layouts import expected_shapes
 

@@ -9,14 +9,14 @@ from conftest import ROOT
 from PIL import Image
 
 from keras_mixer import Config, RunError
+from keras_mixer.benchmark import benchmark, timm_worker
+from keras_mixer.benchmark.benchmark import Row
+from keras_mixer.benchmark.worker import MEASURES, main
 from keras_mixer.commands.studies import BenchmarkOptions
 from keras_mixer.config.command_line import parse
 from keras_mixer.config.options import options_of
 from keras_mixer.model.architecture import Architecture
-from keras_mixer.studies import benchmark, timm_worker
-from keras_mixer.studies.benchmark import Row
-from keras_mixer.studies.benchmark_worker import MEASURES, main
-from keras_mixer.training.open_run import plan_run
+from keras_mixer.runs.open_run import plan_run
 
 SIZES = {"depth": 1, "dim": 8, "image_shape": (8, 8), "patch_shape": (4, 4), "batch_size": 16}
 FLAGS = ["--depth=1", "--dim=8", "--image_shape=8", "--patch_shape=4", "--batch_size=16"]

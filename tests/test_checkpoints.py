@@ -1,4 +1,4 @@
-"""Tests `keras_mixer/training/checkpoints.py`; none of it needs TensorFlow."""
+"""Tests `keras_mixer/runs/checkpoints.py`; none of it needs TensorFlow."""
 
 import contextlib
 import errno
@@ -18,8 +18,8 @@ import pytest
 from conftest import ROOT
 
 from keras_mixer.errors import RunError
-from keras_mixer.training import checkpoints
-from keras_mixer.training.checkpoints import (
+from keras_mixer.runs import checkpoints
+from keras_mixer.runs.checkpoints import (
     TrainState,
     check_space,
     newest_checkpoint,
@@ -214,7 +214,7 @@ WRITER = """
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
-from keras_mixer.training.checkpoints import TrainState, save_checkpoint
+from keras_mixer.runs.checkpoints import TrainState, save_checkpoint
 
 for step in range(1, 10**6):
     arrays = {{"a/kernel": np.full((700, 700), step, "f4"), "b/seed": np.full(2, step, "u4")}}
@@ -250,8 +250,8 @@ import os, shutil
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
-from keras_mixer.training import checkpoints
-from keras_mixer.training.checkpoints import TrainState, save_checkpoint
+from keras_mixer.runs import checkpoints
+from keras_mixer.runs.checkpoints import TrainState, save_checkpoint
 
 def dying(function, at):
     calls = [0]

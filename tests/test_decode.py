@@ -14,7 +14,7 @@ from keras_mixer.data.image_checks import check_image_file
 from keras_mixer.data.image_listing import list_images
 from keras_mixer.data.splits import FileImages
 from keras_mixer.inference import predict
-from keras_mixer.inference.export import export_model
+from keras_mixer.inference.export.saved_model import export_model
 from keras_mixer.inference.predict import classify
 from keras_mixer.model.architecture import ModelSpec, Preprocessing
 from keras_mixer.model.mixer import build_mixer

@@ -1,4 +1,4 @@
-"""Tests `keras_mixer/training/devices.py`: on JAX, the number of devices changes only last bits.
+"""Tests `keras_mixer/compute/devices.py`: on JAX, the number of devices changes only last bits.
 
 A process has one backend: `test_on_jax` runs this file again, on JAX with four virtual devices.
 """
@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from conftest import ROOT, TINY, read_history
 
-from keras_mixer import Config, InputError, console, fit, run_job
+from keras_mixer import Config, InputError, fit, run_job
+from keras_mixer.backend import quiet_tensorflow
+from keras_mixer.compute.devices import choose_devices, predictor
 from keras_mixer.inference.evaluate import outputs_of, subject_of_run
 from keras_mixer.inference.predict import classify
-from keras_mixer.training.checkpoints import newest_checkpoint
-from keras_mixer.training.devices import choose_devices, predictor
+from keras_mixer.runs.checkpoints import newest_checkpoint
 
 ON_JAX = keras.backend.backend() == "jax"
 if ON_JAX:
@@ -156,7 +157,7 @@ def test_devices_that_cannot_share_a_batch_are_refused(config, fields, message):
 @on_tensorflow
 def test_several_devices_need_jax(monkeypatch, capsys):
     assert choose_devices("all") == choose_devices("1") == ["cpu:0"]
-    monkeypatch.setattr("keras_mixer.training.devices._visible", lambda: ["gpu:0", "gpu:1"])
+    monkeypatch.setattr("keras_mixer.compute.devices._visible", lambda: ["gpu:0", "gpu:1"])
     assert choose_devices("all") == ["gpu:0"]
     assert "2 devices are visible, one is used; all need Keras's JAX" in capsys.readouterr().err
     assert choose_devices("0,0") == ["gpu:0"]
@@ -169,7 +170,7 @@ def test_an_abort_leaves_the_team_time_to_say_who_is_lost():
     """JAX aborts in a thread of its own; another one has said its word by then."""
     program = """
 import ctypes, os, threading, time
-from keras_mixer.training.devices import _delay_aborts
+from keras_mixer.compute.devices import _delay_aborts
 _delay_aborts()
 threading.Thread(target=ctypes.CDLL(None).abort).start()  # without the lock of Python
 time.sleep(1)
@@ -196,6 +197,6 @@ def test_backends_that_are_missing_or_do_not_train_end_in_one_line(command, monk
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with (
         pytest.raises(InputError, match=r"jax needs a package: pip install 'keras_mixer\[jax\]'"),
-        console.quiet_tensorflow(),
+        quiet_tensorflow(),
     ):
         pass

@@ -16,10 +16,10 @@ from conftest import ROOT, data_of
 
 import keras_mixer
 from keras_mixer.commands.table import COMMANDS
+from keras_mixer.compute.rank import Place, find_place
 from keras_mixer.config.command_line import parse
 from keras_mixer.config.resolve import resolve
 from keras_mixer.config.training import Config
-from keras_mixer.training.place import Place, find_place
 
 README, BUILD = (ROOT / "README.md").read_text(), (ROOT / "BUILD.md").read_text()
 STUDIES = (ROOT / "results" / "README.md").read_text()

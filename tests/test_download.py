@@ -509,17 +509,17 @@ def test_a_disk_that_fills_up_meanwhile_is_named_and_the_part_kept(server):
 def test_two_at_a_time_download_once(server, monkeypatch):
     """The second waits for the first, which is answered only once the second is waiting."""
     waiting, found = threading.Event(), []
-    say = download.console.say
+    info = download.logger.info
 
     def listen(text):
-        say(text)
+        info(text)
         waiting.set() if "another process is downloading" in text else None
 
     def patiently(handler):
         assert waiting.wait(60)
         ranges()(handler)
 
-    monkeypatch.setattr(download.console, "say", listen)
+    monkeypatch.setattr(download.logger, "info", listen)
     server.behaviours += [patiently]
     threads = [threading.Thread(target=lambda: found.append(fetch(NAME))) for _ in range(2)]
     for thread in threads:

@@ -10,9 +10,9 @@ import tensorflow as tf
 from conftest import randomize
 
 from keras_mixer import build_mixer
+from keras_mixer.compute import fast_mixing
+from keras_mixer.compute.fast_mixing import fast_inference, infer, mix, use_fast_mixing
 from keras_mixer.model.layers import MixerBlock
-from keras_mixer.training import fast_mixing
-from keras_mixer.training.fast_mixing import faster, infer, mix, use_fast_mixing
 
 draw_mask = fast_mixing._dropout_mask
 
@@ -229,9 +229,13 @@ def test_any_number_of_images_may_be_predicted(monkeypatch):
     model = build_mixer((8, 8), (2, 2), channels=1, depth=1, dim=16, num_classes=0)
     images = np.random.default_rng(0).normal(size=(5, 8, 8, 1)).astype("float32")
     expected = model.predict_on_batch(images)
-    monkeypatch.setattr("keras_mixer.training.fast_mixing.cores", lambda: 3)
-    fast = faster(model, 64)
-    assert (fast.parts, faster(model, 64) is fast, faster(model, 1).parts) == (3, True, 1)
+    monkeypatch.setattr("keras_mixer.compute.fast_mixing.cores", lambda: 3)
+    fast = fast_inference(model, 64)
+    assert (fast.parts, fast_inference(model, 64) is fast, fast_inference(model, 1).parts) == (
+        3,
+        True,
+        1,
+    )
     for count in (5, 3, 2, 1):
         found = fast.predict_on_batch(images[:count])
         np.testing.assert_allclose(found, expected[:count], atol=1e-5)

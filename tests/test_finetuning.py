@@ -9,9 +9,9 @@ from test_tfrecords import write_set
 from keras_mixer import Config, InputError, build_mixer, fit
 from keras_mixer.config.command_line import parse
 from keras_mixer.config.resolve import resolve
-from keras_mixer.training.checkpoints import newest_checkpoint
+from keras_mixer.runs.checkpoints import newest_checkpoint
+from keras_mixer.runs.open_run import plan_run
 from keras_mixer.training.finetuning import describe_trained, freeze_backbone, layer_rates
-from keras_mixer.training.open_run import plan_run
 from keras_mixer.weights import model_folder
 from keras_mixer.weights.load import model_weights
 

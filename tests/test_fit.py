@@ -16,16 +16,16 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT, TINY, read_history
 
+import keras_mixer.runs.open_run as open_module
 import keras_mixer.training.fit as fit_module
-import keras_mixer.training.open_run as open_module
 from keras_mixer import Config, InputError, RunError, fit
 from keras_mixer.data.sources import open_dataset
+from keras_mixer.runs.checkpoints import newest_checkpoint
+from keras_mixer.runs.progress import Progress
+from keras_mixer.signals import Interrupted
 from keras_mixer.training import callbacks
 from keras_mixer.training.callbacks import use_ema_weights
-from keras_mixer.training.checkpoints import newest_checkpoint
 from keras_mixer.training.optimizers import ema_variables
-from keras_mixer.training.progress import Progress
-from keras_mixer.training.signals import Interrupted
 from keras_mixer.weights import model_folder
 
 

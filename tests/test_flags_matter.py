@@ -10,8 +10,8 @@ from conftest import GOLDEN
 
 from keras_mixer import Config, fit
 from keras_mixer.model.variants import VARIANTS, Variant
-from keras_mixer.training.checkpoints import newest_checkpoint
-from keras_mixer.training.open_run import plan_run
+from keras_mixer.runs.checkpoints import newest_checkpoint
+from keras_mixer.runs.open_run import plan_run
 from keras_mixer.weights import model_folder
 
 BASE = {

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from keras_mixer.training.checkpoints import newest_checkpoint
+from keras_mixer.runs.checkpoints import newest_checkpoint
 from keras_mixer.weights import model_folder
 
 FLAGS = [

@@ -25,7 +25,7 @@ from keras_mixer.inference import evaluate as evaluate_module
 from keras_mixer.inference import export as export_module
 from keras_mixer.inference import predict as predict_module
 from keras_mixer.inference.evaluate import as_table, compute_logits, evaluate_run, score, score_run
-from keras_mixer.inference.export import export_model
+from keras_mixer.inference.export.saved_model import export_model
 from keras_mixer.inference.predict import (
     FORMATS,
     as_submission,

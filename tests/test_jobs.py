@@ -28,12 +28,12 @@ from keras_mixer.config.options import as_flags
 from keras_mixer.files import write_sealed
 from keras_mixer.inference import evaluate as evaluate_module
 from keras_mixer.inference import export as export_module
-from keras_mixer.inference.export import export_model
-from keras_mixer.inference.versions import check_target, make_unfinished
+from keras_mixer.inference.export.saved_model import export_model
+from keras_mixer.inference.export.versions import check_target, make_unfinished
+from keras_mixer.runs.checkpoints import newest_checkpoint
+from keras_mixer.runs.run import read_metrics
+from keras_mixer.signals import Interrupted
 from keras_mixer.training import fit as fit_module
-from keras_mixer.training.checkpoints import newest_checkpoint
-from keras_mixer.training.run import read_metrics
-from keras_mixer.training.signals import Interrupted
 
 QUICK = {"depth": 1, "dim": 8, "batch_size": 64, "num_steps": 1, "jit": "false"}
 

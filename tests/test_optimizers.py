@@ -9,8 +9,8 @@ import pytest
 import tensorflow as tf
 
 from keras_mixer.config.training import OPTIMIZERS, SCHEDULERS, Config
+from keras_mixer.runs.open_run import plan_run
 from keras_mixer.training.fit import _schedule
-from keras_mixer.training.open_run import plan_run
 from keras_mixer.training.optimizers import build_optimizer, ema_variables
 from keras_mixer.training.schedules import DECAYS, WarmupDecay
 

@@ -17,7 +17,7 @@ from keras_mixer.inference.robustness import corruption_scores, permutation_scor
 from keras_mixer.preprocessing.input_pipeline import evaluation_batches, training_batches
 from keras_mixer.preprocessing.permute import KINDS, permute, pixel_order
 from keras_mixer.preprocessing.resize import PERMUTATION_SEED, preprocess, to_model_range
-from keras_mixer.training.open_run import plan_run
+from keras_mixer.runs.open_run import plan_run
 
 IMAGE, PATCH = (8, 12), (4, 2)  # the shapes of SMALL, in which height and width differ
 IMAGES = np.arange(2 * 8 * 12 * 3).reshape(2, 8, 12, 3)  # in which every value is another

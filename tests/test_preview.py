@@ -11,7 +11,7 @@ from keras_mixer import Config
 from keras_mixer.__main__ import main
 from keras_mixer.preprocessing.input_pipeline import evaluation_batches
 from keras_mixer.reports.preview import CAPTION, contact_sheet
-from keras_mixer.training.open_run import plan_run
+from keras_mixer.runs.open_run import plan_run
 
 FACTOR, CELL = 12, 100  # digits of 8 pixels are enlarged to 96; 4 of margin
 

@@ -14,14 +14,14 @@ from scipy.special import log_expit
 
 import keras_mixer.training.fit as fit_module
 from keras_mixer import Config, InputError, fit
+from keras_mixer.compute.accumulation import accumulate_gradients
 from keras_mixer.inference.evaluate import evaluate_run, score
 from keras_mixer.model.architecture import LOSSES, Architecture, ModelSpec
 from keras_mixer.model.mixer import build_mixer
-from keras_mixer.training.accumulation import accumulate_gradients
-from keras_mixer.training.checkpoints import newest_checkpoint
+from keras_mixer.runs.checkpoints import newest_checkpoint
+from keras_mixer.runs.open_run import plan_run
+from keras_mixer.runs.progress import Progress, is_over
 from keras_mixer.training.losses import KERAS_LOSSES, PROBABILITIES, SigmoidCrossentropy
-from keras_mixer.training.open_run import plan_run
-from keras_mixer.training.progress import Progress, is_over
 from keras_mixer.training.tensorboard import COLUMNS
 from keras_mixer.weights.pretrained import read_pretrained
 

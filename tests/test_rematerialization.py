@@ -11,10 +11,10 @@ import tensorflow as tf
 from test_fast_mixing import RANDOM, build_layer, outputs_and_gradients
 
 from keras_mixer import build_mixer
+from keras_mixer.compute import fast_mixing
+from keras_mixer.compute.fast_mixing import mix, use_fast_mixing
+from keras_mixer.compute.rematerialization import rematerialize
 from keras_mixer.model.layers import MixerBlock
-from keras_mixer.training import fast_mixing
-from keras_mixer.training.fast_mixing import mix, use_fast_mixing
-from keras_mixer.training.rematerialization import rematerialize
 
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
@@ -80,7 +80,7 @@ def test_peak_memory_grows_half_as_fast_with_the_batch(jit, tmp_path):
     def peak(batch_size, remat):
         config = {**sizes, "batch_size": batch_size, "remat": remat, "output_dir": str(tmp_path)}
         done = subprocess.run(
-            [sys.executable, "-m", "keras_mixer.studies.benchmark_worker", "training"],
+            [sys.executable, "-m", "keras_mixer.benchmark.worker", "training"],
             **{"input": json.dumps(config) + "\n0\n", "text": True, "check": True},
             capture_output=True,
         )

@@ -10,7 +10,7 @@ from conftest import rewrite
 from keras_mixer import InputError
 from keras_mixer.files import write_sealed
 from keras_mixer.reports.report import as_table, read_experiments
-from keras_mixer.training.run import FORMAT
+from keras_mixer.runs.run import FORMAT
 
 DATA = "photos: 1,000, 20, 30"
 ENVIRONMENT = {"cpu": "a CPU", "cores": "2", "python": "3", "tensorflow": "2", "keras": "3"}

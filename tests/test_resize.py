@@ -13,7 +13,7 @@ from keras_mixer import Config, InputError, build_mixer, fit, load_mixer
 from keras_mixer.config.resolve import resolve
 from keras_mixer.model.architecture import ModelSpec
 from keras_mixer.preprocessing.resize import resize_images
-from keras_mixer.training.checkpoints import newest_checkpoint
+from keras_mixer.runs.checkpoints import newest_checkpoint
 from keras_mixer.weights import model_folder
 from keras_mixer.weights.load import assign_weights, model_weights
 from keras_mixer.weights.pretrained import Pretrained, adapt_pretrained, read_pretrained

@@ -1,4 +1,4 @@
-"""Tests `keras_mixer/training/resume.py` in several processes, of which threads stand in here."""
+"""Tests `keras_mixer/runs/resume.py` in several processes, of which threads stand in here."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -6,11 +6,11 @@ import pytest
 from conftest import TINY
 
 from keras_mixer import Config, fit
+from keras_mixer.compute.process_group import Team
+from keras_mixer.compute.rank import Place, free_port
 from keras_mixer.errors import RunError
-from keras_mixer.training.open_run import read_run
-from keras_mixer.training.place import Place, free_port
-from keras_mixer.training.resume import last_state
-from keras_mixer.training.team import Team
+from keras_mixer.runs.open_run import read_run
+from keras_mixer.runs.resume import last_state
 
 
 def states_of(runs):

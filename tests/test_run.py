@@ -1,4 +1,4 @@
-"""Tests `keras_mixer/training/run.py` and `open_run.py`: who may train where."""
+"""Tests `keras_mixer/runs/run.py` and `open_run.py`: who may train where."""
 
 import contextlib
 import json
@@ -9,13 +9,13 @@ import sys
 import pytest
 from conftest import GOLDEN, ROOT, rewrite
 
-import keras_mixer.training.open_run as open_module
+import keras_mixer.runs.open_run as open_module
 from keras_mixer import Config, InputError
+from keras_mixer.compute.environment import environment
 from keras_mixer.config.command_line import parse
 from keras_mixer.files import unseal
-from keras_mixer.training.environment import environment
-from keras_mixer.training.open_run import open_run, read_run
-from keras_mixer.training.run import FORMAT, HISTORY, read_history, read_metrics, read_record
+from keras_mixer.runs.open_run import open_run, read_run
+from keras_mixer.runs.run import FORMAT, HISTORY, read_history, read_metrics, read_record
 from keras_mixer.weights import model_folder
 from keras_mixer.weights.pretrained import read_pretrained
 
@@ -171,7 +171,7 @@ def test_a_folder_in_place_of_the_lock_is_named(config, tmp_path):
 def test_two_processes_cannot_train_in_one_directory(config):
     with open_run(config()) as run:
         code = (
-            "from keras_mixer import Config\nfrom keras_mixer.training.open_run import open_run\n"
+            "from keras_mixer import Config\nfrom keras_mixer.runs.open_run import open_run\n"
             f"with open_run(Config(output_dir={str(run.directory)!r}, depth=2, dim=8)): pass"
         )
         second = subprocess.run(

@@ -1,7 +1,7 @@
-"""Tests `keras_mixer/training/run_records.py`."""
+"""Tests `keras_mixer/runs/run_records.py`."""
 
-from keras_mixer.training.run import OURS
-from keras_mixer.training.run_records import clear
+from keras_mixer.runs.run import OURS
+from keras_mixer.runs.run_records import clear
 
 
 def test_what_killed_processes_left_is_cleared_and_all_else_stays(tmp_path):

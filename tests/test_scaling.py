@@ -1,12 +1,12 @@
-"""Tests `keras_mixer/studies/scaling.py` and its worker: `benchmark --processes`."""
+"""Tests `keras_mixer/benchmark/scaling.py` and its worker: `benchmark --processes`."""
 
 import json
 
 import pytest
 
+from keras_mixer.benchmark import scaling, scaling_worker
+from keras_mixer.compute.environment import cores
 from keras_mixer.model.architecture import Architecture
-from keras_mixer.studies import scaling, scaling_worker
-from keras_mixer.training.environment import cores
 
 B16 = Architecture.create("B/16", num_classes=1000)
 FOUND = {

@@ -1,12 +1,12 @@
-"""Tests `keras_mixer/training/state.py`."""
+"""Tests `keras_mixer/runs/state.py`."""
 
 import keras
 import numpy as np
 import pytest
 
 from keras_mixer import RunError, build_mixer
+from keras_mixer.runs.state import gather_state, restore_state
 from keras_mixer.training.optimizers import build_optimizer
-from keras_mixer.training.state import gather_state, restore_state
 
 
 def compiled():

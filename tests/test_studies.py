@@ -12,6 +12,8 @@ from keras_mixer import Config, InputError, load_mixer
 from keras_mixer.commands.studies import _finetuning
 from keras_mixer.data.datasets import AVG5
 from keras_mixer.inference.evaluate import compute_logits
+from keras_mixer.runs.run import read_history, read_metrics
+from keras_mixer.signals import Interrupted
 from keras_mixer.studies.resizing import Shape, parse_shape, study_resizing
 from keras_mixer.studies.transfer import (
     FINE_TUNED,
@@ -23,8 +25,6 @@ from keras_mixer.studies.transfer import (
     study_transfer,
 )
 from keras_mixer.training import fit as fit_module
-from keras_mixer.training.run import read_history, read_metrics
-from keras_mixer.training.signals import Interrupted
 from keras_mixer.weights.registry import Published
 
 

@@ -20,11 +20,11 @@ from conftest import ROOT
 
 from keras_mixer import Config, InputError, RunError
 from keras_mixer.commands.sweep import SweepOptions
+from keras_mixer.runs.run import read_metrics
+from keras_mixer.signals import Interrupted
 from keras_mixer.studies import space, sweep, trials
 from keras_mixer.studies.pruning import pruning_of
 from keras_mixer.studies.space import Choice, Range, parse_space
-from keras_mixer.training.run import read_metrics
-from keras_mixer.training.signals import Interrupted
 
 # === Spaces ===
 
@@ -93,7 +93,7 @@ def test_draws_are_within_their_range_and_even(name):
     assert values.low <= min(drawn) and max(drawn) <= values.high
     middle = {"lr": 1e-3, "decay": 0.5, "depth": 2.5}[name]
     assert 900 < sum(value < middle for value in drawn) < 1100
-    assert float(values.shown(drawn[0])) == pytest.approx(drawn[0], rel=1e-3)
+    assert float(values.format_value(drawn[0])) == pytest.approx(drawn[0], rel=1e-3)
 
 
 # === What is tried ===
@@ -322,7 +322,7 @@ FLAGS = ["--depth=1", "--dim=8", "--batch_size=64", "--num_steps=2", "--jit=fals
 
 def test_command(run, tmp_path, monkeypatch):
     measured = SimpleNamespace(rate=1000.0, first_call=2.0)
-    monkeypatch.setattr("keras_mixer.studies.benchmark.measure_training", lambda config: measured)
+    monkeypatch.setattr("keras_mixer.benchmark.benchmark.measure_training", lambda config: measured)
     space = "lr=0.1,0.001;optimizer=adam;tokens_mlp_dim+channels_mlp_dim=5"
     words = [f"--space={space}", "--output_dir=s", "--test_seeds=0,1"]
     words += ["--output=s.md", "--csv=s.csv", "--", *FLAGS]

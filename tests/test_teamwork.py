@@ -1,12 +1,12 @@
-"""Tests `keras_mixer/training/teamwork.py`: processes that differ are refused, by what differs."""
+"""Tests `keras_mixer/runs/teamwork.py`: processes that differ are refused, by what differs."""
 
 import pytest
 from conftest import TINY
 
 from keras_mixer import Config, InputError
-from keras_mixer.training import teamwork
-from keras_mixer.training.open_run import plan_run
-from keras_mixer.training.team import ALONE
+from keras_mixer.compute.process_group import ALONE
+from keras_mixer.runs import teamwork
+from keras_mixer.runs.open_run import plan_run
 
 
 class OtherTeam:

@@ -1,4 +1,4 @@
-"""Tests `keras_mixer/training/tracing.py`: a traced step leaves no gradient functions."""
+"""Tests `keras_mixer/compute/tracing.py`: a traced step leaves no gradient functions."""
 
 import keras
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.framework import ops
 
-from keras_mixer.training.tracing import forget_gradients
+from keras_mixer.compute.tracing import forget_gradients
 
 
 class Traced(keras.Model):

@@ -27,7 +27,7 @@ from keras_mixer.errors import InputError
 from keras_mixer.jobs import JobSequence
 from keras_mixer.reports.markdown import code, spread, table
 from keras_mixer.reports.report import made_on
-from keras_mixer.training.run import read_history
+from keras_mixer.runs.run import read_history
 
 
 def write_folds(config, folds, folder):

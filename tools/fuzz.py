@@ -25,13 +25,14 @@ from pathlib import Path
 
 from fuzz_subjects import SUBJECTS
 
-from keras_mixer import console
+from keras_mixer.backend import quiet_tensorflow
 from keras_mixer.commands.shared import check_writable, write
 from keras_mixer.commands.table import COMMANDS
+from keras_mixer.compute.environment import environment
 from keras_mixer.errors import InputError, RunError
+from keras_mixer.log import logger, track
 from keras_mixer.reports.markdown import table
 from keras_mixer.reports.report import describe_machine
-from keras_mixer.training.environment import environment
 
 MOST_SECONDS, MOST_MEGABYTES, PATIENCE = 2.0, 200.0, 60
 
@@ -160,7 +161,7 @@ def _peak():
 def _serve(connection, name, seed):
     with tempfile.TemporaryDirectory() as folder:
         os.environ["KERAS_MIXER_CACHE"] = f"{folder}/cache"
-        with console.quiet_tensorflow():
+        with quiet_tensorflow():
             importlib.import_module("tensorflow")
         inner = Path(folder) / "files"
         inner.mkdir()
@@ -209,7 +210,7 @@ class Worker:
 def try_subject(name, inputs, seed):
     """Returns a row of the table, and the failures as (number, what happened)."""
     worker = Worker(name, seed)
-    numbers = console.track(range(inputs), name)
+    numbers = track(range(inputs), name)
     outcomes = [(number, *worker.outcome(number)) for number in numbers]
     worker.close()
     return _row(name, outcomes), _failures(outcomes)
@@ -251,7 +252,7 @@ def try_flags(inputs, seed):
     ]
     dice = random.Random(f"{seed} flags")
     outcomes = []
-    for number in console.track(range(inputs), "flags"):
+    for number in track(range(inputs), "flags"):
         command, name = dice.choice(flags)
         outcomes.append((number, *_start(command, f"--{name}={dice.choice(_WRONG)}")))
     return _row("flags", outcomes), _failures(outcomes)
@@ -298,7 +299,7 @@ def _possible(names):
     without_torch = [name for name in names if not name.endswith(".pth")]
     if without_torch == names or importlib.util.find_spec("torch"):
         return names
-    console.warn("files of torch are left out: pip install 'keras_mixer[torch]'")
+    logger.warning("files of torch are left out: pip install 'keras_mixer[torch]'")
     return without_torch
 
 

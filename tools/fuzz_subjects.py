@@ -167,8 +167,8 @@ def _make_run(folder):
 
 
 def _read_run(folder, path):
-    from keras_mixer.training.open_run import read_run
-    from keras_mixer.training.run import read_history, read_metrics
+    from keras_mixer.runs.open_run import read_run
+    from keras_mixer.runs.run import read_history, read_metrics
     from keras_mixer.weights.pretrained import read_pretrained
 
     run = read_run(folder / "run")
@@ -186,7 +186,7 @@ def _make_checkpoint(folder):
 
 
 def _read_checkpoint(folder, path):
-    from keras_mixer.training.checkpoints import newest_checkpoint
+    from keras_mixer.runs.checkpoints import newest_checkpoint
 
     with contextlib.redirect_stderr(io.StringIO()):  # says what is damaged
         state = newest_checkpoint(folder / "run" / "checkpoints")

@@ -25,14 +25,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from keras_mixer import console
 from keras_mixer.commands.shared import check_writable, write
+from keras_mixer.compute.environment import environment
+from keras_mixer.compute.rank import free_port, variables_of
+from keras_mixer.log import progress_bar
 from keras_mixer.reports.markdown import table
 from keras_mixer.reports.report import describe_machine
-from keras_mixer.training.checkpoints import newest_checkpoint
-from keras_mixer.training.environment import environment
-from keras_mixer.training.place import free_port, variables_of
-from keras_mixer.training.run import read_metrics
+from keras_mixer.runs.checkpoints import newest_checkpoint
+from keras_mixer.runs.run import read_metrics
 from keras_mixer.weights import model_folder
 
 TRAIN = Path(__file__).parents[1] / "train.py"
@@ -200,7 +200,7 @@ def main():
     check_writable(options.output)
     dice = random.Random(options.seed)
     kills = runs = equal = 0
-    with tempfile.TemporaryDirectory() as folder, console.progress_bar() as bar:
+    with tempfile.TemporaryDirectory() as folder, progress_bar() as bar:
         count = options.processes
         expected, *seconds = undisturbed(Path(folder) / "undisturbed", count, options.more)
         task = bar.add_task("kills", total=options.kills, status="")

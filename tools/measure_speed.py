@@ -16,10 +16,10 @@ import sys
 
 from keras_mixer.__main__ import main
 from keras_mixer.commands.table import COMMANDS
+from keras_mixer.compute.environment import environment
 from keras_mixer.config.command_line import parse
 from keras_mixer.files import write_through
 from keras_mixer.model.architecture import Architecture
-from keras_mixer.training.environment import environment
 
 MNIST = "mnist, batch 64"
 CASES = {

@@ -22,17 +22,18 @@ import sys
 import time
 from typing import NamedTuple
 
-from keras_mixer import console
+from keras_mixer.backend import quiet_tensorflow
 from keras_mixer.commands.shared import check_writable, write
+from keras_mixer.compute.environment import environment
 from keras_mixer.config.command_line import parse
 from keras_mixer.config.training import Config
 from keras_mixer.errors import InputError
+from keras_mixer.log import logger, track
 from keras_mixer.reports.markdown import spread, table
 from keras_mixer.reports.report import describe_machine
-from keras_mixer.training.environment import environment
-from keras_mixer.training.open_run import plan_run
+from keras_mixer.runs.open_run import plan_run
 
-with console.quiet_tensorflow():
+with quiet_tensorflow():
     import keras
     import numpy as np
     import tensorflow as tf
@@ -144,7 +145,7 @@ def train(arm, run, images):
     )
     model.compile(optimizer, KERAS_LOSSES[config.loss]())
     epochs, start = run.total_steps // run.steps_per_epoch, time.monotonic()
-    bar = iter(console.track(range(epochs), f"{arm}, seed {config.seed}"))
+    bar = iter(track(range(epochs), f"{arm}, seed {config.seed}"))
     model.fit(
         batches_of(run, images),
         steps_per_epoch=run.steps_per_epoch,
@@ -205,7 +206,7 @@ def study(flags, seeds):
         for arm in ARMS:
             model, seconds = train(arm, run, images)
             scores = score(model, run)
-            console.say(f"{arm}, seed {seed}: {scores.test:.2%} of test images")
+            logger.info(f"{arm}, seed {seed}: {scores.test:.2%} of test images")
             results.setdefault(arm, []).append((scores, seconds, model.count_params()))
             keras.backend.clear_session()
     return run, results

@@ -3,14 +3,23 @@
 import dataclasses
 from pathlib import Path
 
+from keras_mixer.backend import quiet_tensorflow
 from keras_mixer.commands.shared import check_writable, only, publish_scores
 from keras_mixer.config.data import DatasetOptions
-from keras_mixer.config.options import FRACTION, PIXELS, RATE, SEED, named_as_flags, option, shown
-from keras_mixer.console import quiet_tensorflow, warn
+from keras_mixer.config.options import (
+    FRACTION,
+    PIXELS,
+    RATE,
+    SEED,
+    format_value,
+    named_as_flags,
+    option,
+)
 from keras_mixer.data.sources import open_dataset
 from keras_mixer.data.splits import set_aside
 from keras_mixer.errors import InputError, path_errors
-from keras_mixer.training.run import BEST, read_record
+from keras_mixer.log import logger
+from keras_mixer.runs.run import BEST, read_record
 from keras_mixer.weights.pretrained import adapt_pretrained, announce, read_pretrained
 from keras_mixer.weights.resize import RESIZE_TOKENS
 
@@ -104,7 +113,7 @@ def _with_test_images(dataset, options):
     if dataset.test is not None or dataset.validation is None:
         return dataset
     fraction, validation, train = options.validation_fraction, None, dataset.train
-    warn("there are no test images: the validation images are scored, and choose nothing")
+    logger.warning("there are no test images: the validation images are scored, and choose nothing")
     if fraction:
         flag = "--validation_fraction"
         train, validation = set_aside(
@@ -141,12 +150,12 @@ def _note_other_splits(options, dataset, path):
     if any(before.get(name) != getattr(options, name) for name in ("dataset", "data_dir")):
         return
     differing = [
-        f"--{name}={shown(before[name])}"
+        f"--{name}={format_value(before[name])}"
         for name in _SPLITTING
         if before.get(name, getattr(options, name)) != getattr(options, name)
     ]
     if differing:
-        warn(
+        logger.warning(
             f"{path} was trained under {', '.join(differing)}: it may have seen images that are "
             f"test images here; give the same to rule that out"
         )

@@ -4,14 +4,13 @@ import dataclasses
 import subprocess
 import sys
 
+from keras_mixer.backend import check_installed
+from keras_mixer.compute.rank import find_rank, free_port, variables_of
 from keras_mixer.config.command_line import parse
 from keras_mixer.config.options import option
 from keras_mixer.config.training import Config
-from keras_mixer.console import check_installed
 from keras_mixer.errors import InputError
-from keras_mixer.interrupts import handling
-from keras_mixer.training.place import find_place, free_port, variables_of
-from keras_mixer.training.signals import SIGNALS
+from keras_mixer.signals import SIGNALS, temporary_handlers
 
 _COMMAND = "train"
 
@@ -23,7 +22,7 @@ class LaunchOptions:
     processes: int = option(2, "Number of processes.", low=1, high=1000)
     port: int | None = option(
         None,
-        "Port on which process 0 and, on the next one, the team listen (default: free ones).",
+        "Port on which process 0 and, on the next one, the group listen (default: free ones).",
         low=1024,
         high=65_534,
     )
@@ -39,7 +38,7 @@ def launch(options, arguments):
             f"launch starts `{_COMMAND}`: expected -- {_COMMAND} --flag=value ..., received "
             f"{' '.join(arguments) or 'nothing'}"
         )
-    if find_place():
+    if find_rank():
         raise InputError("launch: this is one of several processes already")
     check_installed("jax")
     parse(Config, arguments[1:])  # so that what is wrong is said once
@@ -52,7 +51,7 @@ def launch(options, arguments):
         for process in processes:
             process.send_signal(number)
 
-    with handling(SIGNALS, forward):
+    with temporary_handlers(SIGNALS, forward):
         statuses = [_status_of(process) for process in processes]
     return next(filter(None, statuses), 0)
 

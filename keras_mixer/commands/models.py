@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+from keras_mixer.backend import quiet_tensorflow
 from keras_mixer.commands.shared import (
     check_writable,
     only,
@@ -11,16 +12,16 @@ from keras_mixer.commands.shared import (
     write,
 )
 from keras_mixer.config.data import DatasetOptions
-from keras_mixer.config.options import RATE, SEED, option, shown
-from keras_mixer.console import quiet_tensorflow, warn
+from keras_mixer.config.options import RATE, SEED, format_value, option
 from keras_mixer.data.datasets import SPLITS
 from keras_mixer.data.sources import open_dataset
 from keras_mixer.errors import InputError, path_errors
-from keras_mixer.inference.versions import check_target
+from keras_mixer.inference.export.versions import check_target
+from keras_mixer.log import logger
 from keras_mixer.preprocessing.corruption_constants import CORRUPTIONS, SEVERITIES
 from keras_mixer.preprocessing.permute import KINDS
-from keras_mixer.training.open_run import read_run
-from keras_mixer.training.run import CONFIG
+from keras_mixer.runs.open_run import read_run
+from keras_mixer.runs.run import CONFIG
 from keras_mixer.weights.model_folder import digest
 from keras_mixer.weights.pretrained import announce, read_pretrained
 
@@ -113,15 +114,15 @@ def _run_on_own_data(path, options):
         value, default = getattr(options, field.name), getattr(EvaluateOptions, field.name)
         if value != default and field.name not in ("data_dir", "labels"):
             raise InputError(
-                f"--{field.name}={shown(value)} is for other data than the run's, which need "
-                f"--dataset"
+                f"--{field.name}={format_value(value)} is for other data than the run's, which "
+                f"need --dataset"
             )
     run = _run_of(path, options)
     split = run.dataset.split_to_score(options.eval_split)
     run.dataset.split(split)
     validation = _validation_images(path, run) if options.temperature else None
     if options.temperature and split == "validation":
-        warn("the temperature is fitted on the images that are scored, which flatters it")
+        logger.warning("the temperature is fitted on the images that are scored, which flatters it")
     with quiet_tensorflow():
         from keras_mixer.inference.evaluate import subject_of_run
 
@@ -261,6 +262,6 @@ def export(options, arguments):
     pretrained = announce(read_pretrained(path), path)
     check_target(options.export_dir, options.name, pretrained.spec)
     with quiet_tensorflow():
-        from keras_mixer.inference.export import export_model
+        from keras_mixer.inference.export.saved_model import export_model
 
     print(export_model(path, options.export_dir, options.name))

@@ -19,8 +19,8 @@ from keras_mixer.data.image_checks import starts_like_image
 from keras_mixer.errors import InputError, path_errors
 from keras_mixer.files import is_special, write_through
 from keras_mixer.reports.report import read_experiments
+from keras_mixer.runs.run import CONFIG, describe_scores, read_metrics
 from keras_mixer.studies.space import option_named
-from keras_mixer.training.run import CONFIG, describe_scores, read_metrics
 
 
 def only(arguments, what):

@@ -9,6 +9,9 @@ import shutil
 import sys
 from pathlib import Path
 
+from keras_mixer.backend import check_installed, quiet_tensorflow
+from keras_mixer.benchmark import benchmark as benchmark_study
+from keras_mixer.benchmark import scaling
 from keras_mixer.commands.shared import (
     check_outputs,
     check_writable,
@@ -22,16 +25,14 @@ from keras_mixer.config.command_line import parse
 from keras_mixer.config.options import COUNT, SEED, option, options_of
 from keras_mixer.config.presets import preset_names, preset_path
 from keras_mixer.config.training import Config
-from keras_mixer.console import check_installed, quiet_tensorflow, say
 from keras_mixer.data.datasets import AVG5, dataset_row
-from keras_mixer.errors import InputError, named
+from keras_mixer.errors import InputError, errors_about
+from keras_mixer.log import logger
 from keras_mixer.reports.curves import draw_curves
 from keras_mixer.reports.page_folder import INDEX, check_page_folder
 from keras_mixer.reports.report import as_table, read_experiments
-from keras_mixer.studies import benchmark as benchmark_study
-from keras_mixer.studies import scaling
+from keras_mixer.runs.open_run import plan_run
 from keras_mixer.studies.space import OWN
-from keras_mixer.training.open_run import plan_run
 from keras_mixer.weights.registry import release_of
 
 PICTURES = (".png", ".svg", ".pdf")
@@ -89,7 +90,7 @@ def _write_page(options, arguments, experiments):
         for picture, text in pictures
     ]
     write_page(options.html, experiments, command_line("report", options, arguments), plots)
-    say(f"page: {Path(options.html) / INDEX}")
+    logger.info(f"page: {Path(options.html) / INDEX}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +171,7 @@ def _finetuning(name, extra):
 
     Where its images are, its flagfile knows better, and embedded ones have no place.
     """
-    with named(f"--datasets={name}"):
+    with errors_about(f"--datasets={name}"):
         path = name if name.endswith(".flags") else _protocol(name)
         if not Path(path).is_file():
             raise InputError("no such flagfile")

@@ -5,18 +5,18 @@ import functools
 from pathlib import Path
 from shlex import quote
 
-from keras_mixer import console
 from keras_mixer.commands.shared import check_outputs, publish_table, refuse_options, write
 from keras_mixer.config.command_line import parse
 from keras_mixer.config.options import COUNT, SEED, option
 from keras_mixer.config.resolve import resolve
 from keras_mixer.config.training import Config
 from keras_mixer.errors import InputError, path_errors
+from keras_mixer.log import duration, logger
+from keras_mixer.runs.open_run import check_sizes, plan_run
+from keras_mixer.runs.run import Run
 from keras_mixer.studies import sweep as study_sweep
 from keras_mixer.studies import trials as study_trials
 from keras_mixer.studies.space import OWN, parse_space
-from keras_mixer.training.open_run import check_sizes, plan_run
-from keras_mixer.training.run import Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +115,7 @@ def sweep(options, arguments):
     if options.csv:
         write(options.csv, study_trials.as_csv(result, search))
     study_trials.draw(study, folder)
-    console.say(f"a page with plots: keras-mixer report {quote(str(folder))} --html=DIR")
+    logger.info(f"a page with plots: keras-mixer report {quote(str(folder))} --html=DIR")
 
 
 def _check(options, arguments, space):
@@ -157,11 +157,11 @@ def _planner():
 
 def _announce(search, runs, test_seeds):
     """Says what the whole search will cost."""
-    console.say("measuring the speed of one setting, to estimate the time")
+    logger.info("measuring the speed of one setting, to estimate the time")
     steps, seconds = study_sweep.estimate(search, runs, test_seeds)
     scored = ", with those of the runs that are scored" * bool(test_seeds)
-    console.say(
+    logger.info(
         f"settings: {len(runs)}, seeds of each: {len(search.seeds)}; {steps:,} steps{scored}: "
-        f"about {console.duration(seconds)}, by the speed of one setting here"
+        f"about {duration(seconds)}, by the speed of one setting here"
         f"{', less what is stopped early' * search.prune}"
     )

@@ -5,15 +5,16 @@ import io
 import shlex
 import sys
 
+from keras_mixer.backend import quiet_tensorflow
 from keras_mixer.commands.shared import check_writable, standard_stream, write
 from keras_mixer.config.options import option
 from keras_mixer.config.training import Config
-from keras_mixer.console import printable, quiet_tensorflow, say
 from keras_mixer.errors import InputError
 from keras_mixer.files import is_special
 from keras_mixer.jobs import run_job
-from keras_mixer.training.open_run import plan_run
-from keras_mixer.training.run import describe_scores
+from keras_mixer.log import logger, printable
+from keras_mixer.runs.open_run import plan_run
+from keras_mixer.runs.run import describe_scores
 
 
 def train(config, arguments):
@@ -22,9 +23,9 @@ def train(config, arguments):
     The same command resumes an interrupted run.
     """
     run = run_job(config)
-    if run.team.leads:
+    if run.group.is_main:
         print(printable(_summary(run)))
-        say(_next_steps(run))
+        logger.info(_next_steps(run))
 
 
 def _summary(run):

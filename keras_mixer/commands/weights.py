@@ -3,10 +3,10 @@
 import dataclasses
 import json
 
+from keras_mixer.backend import quiet_tensorflow
 from keras_mixer.commands.shared import only, provenance_of
 from keras_mixer.config.data import DatasetOptions
 from keras_mixer.config.options import FRACTION, PIXELS, named_as_flags, option
-from keras_mixer.console import printable, quiet_tensorflow, say
 from keras_mixer.data.datasets import SPLITS
 from keras_mixer.data.sources import open_dataset
 from keras_mixer.errors import InputError
@@ -17,7 +17,8 @@ from keras_mixer.inference.verify import (
     claim_of_run,
     verify_accuracy,
 )
-from keras_mixer.training.open_run import read_run
+from keras_mixer.log import logger, printable
+from keras_mixer.runs.open_run import read_run
 from keras_mixer.weights.convert import convert_weights
 from keras_mixer.weights.pretrained import announce, read_unadapted, summary
 from keras_mixer.weights.registry import release_of
@@ -59,9 +60,9 @@ def convert(options, arguments):
         written = convert_weights(
             *arguments, options.image_shape, options.mean, options.std, provenance_of(arguments[0])
         )
-    say(f"{arguments[1]}: {summary(written)}")
+    logger.info(f"{arguments[1]}: {summary(written)}")
     if written.spec.provenance:
-        say(printable(written.spec.provenance))
+        logger.info(printable(written.spec.provenance))
     print(printable(arguments[1]))
 
 

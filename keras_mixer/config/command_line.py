@@ -10,9 +10,9 @@ import textwrap
 
 from absl import flags
 
-from keras_mixer import console
-from keras_mixer.config.options import check, complaint, kind_of, nearest, shown
+from keras_mixer.config.options import check, complaint, format_value, kind_of, nearest
 from keras_mixer.errors import InputError
+from keras_mixer.log import VERBOSITIES, show_messages
 
 _VERBOSITY = "verbosity"
 _OF_ALL_COMMANDS = {
@@ -27,8 +27,8 @@ class _VerbosityParser(flags.ArgumentParser):
 
     def parse(self, argument):
         text = str(argument).lower()
-        levels = {str(level): level for level in console.VERBOSITIES.values()}
-        levels |= console.VERBOSITIES
+        levels = {str(level): level for level in VERBOSITIES.values()}
+        levels |= VERBOSITIES
         if text not in levels:
             raise ValueError("no such level")
         return levels[text]
@@ -68,7 +68,7 @@ def parse(options_class, arguments, positional=None):
             f"and presets --{preset}"
         )
     if values[_VERBOSITY].present:
-        console.set_verbosity(values[_VERBOSITY].value)
+        show_messages(values[_VERBOSITY].value)
     given, spelled = _given(options_class, values)
     options = options_class(**given)
     check(options)
@@ -142,8 +142,8 @@ def _one_line(error, options_class):
     if illegal:
         name, value = illegal.groups()
         if name == _VERBOSITY:
-            levels = ", ".join(console.VERBOSITIES)
-            hint = nearest(value, console.VERBOSITIES)
+            levels = ", ".join(VERBOSITIES)
+            hint = nearest(value, VERBOSITIES)
             return f"--{name}: expected one of {levels}, received {value or 'nothing'}{hint}"
         fields = dataclasses.fields(options_class)
         field = next(f for f in fields if name in (f.name, *f.metadata["aliases"]))
@@ -203,7 +203,7 @@ def _described(field):
 def _help_sentence(field):
     help, choices = field.metadata["help"], field.metadata["choices"]
     choices = f" One of {', '.join(choices)}." if choices else ""
-    default = "" if field.default is None else f" (default: {shown(field.default)})"
+    default = "" if field.default is None else f" (default: {format_value(field.default)})"
     return f"{help}{choices}{default}"
 
 

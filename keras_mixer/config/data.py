@@ -2,13 +2,13 @@
 
 import dataclasses
 
-from keras_mixer import console
+from keras_mixer.backend import quiet_tensorflow
 from keras_mixer.config.options import FRACTION, PIXELS, RATE, SEED, option, options_of
 from keras_mixer.model.architecture import INTERPOLATIONS, PERMUTATIONS
 
 
 def _find_bad(images):
-    with console.quiet_tensorflow():
+    with quiet_tensorflow():
         from keras_mixer.preprocessing.bad_images import find_bad
 
     return find_bad(images)

@@ -160,7 +160,9 @@ def _check_value(field, value):
 
 def complaint(field, expected, received, hint=""):
     """Returns an `InputError` about the value of a field."""
-    return InputError(f"--{field.name}: expected {expected}, received {shown(received)}{hint}")
+    return InputError(
+        f"--{field.name}: expected {expected}, received {format_value(received)}{hint}"
+    )
 
 
 def nearest(value, names):
@@ -189,13 +191,13 @@ def named_as_flags(options_class):
 def as_flags(options):
     """Returns a list of `--name=value` for every option that is not at its default."""
     return [
-        f"--{field.name}={shown(getattr(options, field.name))}"
+        f"--{field.name}={format_value(getattr(options, field.name))}"
         for field in dataclasses.fields(options)
         if getattr(options, field.name) != field.default
     ]
 
 
-def shown(value):
+def format_value(value):
     """Returns a value as it is written on the command line."""
     if isinstance(value, tuple):
         return ",".join(map(str, value))

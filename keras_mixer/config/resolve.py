@@ -7,7 +7,7 @@ import dataclasses
 import math
 import re
 
-from keras_mixer.config.options import named_as_flags, shown
+from keras_mixer.config.options import format_value, named_as_flags
 from keras_mixer.config.presets import OF_MIXER_TRAINING
 from keras_mixer.config.training import DEFAULT_DEPTH, DEFAULT_DIM, DEFAULT_WARMUP, Config
 from keras_mixer.data.datasets import dataset_row
@@ -94,8 +94,8 @@ def _check_baseline(given, architecture):
         value = neutral.get(name, getattr(Config, name, None))
         if getattr(given, name) not in (None, value):
             raise InputError(
-                f"--{name}={shown(getattr(given, name))} is for mixer layers and would change "
-                f"nothing with --model={architecture.model}; leave it out"
+                f"--{name}={format_value(getattr(given, name))} is for mixer layers and would "
+                f"change nothing with --model={architecture.model}; leave it out"
             )
 
 
@@ -115,15 +115,15 @@ def _from_checkpoint(config, checkpoint):
         if given is not None and given != value:
             resized = "" if value == getattr(checkpoint, name) else " once it is resized"
             raise InputError(
-                f"--{name}={shown(given)}: the checkpoint {config.checkpoint} has "
-                f"{name} {shown(value)}{resized}; leave the flag out to take that over"
+                f"--{name}={format_value(given)}: the checkpoint {config.checkpoint} has "
+                f"{name} {format_value(value)}{resized}; leave the flag out to take that over"
             )
     for name, value in variant_values(config.variant).items():
         if getattr(checkpoint, name) != value and getattr(config, name) is None:
             raise InputError(
-                f"--variant={config.variant} has {name} {shown(value)}, the checkpoint "
-                f"{config.checkpoint} {name} {shown(getattr(checkpoint, name))}; leave --variant "
-                f"out"
+                f"--variant={config.variant} has {name} {format_value(value)}, the checkpoint "
+                f"{config.checkpoint} {name} {format_value(getattr(checkpoint, name))}; leave "
+                f"--variant out"
             )
     return {name: getattr(adapted, name) for name in names}
 
@@ -160,13 +160,13 @@ def _consistent(config):
         )
     if config.randaugment and config.randaugment[0] == 0:
         raise InputError(
-            f"--randaugment={shown(config.randaugment)}: expected n,m with n at least 1; leave the "
-            f"flag out for none"
+            f"--randaugment={format_value(config.randaugment)}: expected n,m with n at least 1; "
+            f"leave the flag out for none"
         )
     if config.randaugment and min(config.image_shape) < 3:
         raise InputError(
             f"--randaugment needs images of at least 3 pixels a side, "
-            f"--image_shape={shown(config.image_shape)}"
+            f"--image_shape={format_value(config.image_shape)}"
         )
     if config.batch_size % config.accumulation:
         raise InputError(

@@ -7,7 +7,7 @@ import numpy as np
 from keras_mixer.data.image_checks import refuse_unreadable
 from keras_mixer.data.image_listing import IMAGE_SUFFIXES, leads_to_folder, list_images
 from keras_mixer.data.splits import FileImages
-from keras_mixer.errors import InputError, path_errors, some_of
+from keras_mixer.errors import InputError, join_names, path_errors
 
 SPLIT_FOLDERS = {
     "train": ("train", "training"),
@@ -74,7 +74,7 @@ def _list_class_names(folder, least):
     if odd := [name for name in names if not _is_utf8(name)]:
         raise InputError(
             f"--data_dir: {folder} holds class folders whose names are not UTF-8, rename them: "
-            f"{some_of(list(map(ascii, odd)))}"
+            f"{join_names(list(map(ascii, odd)))}"
         )
     return names
 

@@ -21,7 +21,7 @@ from keras_mixer.data.image_listing import (
     list_images,
 )
 from keras_mixer.data.splits import FileImages
-from keras_mixer.errors import InputError, path_errors, some_of
+from keras_mixer.errors import InputError, join_names, path_errors
 
 LABEL_COLUMNS = ("label", "labels", "class", "class_name", "breed", "species", "category", "target")
 SPLIT_COLUMN = "split"
@@ -72,7 +72,7 @@ def _find_label_file(directory, labels):
     with path_errors(f"--labels={file}"):
         if not file.is_file():
             csv_files = sorted(path.name for path in directory.glob("*.csv"))
-            hint = f"; {directory} holds {some_of(csv_files)}" if csv_files else ""
+            hint = f"; {directory} holds {join_names(csv_files)}" if csv_files else ""
             raise InputError(f"--labels={file}: no such file{hint}")
     return file
 
@@ -129,7 +129,7 @@ def _find_columns(file, header):
     if label == 0 or split == 0:
         raise InputError(
             f"--labels={file}: expected a header, with a column of images first and one of labels "
-            f"({', '.join(LABEL_COLUMNS)}); found the columns {some_of(header) or '(none)'}"
+            f"({', '.join(LABEL_COLUMNS)}); found the columns {join_names(header) or '(none)'}"
         )
     if repeated := [header[i] for i in (label, split) if i and names.count(names[i]) > 1]:
         raise InputError(f"--labels={file}: the header has several columns {repeated[0]}")
@@ -150,7 +150,7 @@ def _refuse_faulty(table):
 
 def _refuse(table, faulty, what):
     if len(rows := np.flatnonzero(faulty)):
-        named = some_of([f"{table.images[row]} (line {table.lines[row]})" for row in rows])
+        named = join_names([f"{table.images[row]} (line {table.lines[row]})" for row in rows])
         plural = "s" * (len(rows) > 1)
         raise InputError(f"--labels={table.file}: {len(rows)} row{plural} {what}: {named}")
 
@@ -188,7 +188,7 @@ def _refuse_untrained(table, class_names, splits):
     if missing:
         raise InputError(
             f"--labels={table.file}: no training image of {len(missing)} of {len(class_names)} "
-            f"classes: {some_of(missing)}"
+            f"classes: {join_names(missing)}"
         )
 
 

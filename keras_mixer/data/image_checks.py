@@ -16,10 +16,10 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from keras_mixer import console
 from keras_mixer.data.image_listing import MISSING, Listing, position_of
-from keras_mixer.errors import InputError, some_of
+from keras_mixer.errors import InputError, join_names
 from keras_mixer.files import cache_folder, write_atomically
+from keras_mixer.log import logger, track
 
 MOST_PIXELS = 89_478_485  # Pillow's limit against decompression bombs
 MOST_BYTES = 5 * MOST_PIXELS  # more than any format needs for them; files are read whole
@@ -305,7 +305,7 @@ def find_unreadable(listing, check, checks, version=b""):
     unknown, problems = np.flatnonzero(~readable), []
     results = check(listing.take(unknown).paths())
     try:
-        for index in console.track(unknown, f"checking images ({checks})"):
+        for index in track(unknown, f"checking images ({checks})"):
             problem = next(results)
             readable[index] = problem is None
             if problem:
@@ -319,7 +319,7 @@ def find_unreadable(listing, check, checks, version=b""):
 def refuse_files(problems):
     """Raises an `InputError` if a list of (path as bytes, reason) is not empty."""
     if problems:
-        named = some_of([f"{os.fsdecode(path)} ({why})" for path, why in problems])
+        named = join_names([f"{os.fsdecode(path)} ({why})" for path, why in problems])
         raise InputError(
             f"--data_dir: {len(problems)} unreadable image{'s' * (len(problems) > 1)}, repair or "
             f"remove, or skip with --bad_images=skip: {named}"
@@ -350,7 +350,7 @@ def _load(cache):
     except OSError:
         return nothing
     except Exception as error:  # NumPy, zipfile and zlib raise many types on damaged files
-        console.warn(f"{cache}: damaged, so the images are checked again ({error})")
+        logger.warning(f"{cache}: damaged, so the images are checked again ({error})")
         return nothing
     return columns
 
@@ -377,7 +377,7 @@ def _save(cache, readable):
         cache.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(cache, content.getvalue())
     except OSError as error:
-        console.say(
+        logger.info(
             f"{cache.parent}: cannot cache which images are readable ({error.strerror}), so they "
             f"are checked again next time; set KERAS_MIXER_CACHE=FOLDER to use another folder"
         )

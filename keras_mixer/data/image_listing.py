@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_mixer import console
 from keras_mixer.errors import path_errors
+from keras_mixer.log import logger, track
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif")  # may differ from the format
 # Of images that are not decoded; they are left out with a warning.
@@ -67,14 +67,14 @@ def list_images(directory, folders=("",)):
     names, sizes, mtimes, folder_of = [], array("q"), array("q"), array("q")
     left_out = collections.Counter()
     entries = _entries_in(directory, folders, left_out)
-    for index, entry in console.track(entries, "listing images"):
+    for index, entry in track(entries, "listing images"):
         size, mtime = _size_and_time(entry)
         names.append(entry.path[start:])
         sizes.append(size)
         mtimes.append(mtime)
         folder_of.append(index)
     if left_out:
-        console.warn(
+        logger.warning(
             f"{os.fsdecode(directory)}: {left_out.total()} images left out "
             f"({', '.join(sorted(left_out))}); expected {', '.join(IMAGE_SUFFIXES)}"
         )

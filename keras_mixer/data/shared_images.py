@@ -4,8 +4,8 @@ import hashlib
 
 import numpy as np
 
-from keras_mixer import console
 from keras_mixer.data.datasets import SPLITS
+from keras_mixer.log import logger, track
 
 MOST_BYTES = 1 << 30  # compared: about ten seconds from a disk
 _NAMED = 3
@@ -21,11 +21,11 @@ def note_shared_images(dataset):
     splits = {name: images for name in SPLITS if (images := getattr(dataset, name)) is not None}
     candidates = _same_size(splits)
     if sum(size for *_, size in candidates) > MOST_BYTES:
-        console.say("splits are not compared for identical images: they are larger than 1 GB")
+        logger.info("splits are not compared for identical images: they are larger than 1 GB")
         return
     if shared := _same_content(splits, candidates):
         examples = "; ".join(" = ".join(names) for names in shared[:_NAMED])
-        console.warn(
+        logger.warning(
             f"{len(shared):,} image{'s are' if len(shared) > 1 else ' is'} in several splits, byte "
             f"for byte, which makes scores too good: {examples}{'; …' * (len(shared) > _NAMED)}"
         )
@@ -48,7 +48,7 @@ def _same_size(splits):
 def _same_content(splits, candidates):
     """Returns, for each image in several splits, the names under which it occurs."""
     found = {}
-    for name, index, _ in console.track(candidates, "comparing splits"):
+    for name, index, _ in track(candidates, "comparing splits"):
         content = splits[name].content(index)
         found.setdefault(hashlib.sha256(content).digest(), []).append((name, index))
     return [

@@ -18,10 +18,10 @@ import struct
 
 import numpy as np
 
-from keras_mixer import console
 from keras_mixer.data.datasets import SPLITS
 from keras_mixer.data.image_listing import Listing
-from keras_mixer.errors import InputError, path_errors, some_of
+from keras_mixer.errors import InputError, join_names, path_errors
+from keras_mixer.log import logger, one_line
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -198,7 +198,7 @@ def split_stratified(images, fraction, seed, flag, class_names):
     if few := [class_names[label] for label in np.flatnonzero(counts < 2)]:
         raise InputError(
             f"{flag}={fraction}: fewer than 2 images to split of {len(few)} of "
-            f"{len(class_names)} classes: {some_of(few)}"
+            f"{len(class_names)} classes: {join_names(few)}"
         )
     try:
         kept, aside = train_test_split(
@@ -254,8 +254,8 @@ def without_bad(splits, class_names, find_bad):
         _refuse_lost(name, images, kept[name], class_names)
     if skipped:
         count = sum(map(len, splits.values()))
-        named = some_of([console.one_line(f"{place} ({why})") for place, why in skipped])
-        console.warn(f"{len(skipped):,} of {count:,} images are bad and skipped: {named}")
+        named = join_names([one_line(f"{place} ({why})") for place, why in skipped])
+        logger.warning(f"{len(skipped):,} of {count:,} images are bad and skipped: {named}")
     return kept, tuple(skipped)
 
 
@@ -266,7 +266,7 @@ def _refuse_lost(name, before, after, class_names):
         lost = [class_names[label] for label in np.setdiff1d(before.labels, after.labels)]
     if lost:
         raise InputError(
-            f"--bad_images=skip: no readable image is left of {some_of(lost)} (split: {name}); "
+            f"--bad_images=skip: no readable image is left of {join_names(lost)} (split: {name}); "
             f"repair the images"
         )
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_mixer import console
 from keras_mixer.data.datasets import DATASETS, SPLITS, dataset_row
 from keras_mixer.data.tfrecords import RandomAccessStore, RecordImages, TFRecordStore, overlap
 from keras_mixer.errors import InputError
+from keras_mixer.log import logger
 
 SECONDS_TO_ANSWER = 20
 
@@ -57,7 +57,7 @@ def _open_builder(name, directory):
         other = _builder(f"{name}:*.*.*", directory)
         if _is_prepared(other):
             found = other.info.full_name
-            console.say(f"--dataset={name}: {found} is already prepared and will be used")
+            logger.info(f"--dataset={name}: {found} is already prepared and will be used")
             return other
     _prepare(builder, name)
     return builder
@@ -102,7 +102,7 @@ def _is_mocked(builder):
 def _prepare(builder, name):
     try:
         _refuse_unreachable(builder)
-        console.say(f"--dataset={name} is not in {builder.data_dir}: downloading and preparing it")
+        logger.info(f"--dataset={name} is not in {builder.data_dir}: downloading and preparing it")
         with contextlib.redirect_stdout(sys.stderr):  # standard output belongs to results
             builder.download_and_prepare()
     except Exception as error:  # the network, the disk, manual downloads, missing packages

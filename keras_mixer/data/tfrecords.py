@@ -17,9 +17,9 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
-from keras_mixer import console
-from keras_mixer.errors import InputError, path_errors, some_of
+from keras_mixer.errors import InputError, join_names, path_errors
 from keras_mixer.files import cache_folder, write_atomically
+from keras_mixer.log import logger, track
 
 _HEADER, _FOOTER = 12, 4  # length and its checksum before the content, a checksum after it
 
@@ -74,7 +74,7 @@ class RecordImages:
 
     def read_labels(self):
         """Returns the labels, int64 `(n,)`. Slow: it reads every record, images included."""
-        indices = console.track(range(len(self)), "reading labels")
+        indices = track(range(len(self)), "reading labels")
         return np.fromiter(map(self.label, indices), np.int64, len(self))
 
     def label(self, index):
@@ -128,7 +128,7 @@ class RecordImages:
 def refuse_records(problems):
     """Raises an `InputError` if a list of (description of the record, reason) is not empty."""
     if problems:
-        named = some_of([f"{place} ({why})" for place, why in problems])
+        named = join_names([f"{place} ({why})" for place, why in problems])
         raise InputError(
             f"{len(problems)} damaged image{'s' * (len(problems) > 1)}: {named}; remove the folder "
             f"with the records and prepare it again, or skip them with --bad_images=skip"
@@ -154,7 +154,7 @@ class TFRecordStore:
         self._name = name
         self._paths = [path for path, *_ in shards]
         starts, stops = [], []
-        for path, first, count, total in console.track(shards, "finding records"):
+        for path, first, count, total in track(shards, "finding records"):
             bounds = _bounds(Path(path), total)[first : first + count + 1]
             starts.append(bounds[:-1])
             stops.append(bounds[1:])
@@ -258,7 +258,7 @@ def _save(cache, bounds):
         cache.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(cache, content.getvalue())
     except OSError as error:
-        console.say(f"{cache.parent}: cannot cache the record index ({error.strerror})")
+        logger.info(f"{cache.parent}: cannot cache the record index ({error.strerror})")
 
 
 # === Other stores with random access ===

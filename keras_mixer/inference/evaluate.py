@@ -6,15 +6,15 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from keras_mixer import console
+from keras_mixer.compute.devices import predictor
+from keras_mixer.compute.fast_mixing import fast_inference, use_threads_for
 from keras_mixer.data.splits import FileImages
-from keras_mixer.errors import InputError, some_of
+from keras_mixer.errors import InputError, join_names
 from keras_mixer.inference.calibration import calibration_scores, fit_temperature
+from keras_mixer.log import logger, one_line, track
 from keras_mixer.model.architecture import ModelSpec
 from keras_mixer.preprocessing.bad_images import broken_images_named
 from keras_mixer.preprocessing.input_pipeline import EVALUATION_BATCH_SIZE, evaluation_batches
-from keras_mixer.training.devices import predictor
-from keras_mixer.training.fast_mixing import faster, use_threads_for
 from keras_mixer.training.losses import check_finite
 from keras_mixer.weights import model_folder
 from keras_mixer.weights.load import build_pretrained, load_mixer
@@ -116,7 +116,9 @@ def _model_classes(spec, class_names, path):
     """Returns an int array `(num_classes,)`: the model's class of each class of the data."""
     own = spec.class_names
     if own is None and len(class_names) == spec.architecture.num_classes:
-        console.warn(f"{path} has no class names: its classes are taken in the order of the data's")
+        logger.warning(
+            f"{path} has no class names: its classes are taken in the order of the data's"
+        )
         return np.arange(len(class_names))
     if own is None:
         raise InputError(
@@ -127,7 +129,7 @@ def _model_classes(spec, class_names, path):
     if unknown := [name for name in class_names if name not in own]:
         raise InputError(
             f"{path}: does not know {len(unknown)} of the data's {len(class_names)} classes: "
-            f"{some_of(unknown)}; it knows {some_of(own)}"
+            f"{join_names(unknown)}; it knows {join_names(own)}"
         )
     return np.array([own.index(name) for name in class_names])
 
@@ -192,10 +194,10 @@ def compute_logits(model, spec, split, description="evaluating", batch_size=EVAL
         `(n, dim)` without a head, and int array `(n,)`.
     """
     batches = evaluation_batches(split, spec, batch_size)
-    predict = predictor(faster(model, batch_size))
+    predict = predictor(fast_inference(model, batch_size))
     logits, labels = [], []
     with broken_images_named(split):
-        for images, batch_labels in console.track(batches, description):
+        for images, batch_labels in track(batches, description):
             logits.append(predict(images.numpy()))
             labels.append(batch_labels.numpy())
     return np.concatenate(logits), np.concatenate(labels)
@@ -255,7 +257,7 @@ MOST_CLASSES_IN_CONFUSION = 20
 
 def as_table(scores):
     """Returns the scores of `evaluate_subject` as a text table."""
-    names = [console.one_line(row["name"]) for row in scores["classes"]]
+    names = [one_line(row["name"]) for row in scores["classes"]]
     width = max(map(len, [*names, "class"]))
     lines = [
         f"{scores['split']}: {scores['n']:,} images, top-1 {scores['top1']:.2%}, "

@@ -19,9 +19,9 @@ from sklearn.model_selection import PredefinedSplit, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from keras_mixer import console
-from keras_mixer.errors import InputError, some_of
+from keras_mixer.errors import InputError, join_names
 from keras_mixer.inference.evaluate import compute_logits
+from keras_mixer.log import logger, track
 from keras_mixer.preprocessing.input_pipeline import EVALUATION_BATCH_SIZE
 
 FOLDS = 5
@@ -85,9 +85,7 @@ def score_few_shot(model, dataset, shots, seeds, l2, batch_size=EVALUATION_BATCH
     validation = examples(dataset.validation, "of validation") if by_validation else None
     test = examples(dataset.test, "of test")
     draws = [train._replace(ranks=order[drawn]) for order in ranks]
-    rows = [
-        _score(count, draws, validation, test, l2) for count in console.track(shots, "regressing")
-    ]
+    rows = [_score(count, draws, validation, test, l2) for count in track(shots, "regressing")]
     return {
         "n": len(test.labels),
         "classes": len(dataset.class_names),
@@ -143,8 +141,8 @@ def check_shots(labels, shots, class_names):
     for count in shots:
         few = np.flatnonzero(counts < count)
         if len(few):
-            named = some_of([f"{class_names[label]} ({counts[label]})" for label in few])
-            console.warn(
+            named = join_names([f"{class_names[label]} ({counts[label]})" for label in few])
+            logger.warning(
                 f"{count} shots: {len(few)} of {len(counts)} classes have fewer training images, "
                 f"all of which are used: {named}"
             )

@@ -11,15 +11,15 @@ import os
 
 import numpy as np
 
-from keras_mixer.console import one_line, printable, track, warn
+from keras_mixer.compute.devices import predictor
+from keras_mixer.compute.fast_mixing import fast_inference
 from keras_mixer.data.image_listing import list_images
-from keras_mixer.errors import InputError, some_of
+from keras_mixer.errors import InputError, join_names
 from keras_mixer.inference.read_image import as_list, read_image, refuse_unreadable
+from keras_mixer.log import logger, one_line, printable, track
 from keras_mixer.preprocessing.input_pipeline import EVALUATION_BATCH_SIZE
-from keras_mixer.training.devices import predictor
-from keras_mixer.training.fast_mixing import faster
+from keras_mixer.runs.run import Run
 from keras_mixer.training.losses import PROBABILITIES, check_finite
-from keras_mixer.training.run import Run
 from keras_mixer.weights.load import load_mixer
 
 _MOST_VALUES = 1 << 28  # in a batch: 1 GiB, which a model of very large images could exceed
@@ -158,7 +158,7 @@ def classify(model, images):
     probabilities = PROBABILITIES[model.spec.loss]
     values = math.prod(model.input_shape[1:])
     size = max(1, min(EVALUATION_BATCH_SIZE, _MOST_VALUES // values))
-    predict = predictor(faster(model, min(size, len(images))))
+    predict = predictor(fast_inference(model, min(size, len(images))))
     for start in range(0, len(images), size):
         batch = images[start : start + size]
         arrays = [read_image(image, model.spec) for image in batch]
@@ -247,7 +247,7 @@ def _submission(model, paths, follow):
     results = list(follow(classify(model, paths), len(paths)))
     problems = [(path, reason) for path, reason in results if isinstance(reason, str)]
     for path, reason in problems:
-        warn(f"{_name_of(path)}: {reason}; it is not in the submission")
+        logger.warning(f"{_name_of(path)}: {reason}; it is not in the submission")
     rows = [(id, p) for id, (_, p) in zip(ids, results, strict=True) if not isinstance(p, str)]
     return as_submission(rows, model.spec.names), len(problems)
 
@@ -259,7 +259,7 @@ def submission_ids(paths):
     if shared := [path for path, id in zip(paths, ids, strict=True) if times[id] > 1]:
         raise InputError(
             f"--format=kaggle: {len(shared)} images share their names without folder and suffix, "
-            f"which are the ids of a submission: {some_of(shared)}"
+            f"which are the ids of a submission: {join_names(shared)}"
         )
     return ids
 

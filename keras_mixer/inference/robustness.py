@@ -5,17 +5,17 @@ import functools
 
 import numpy as np
 
-from keras_mixer import console
+from keras_mixer.compute.devices import predictor
+from keras_mixer.compute.fast_mixing import fast_inference
 from keras_mixer.errors import InputError
 from keras_mixer.inference.evaluate import as_table as scores_as_table
+from keras_mixer.log import track
 from keras_mixer.preprocessing.bad_images import broken_images_named
 from keras_mixer.preprocessing.corruption_constants import SEVERITIES
 from keras_mixer.preprocessing.corruptions import corrupt
 from keras_mixer.preprocessing.input_pipeline import evaluation_batches
 from keras_mixer.preprocessing.permute import permute
 from keras_mixer.preprocessing.resize import permuted, to_model_range
-from keras_mixer.training.devices import predictor
-from keras_mixer.training.fast_mixing import faster
 from keras_mixer.training.losses import check_finite
 
 FROST_NOTE = "frost is drawn, not photographed: not comparable with published ImageNet-C numbers"
@@ -118,10 +118,10 @@ def accuracy_of_variants(subject, variants, description):
         preprocessing=dataclasses.replace(spec.preprocessing, permutation="none")
     )
     batches = evaluation_batches(subject.split, ordered, subject.batch_size)
-    predict = predictor(faster(subject.model, subject.batch_size))
+    predict = predictor(fast_inference(subject.model, subject.batch_size))
     correct = dict.fromkeys(variants, 0)
     with broken_images_named(subject.split):
-        steps = console.track(_each(variants, batches), description, len(batches) * len(variants))
+        steps = track(_each(variants, batches), description, len(batches) * len(variants))
         for name, images, labels in steps:
             logits = predict(permuted(images, spec))
             check_finite(logits)

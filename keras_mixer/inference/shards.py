@@ -12,10 +12,10 @@ from pathlib import Path
 
 import filelock
 
-from keras_mixer import console
 from keras_mixer.errors import InputError, path_errors
 from keras_mixer.files import locked, read_sealed, write_atomically, write_sealed
 from keras_mixer.inference.predict import predictions_as_text, submission_ids
+from keras_mixer.log import progress_bar
 
 RECORD, STATE = "predictions.json", ".state"
 SUFFIXES = {"table": "txt", "json": "json", "csv": "csv", "kaggle": "csv"}
@@ -82,7 +82,7 @@ class Shards:
         Returns:
             (predicted, failed): numbers of images of all shards; failed ones cannot be read.
         """
-        with console.progress_bar() as bar:
+        with progress_bar() as bar:
             task = bar.add_task("predicting", total=len(self.images), status="")
 
             def follow(results, total):

@@ -5,8 +5,8 @@ TensorFlow is imported late, so that errors are reported before it starts (3 s).
 
 from typing import NamedTuple
 
-from keras_mixer import console
 from keras_mixer.errors import InputError
+from keras_mixer.log import printable
 from keras_mixer.weights.download import release_named
 from keras_mixer.weights.registry import SCHEME, Published, release_of
 
@@ -176,4 +176,4 @@ def as_text(result, title):
         rows["images"] += "; the official code resizes by area, so a few images may differ"
         rows["weights"] = result["provenance"]
     head = f"{'match' if result['match'] else 'no match'}: {title}"
-    return console.printable("\n".join([head, *(f"  {k:<8}  {v}" for k, v in rows.items())]))
+    return printable("\n".join([head, *(f"  {k:<8}  {v}" for k, v in rows.items())]))

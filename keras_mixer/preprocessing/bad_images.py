@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import tensorflow as tf
 
-from keras_mixer import console
 from keras_mixer.data.image_checks import (
     check_image,
     check_image_file,
@@ -28,6 +27,7 @@ from keras_mixer.data.splits import FileImages
 from keras_mixer.data.tfrecords import DamagedRecord, RecordImages, refuse_records
 from keras_mixer.errors import InputError
 from keras_mixer.files import OF_THE_MACHINE
+from keras_mixer.log import track
 from keras_mixer.preprocessing.decode import decode_image, decoding_problem, find_undecodable
 
 _AT_ONCE = 256  # images; so that an interruption is noticed, and few results wait
@@ -58,7 +58,7 @@ def _find_bad_files(images):
 
 def _find_bad_records(images):
     problems = _check_in_parallel(functools.partial(_record_problem, images), range(len(images)))
-    problems = zip(console.track(range(len(images)), "checking images"), problems, strict=True)
+    problems = zip(track(range(len(images)), "checking images"), problems, strict=True)
     return [(index, problem) for index, problem in problems if problem]
 
 
@@ -164,7 +164,7 @@ def _end_pipe(path):
 
 
 def _refuse_files(split):
-    paths = console.track(split.paths, "looking for broken images")
+    paths = track(split.paths, "looking for broken images")
     refuse_files(find_undecodable((path, functools.partial(_read, path)) for path in paths))
 
 
@@ -175,7 +175,7 @@ def _read(path):
 
 
 def _refuse_records(split):
-    indices = console.track(range(len(split)), "looking for broken images")
+    indices = track(range(len(split)), "looking for broken images")
     contents = ((split.place(index), _checked(split, index)) for index in indices)
     refuse_records(find_undecodable(contents, split.channels))
 

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from keras_mixer import console
 from keras_mixer.data.splits import ArrayImages, FileImages
 from keras_mixer.data.tfrecords import RecordImages
 from keras_mixer.errors import InputError
+from keras_mixer.log import logger, track
 from keras_mixer.preprocessing.augment import augment, inception_crop, mix
 from keras_mixer.preprocessing.decode import decode_image, refuse_large
 from keras_mixer.preprocessing.draws import Rows
@@ -349,12 +349,12 @@ def keep_in_memory(split):
         return split
     images, labels, size = [], [], 0
     elements = _decoded(split, tf.data.Dataset.range(len(split)))
-    for _, image, label in console.track(elements, "decoding images", len(split)):
+    for _, image, label in track(elements, "decoding images", len(split)):
         images.append(image[0])
         labels.append(label[0])
         if (size := size + image.nbytes) > KEPT_BYTES:  # the sample had smaller ones
             return split
-    console.say(f"{len(images):,} images are decoded and kept in memory: {size / 1e6:,.0f} MB")
+    logger.info(f"{len(images):,} images are decoded and kept in memory: {size / 1e6:,.0f} MB")
     return _as_arrays(images, np.array(labels))
 
 

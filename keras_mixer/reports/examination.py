@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from keras.ops import convert_to_numpy
 
+from keras_mixer.compute.fast_mixing import use_threads_for
 from keras_mixer.inference.calibration import probabilities_of, reliability_bins
 from keras_mixer.inference.evaluate import compute_logits, score
 from keras_mixer.model.layers import MixerBlock
@@ -13,8 +14,7 @@ from keras_mixer.preprocessing.input_pipeline import EVALUATION_BATCH_SIZE, eval
 from keras_mixer.reports.analysis import confident_mistakes, pair_opposites
 from keras_mixer.reports.figures import mosaic, picture, stem_tiles, weight_tiles
 from keras_mixer.reports.preview import contact_sheet, tile
-from keras_mixer.training.fast_mixing import use_threads_for
-from keras_mixer.training.open_run import read_run
+from keras_mixer.runs.open_run import read_run
 from keras_mixer.weights.load import load_mixer
 
 MOST_MISTAKES = 16

@@ -18,17 +18,17 @@ from typing import NamedTuple
 import jinja2
 from markupsafe import Markup
 
-from keras_mixer import console
 from keras_mixer.errors import InputError
 from keras_mixer.files import rows_as_csv
 from keras_mixer.jobs import without_retracing_warnings
+from keras_mixer.log import duration, logger, one_line
 from keras_mixer.reports import figures
 from keras_mixer.reports.analysis import accuracy_interval, compare
 from keras_mixer.reports.curves import CURVES, line_of, line_style, number_in
 from keras_mixer.reports.examination import Findings, examine
 from keras_mixer.reports.page_folder import GENERATOR, INDEX, write_page_folder
 from keras_mixer.reports.report import differences, made_on
-from keras_mixer.training.run import BEST
+from keras_mixer.runs.run import BEST
 from keras_mixer.weights.model_folder import read_spec
 
 SCORED = ("validation", "test")
@@ -110,7 +110,7 @@ def _examine(directory, number, count):
         with without_retracing_warnings():
             return examine(directory, f"examining run {number} of {count}")
     except InputError as error:
-        console.warn(f"{directory}: only its curves and scores are shown: {error}")
+        logger.warning(f"{directory}: only its curves and scores are shown: {error}")
         return None
 
 
@@ -240,7 +240,7 @@ def _plain(value):
     """Returns a value; text on one line, with characters that cannot be seen or saved escaped."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
-    return console.one_line(value)
+    return one_line(value)
 
 
 # === Rendering ===
@@ -296,7 +296,7 @@ def _source_hash(script):
 _FILTERS = {
     "percent": lambda value: f"{100 * value:.2f}",
     "points": lambda value: f"{100 * value:+.2f}".replace("-", "−"),
-    "duration": console.duration,
+    "duration": duration,
     "source_hash": _source_hash,
 }
 

@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from keras_mixer.errors import InputError, path_errors, some_of
+from keras_mixer.errors import InputError, join_names, path_errors
 from keras_mixer.files import nearest_existing, write_atomically
 
 INDEX = "index.html"
@@ -34,7 +34,7 @@ def _problem(folder):
         return f"no permission to write in {existing}"
     others = [] if existing != folder else _visible(folder)
     if others and not _is_ours(folder / INDEX):
-        return f"it holds other files and no page of ours: {some_of(others)}"
+        return f"it holds other files and no page of ours: {join_names(others)}"
     return None
 
 

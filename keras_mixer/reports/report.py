@@ -5,15 +5,15 @@ import itertools
 import statistics
 from pathlib import Path
 
-from keras_mixer import console
-from keras_mixer.config.options import shown
+from keras_mixer.config.options import format_value
 from keras_mixer.config.training import Config
 from keras_mixer.data.datasets import SPLITS
 from keras_mixer.errors import InputError, path_errors
+from keras_mixer.log import logger, printable
 from keras_mixer.model.architecture import OF_MIXER_LAYERS
 from keras_mixer.model.variants import MIXER
 from keras_mixer.reports.markdown import code, spread, table
-from keras_mixer.training.run import (
+from keras_mixer.runs.run import (
     CONFIG,
     FLAGS,
     HISTORY,
@@ -78,7 +78,9 @@ def _note_repeated_seeds(runs):
         of_seed.setdefault(run["record"]["config"].get("seed"), []).append(str(run["directory"]))
     for seed, directories in of_seed.items():
         if len(directories) > 1:
-            console.warn(f"the same experiment with the same seed {seed}: {', '.join(directories)}")
+            logger.warning(
+                f"the same experiment with the same seed {seed}: {', '.join(directories)}"
+            )
 
 
 def _runs_at(path):
@@ -105,7 +107,7 @@ def _read(directory, presets):
     try:
         return _read_finished(directory, presets)
     except InputError as error:
-        console.warn(f"{directory}: left out: {error}")
+        logger.warning(f"{directory}: left out: {error}")
         return None
 
 
@@ -165,7 +167,9 @@ def _has_no(own, name):
 def _shown(value):
     if isinstance(value, float):
         return f"{value:g}"
-    return "–" if value is None else shown(tuple(value) if isinstance(value, list) else value)
+    return (
+        "–" if value is None else format_value(tuple(value) if isinstance(value, list) else value)
+    )
 
 
 def _data(record):
@@ -173,7 +177,7 @@ def _data(record):
     config, images = record["config"], record["data"]["images"]
     name = config["dataset"]
     if config["data_dir"] and name in ("folder", "csv"):
-        name = console.printable(Path(config["data_dir"]).name)
+        name = printable(Path(config["data_dir"]).name)
     return f"{name}: {', '.join(f'{images[split]:,}' for split in SPLITS if split in images)}"
 
 

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from keras_mixer import console
-from keras_mixer.training.run import HISTORY, read_history
+from keras_mixer.backend import quiet_tensorflow
+from keras_mixer.log import logger
+from keras_mixer.runs.run import HISTORY, read_history
 
 
 def pruning_of(trial, directory):
@@ -16,7 +17,7 @@ def pruning_of(trial, directory):
         trial: `optuna.Trial`.
         directory: Path of the run directory.
     """
-    with console.quiet_tensorflow():
+    with quiet_tensorflow():
         import keras
     from optuna import TrialPruned
 
@@ -41,7 +42,7 @@ def pruning_of(trial, directory):
                 return
             self.report(epoch, logs["val_accuracy"])
             if trial.should_prune():
-                console.say(f"stopped after epoch {epoch + 1}: below the median of others there")
+                logger.info(f"stopped after epoch {epoch + 1}: below the median of others there")
                 raise TrialPruned
 
     return Pruning()

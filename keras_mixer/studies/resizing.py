@@ -9,15 +9,15 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from keras_mixer import console
 from keras_mixer.config.options import as_flags
 from keras_mixer.config.training import Config
 from keras_mixer.errors import InputError
 from keras_mixer.inference.evaluate import compute_logits, score
 from keras_mixer.jobs import JobSequence, without_retracing_warnings
+from keras_mixer.log import logger
 from keras_mixer.reports.markdown import spread, table
 from keras_mixer.reports.report import made_on
-from keras_mixer.training.open_run import read_run
+from keras_mixer.runs.open_run import read_run
 from keras_mixer.weights.load import load_mixer
 from keras_mixer.weights.resize import resized_architecture
 
@@ -122,7 +122,7 @@ def _untrained(run, shape, method):
         split = run.dataset.split(run.config.eval_split)
         outputs = compute_logits(model, model.spec, split, name)
     top1 = score(*outputs, model.spec)["top1"]
-    console.say(f"{name}: {top1:.2%}")
+    logger.info(f"{name}: {top1:.2%}")
     return top1
 
 

@@ -35,7 +35,7 @@ class Choice:
         """Returns one of the values, drawn by an Optuna trial."""
         return trial.suggest_categorical(name, self.values)
 
-    def shown(self, value):
+    def format_value(self, value):
         """Returns a value as it is written on the command line."""
         return value
 
@@ -59,10 +59,12 @@ class Range:
     def suggest(self, trial, name):
         """Returns a number, drawn by an Optuna trial, as a string."""
         if self.whole:
-            return self.shown(trial.suggest_int(name, int(self.low), int(self.high), log=self.log))
-        return self.shown(trial.suggest_float(name, self.low, self.high, log=self.log))
+            return self.format_value(
+                trial.suggest_int(name, int(self.low), int(self.high), log=self.log)
+            )
+        return self.format_value(trial.suggest_float(name, self.low, self.high, log=self.log))
 
-    def shown(self, value):
+    def format_value(self, value):
         """Returns a number as it is written on the command line, with four digits."""
         return str(value) if self.whole else f"{value:.4g}"
 
@@ -163,7 +165,7 @@ def _expected_range(name, text, whole, numeric):
 
 def shown_setting(space, params):
     """Returns the parameters of an Optuna trial as they are written on the command line."""
-    return {name: values.shown(params[name]) for name, values in space.items()}
+    return {name: values.format_value(params[name]) for name, values in space.items()}
 
 
 def grid(space):

@@ -12,11 +12,11 @@ import statistics
 import time
 from collections.abc import Callable
 
-from keras_mixer import console
 from keras_mixer.config.training import Config
 from keras_mixer.errors import InputError, RunError
 from keras_mixer.files import locked_in_turn
 from keras_mixer.jobs import JobSequence
+from keras_mixer.log import logger
 from keras_mixer.studies.pruning import pruning_of
 from keras_mixer.studies.space import grid, shown_setting
 from keras_mixer.studies.trials import (
@@ -143,7 +143,7 @@ class _Work:
 
     def _say_once(self, text):
         if not self._waits:
-            console.say(text)
+            logger.info(text)
         self._waits = True
 
     def _of_state(self, *names):
@@ -164,7 +164,7 @@ class _Work:
             raise
         except (InputError, RunError) as error:
             trial.set_user_attr("error", str(error))
-            console.warn(f"{text_of(setting)}: failed: {error}")
+            logger.warning(f"{text_of(setting)}: failed: {error}")
             raise
         except BaseException:  # a signal, or a defect: not the setting's fault
             trial.set_user_attr(LEFT, True)
@@ -208,7 +208,7 @@ def _score(search, best, seeds):
     jobs, folder, name = JobSequence(len(seeds)), best.folder.parent, text_of(best.setting)
     lock = folder / ".score.lock"
     waiting = f"another worker trains the best setting (its lock: {lock}); waiting"
-    with locked_in_turn(lock, lambda: console.say(waiting)):  # by one; the others find it done
+    with locked_in_turn(lock, lambda: logger.info(waiting)):  # by one; the others find it done
         return [
             jobs.run(f"the best, {name}, seed {s}", _config(search, best.setting, s, folder, None))
             for s in seeds
@@ -343,7 +343,7 @@ def plan_all(search, plan):
     if errors and not runs:
         raise errors[0]
     for error in dict.fromkeys(map(str, errors)):
-        console.warn(f"some settings are not valid and will fail: {error}")
+        logger.warning(f"some settings are not valid and will fail: {error}")
     return runs
 
 
@@ -366,7 +366,7 @@ def estimate(search, runs, test_seeds=()):
         runs: list of `Run`, from `plan_all`.
         test_seeds: Seeds of the runs of the best setting; counted as an average one's.
     """
-    from keras_mixer.studies.benchmark import measure_training
+    from keras_mixer.benchmark.benchmark import measure_training
 
     def work(run):
         return run.spec.architecture.multiply_adds * run.total_steps * run.config.batch_size

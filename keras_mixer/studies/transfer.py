@@ -11,7 +11,7 @@ import statistics
 from pathlib import Path
 from typing import NamedTuple
 
-from keras_mixer.config.options import shown
+from keras_mixer.config.options import format_value
 from keras_mixer.config.training import OF_CHECKPOINTS, Config
 from keras_mixer.data.datasets import AVG5
 from keras_mixer.data.sources import open_dataset
@@ -19,8 +19,8 @@ from keras_mixer.errors import InputError
 from keras_mixer.jobs import JobSequence
 from keras_mixer.reports.markdown import spread, table
 from keras_mixer.reports.report import made_on
-from keras_mixer.training.open_run import plan_run
-from keras_mixer.training.run import Run, read_history
+from keras_mixer.runs.open_run import plan_run
+from keras_mixer.runs.run import Run, read_history
 
 FINE_TUNED, SCRATCH = "fine-tuned", "from scratch"
 
@@ -104,8 +104,8 @@ def _check(name, dataset, lrs):
     dataset.split(dataset.split_to_score())
     if len(lrs) > 1 and dataset.validation is None:
         raise InputError(
-            f"{name}: no images are held out to choose one of --lrs={shown(tuple(lrs))} with; give "
-            f"one learning rate, or --validation_fraction in the flagfile"
+            f"{name}: no images are held out to choose one of --lrs={format_value(tuple(lrs))} "
+            f"with; give one learning rate, or --validation_fraction in the flagfile"
         )
 
 

@@ -8,13 +8,13 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
-from keras_mixer import console
 from keras_mixer.errors import path_errors
 from keras_mixer.files import rows_as_csv, write_atomically
+from keras_mixer.log import logger
 from keras_mixer.reports.markdown import spread, table
 from keras_mixer.reports.report import made_on
+from keras_mixer.runs.run import HISTORY, Run, read_history, read_metrics
 from keras_mixer.studies.space import shown_setting
-from keras_mixer.training.run import HISTORY, Run, read_history, read_metrics
 
 INDEX = "index"  # user attribute of a trial: its place in the queue
 LEFT = "left"  # user attribute of a trial: it was not tried, or not to its end
@@ -154,7 +154,7 @@ def runs_of(trial, search):
     runs = [trial.folder / f"seed-{seed}" for seed in search.seeds]
     there = [run for run in runs if (run / HISTORY).exists()]
     if trial.state == "complete" and len(there) < len(runs):
-        console.warn(f"{trial.folder}: runs are missing there; the table is without them")
+        logger.warning(f"{trial.folder}: runs are missing there; the table is without them")
     return there
 
 
@@ -204,7 +204,7 @@ def draw(study, folder):
                 warnings.simplefilter("ignore", UserWarning)  # values that are all the same
                 _draw(study, name, folder / f"{name}.svg")
             except (RuntimeError, ValueError) as error:
-                console.say(f"{name} is not drawn: {error}")
+                logger.info(f"{name} is not drawn: {error}")
 
 
 def _draw(study, name, path):

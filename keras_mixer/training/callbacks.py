@@ -11,13 +11,13 @@ import time
 import keras
 import numpy as np
 
-from keras_mixer import console
+from keras_mixer.compute.devices import validate
 from keras_mixer.errors import RunError
-from keras_mixer.training.checkpoints import TrainState, save_checkpoint
-from keras_mixer.training.devices import validate
+from keras_mixer.log import duration, logger
+from keras_mixer.runs.checkpoints import TrainState, save_checkpoint
+from keras_mixer.runs.progress import epoch_is_open, is_over, rank
+from keras_mixer.runs.state import gather_state, restore_state
 from keras_mixer.training.optimizers import ema_variables
-from keras_mixer.training.progress import epoch_is_open, is_over, rank
-from keras_mixer.training.state import gather_state, restore_state
 from keras_mixer.weights.load import model_weights
 from keras_mixer.weights.model_folder import write_weights
 
@@ -71,16 +71,16 @@ class Agreement(keras.callbacks.Callback):
     They ask each other at every epoch's end and at steps of which process 0 says the next.
 
     Args:
-        team: `Team`.
+        group: `ProcessGroup`.
         progress: `Progress`.
         stop: `StopRequest`, which waits for the agreement.
     """
 
     EVERY = 1.0  # seconds
 
-    def __init__(self, team, progress, stop):
+    def __init__(self, group, progress, stop):
         super().__init__()
-        self.team = team
+        self.group = group
         self.progress = progress
         self.stop = stop
 
@@ -89,7 +89,7 @@ class Agreement(keras.callbacks.Callback):
         self._next = self.progress.step + 1
 
     def on_train_batch_end(self, batch, logs=None):
-        self.team.note_progress()
+        self.group.note_progress()
         if self.progress.step == self._next:
             self._ask()
 
@@ -97,7 +97,7 @@ class Agreement(keras.callbacks.Callback):
         self._ask()
 
     def _ask(self):
-        answers = self.team.exchange([self.stop.received, self._steps_until_next()])
+        answers = self.group.exchange([self.stop.received, self._steps_until_next()])
         received = [number for number, _ in answers if number is not None]
         self.stop.signal_number = received[0] if received else None
         self._next = self.progress.step + answers[0][1]
@@ -142,17 +142,17 @@ class EpochEnd(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if epoch_is_open(self.run, self.progress.step):
             return  # stopped within the epoch; the resumed run finishes it
-        leads = self.run.team.leads
-        if leads:
+        is_main = self.run.group.is_main
+        if is_main:
             self.run.check_there()
         row = self._row(epoch, logs)
         with use_ema_weights(self.model):
             if self.validation is not None:
-                scores = validate(self.model, self.validation, self.run.team)
+                scores = validate(self.model, self.validation, self.run.group)
                 stop_unless_finite("validation loss", scores["loss"], self)
                 row |= {"val_loss": scores["loss"], "val_accuracy": scores["accuracy"]}
             if self.validation is None or rank(row) > rank(self.progress.best):
-                if leads:
+                if is_main:
                     self._write_best(row)
                 self.progress.best = row
         if logs is not None:  # for the callbacks after this one
@@ -162,9 +162,9 @@ class EpochEnd(keras.callbacks.Callback):
         self.progress.rows.append(row)
         self.progress.seconds = 0.0
         self.model.reset_metrics()  # as in a run that is resumed at the next epoch
-        if leads:
+        if is_main:
             self.run.write_history(self.progress.rows)
-        console.say(_line(row, self.run))
+        logger.info(_line(row, self.run))
 
     def _write_best(self, row):
         facts = {name: row[name] for name in ("epoch", "step", "val_loss", "val_accuracy")}
@@ -243,7 +243,7 @@ class Saver(keras.callbacks.Callback):
         over = is_over(self.run, self.progress)
         if over and self.progress.step < self.run.total_steps:
             epochs = config.early_stopping
-            console.say(f"stopped early: {epochs} epochs without a better epoch")
+            logger.info(f"stopped early: {epochs} epochs without a better epoch")
         self._save_or_stop(due=over or reached % config.save_every == 0)
         self.model.stop_training |= over
 
@@ -255,7 +255,7 @@ class Saver(keras.callbacks.Callback):
 
     def save(self, model):
         """Writes a checkpoint, unless there is one of this step."""
-        if self._saved_step == self.progress.step or not self.run.team.leads:
+        if self._saved_step == self.progress.step or not self.run.group.is_main:
             return
         self.run.check_there()
         arrays = gather_state(model, self.meters)
@@ -267,7 +267,7 @@ class Saver(keras.callbacks.Callback):
 
 
 class ProgressBar(keras.callbacks.Callback):
-    """One progress bar for the whole run, in `bar`, a rich Progress from `console.progress_bar`."""
+    """One progress bar for the whole run, in `bar`, a rich Progress from `progress_bar`."""
 
     WAIT = 3.0  # seconds of steps to estimate the time of an epoch from
 
@@ -288,7 +288,7 @@ class ProgressBar(keras.callbacks.Callback):
         if steps == 1:
             self.compiled = time.monotonic()
             seconds = self.compiled - self.started
-            console.say(f"first step done after {seconds:.1f} s, compilation included")
+            logger.info(f"first step done after {seconds:.1f} s, compilation included")
         elif not self.estimated:
             self._estimate(steps - 1, time.monotonic() - self.compiled)
         if not self.bar.disable:
@@ -305,9 +305,7 @@ class ProgressBar(keras.callbacks.Callback):
         epoch = self.run.steps_per_epoch * seconds / steps
         left = (self.run.total_steps - self.progress.step) * seconds / steps
         if epoch > 2 * self.WAIT:
-            console.say(
-                f"about {console.duration(epoch)} an epoch, {console.duration(left)} in all"
-            )
+            logger.info(f"about {duration(epoch)} an epoch, {duration(left)} in all")
 
     def _status(self):
         row = self.progress.rows[-1] if self.progress.rows else {}

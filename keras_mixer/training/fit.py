@@ -12,8 +12,21 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_mixer import console
+from keras_mixer.compute.accumulation import accumulate_gradients
+from keras_mixer.compute.devices import (
+    check_backend,
+    choose_devices,
+    connected,
+    images_at_once,
+    make_deterministic,
+    sharing,
+    way_of,
+)
+from keras_mixer.compute.fast_mixing import use_fast_mixing, use_threads_for
+from keras_mixer.compute.rematerialization import rematerialize
+from keras_mixer.compute.tracing import forget_gradients
 from keras_mixer.errors import RunError
+from keras_mixer.log import logger, progress_bar
 from keras_mixer.model.baselines import build_model
 from keras_mixer.preprocessing.bad_images import broken_images_named
 from keras_mixer.preprocessing.input_pipeline import (
@@ -23,7 +36,12 @@ from keras_mixer.preprocessing.input_pipeline import (
     keep_in_memory,
     training_batches,
 )
-from keras_mixer.training.accumulation import accumulate_gradients
+from keras_mixer.runs.checkpoints import check_space
+from keras_mixer.runs.open_run import open_run
+from keras_mixer.runs.progress import is_over
+from keras_mixer.runs.resume import last_state
+from keras_mixer.runs.state import state_size
+from keras_mixer.signals import Interrupted, StopRequest
 from keras_mixer.training.callbacks import (
     Agreement,
     Clock,
@@ -32,28 +50,10 @@ from keras_mixer.training.callbacks import (
     Restoration,
     Saver,
 )
-from keras_mixer.training.checkpoints import check_space
-from keras_mixer.training.devices import (
-    check_backend,
-    choose_devices,
-    connected,
-    images_at_once,
-    make_deterministic,
-    sharing,
-    way_of,
-)
-from keras_mixer.training.fast_mixing import use_fast_mixing, use_threads_for
 from keras_mixer.training.finetuning import describe_trained, freeze_backbone, layer_rates
 from keras_mixer.training.losses import KERAS_LOSSES
-from keras_mixer.training.open_run import open_run
 from keras_mixer.training.optimizers import build_optimizer
-from keras_mixer.training.progress import is_over
-from keras_mixer.training.rematerialization import rematerialize
-from keras_mixer.training.resume import last_state
 from keras_mixer.training.schedules import WarmupDecay
-from keras_mixer.training.signals import Interrupted, StopRequest
-from keras_mixer.training.state import state_size
-from keras_mixer.training.tracing import forget_gradients
 from keras_mixer.weights import model_folder
 from keras_mixer.weights.load import assign_weights
 from keras_mixer.weights.pretrained import adapt_pretrained, announce
@@ -90,8 +90,8 @@ def fit_run(run, callbacks=()):
     prepare_threads(run.config)
     if run.config.deterministic:
         make_deterministic()
-    with connected(run.team):
-        devices = choose_devices(run.config.devices, run.team)
+    with connected(run.group):
+        devices = choose_devices(run.config.devices, run.group)
         progress, arrays = last_state(run, devices)
         if is_over(run, progress):
             _finish(run, progress)
@@ -104,17 +104,17 @@ def _train(run, progress, arrays, callbacks):
     keras.utils.set_random_seed(run.config.seed)
     schedule = _schedule(run)
     model, meters = compiled_model(run, schedule, resumed=arrays is not None)
-    if run.team.leads:
+    if run.group.is_main:
         check_space(run.directory, state_size(model, meters))
         model_folder.write_spec(run.best, run.spec)
     images = training_images(run, progress.step)
-    several = run.team.count > 1
-    with StopRequest(agreed=several) as stop, console.progress_bar() as bar, run.team.training():
+    several = run.group.count > 1
+    with StopRequest(agreed=several) as stop, progress_bar() as bar, run.group.training():
         saver = Saver(run, progress, meters, stop)
         callbacks = [
             Restoration(meters, arrays),
             Clock(progress),
-            *([Agreement(run.team, progress, stop)] if several else []),
+            *([Agreement(run.group, progress, stop)] if several else []),
             EpochEnd(run, progress, _validation_batches(run), schedule),
             saver,
             ProgressBar(run, progress, bar),
@@ -154,7 +154,7 @@ def _schedule(run):
 
 
 def _tensorboard(run, progress):
-    if not (run.config.tensorboard and run.team.leads):
+    if not (run.config.tensorboard and run.group.is_main):
         return []
     from keras_mixer.training.tensorboard import Board
 
@@ -204,10 +204,10 @@ def _assign_pretrained(run, model):
     assign_weights(model, adapted.arrays, config.checkpoint, new_head)
     run.pretrained.arrays.clear()  # frees up to a gigabyte
     if new_head:
-        console.say(f"new head: {_why_new_head(config, adapted.spec)}")
+        logger.info(f"new head: {_why_new_head(config, adapted.spec)}")
     for name, value in dataclasses.asdict(adapted.spec.preprocessing).items():
         if value != (own := getattr(run.spec.preprocessing, name)):
-            console.say(
+            logger.info(
                 f"{config.checkpoint} was trained with {name} {value}, this run has {own}; "
                 f"--{name}={value} keeps it"
             )
@@ -225,7 +225,7 @@ def _compile(model, config, schedule):
     weights, rates = model.trainable_variables, None
     if config.layer_decay < 1:
         rates = layer_rates(weights, config.depth, config.layer_decay)
-    console.say(describe_trained(model, rates))
+    logger.info(describe_trained(model, rates))
     model.compile(
         build_optimizer(
             config.optimizer,
@@ -248,7 +248,7 @@ def _compile(model, config, schedule):
 
 def _finish(run, progress):
     """Writes the history of a run that is over, and checks that its best weights are there."""
-    if not run.team.leads:
+    if not run.group.is_main:
         return
     run.write_history(progress.rows)
     if model_folder.read_facts(run.best)["sha256"] != progress.best_sha256:
@@ -259,7 +259,7 @@ def _validation_batches(run):
     if run.dataset.validation is None:
         return None
     split, sizes = run.dataset.validation, run.spec.architecture
-    batches = evaluation_batches(split, run.spec, part=_part_of(run.team))
+    batches = evaluation_batches(split, run.spec, part=_part_of(run.group))
     values = len(split) * math.prod(sizes.image_shape) * sizes.channels
     if 4 * values <= KEPT_BYTES:  # float32
         batches = batches.cache()
@@ -288,7 +288,7 @@ def _call_fit(model, run, images, progress, callbacks, stop):
         )
         _check_steps(run, progress, int(model.optimizer.iterations))
         if model.stop_training and not (stop or is_over(run, progress)):
-            console.say(f"stopped by a callback at step {progress.step} of {run.total_steps}")
+            logger.info(f"stopped by a callback at step {progress.step} of {run.total_steps}")
             return
 
 
@@ -296,7 +296,9 @@ def _check_steps(run, progress, taken):
     """Compares the optimizer's count of steps with that of batches; float16 steps can overflow."""
     left_out = progress.step - taken
     if run.config.precision == "float16" and 0 < left_out <= progress.step // 2:
-        console.warn(f"{left_out} of {progress.step} steps overflowed in float16 and were left out")
+        logger.warning(
+            f"{left_out} of {progress.step} steps overflowed in float16 and were left out"
+        )
     elif run.config.precision == "float16" and left_out > 0:
         raise RunError(
             f"{left_out} of {progress.step} steps overflowed in float16: lower --lr, or train with "
@@ -313,7 +315,7 @@ def training_images(run, step=0):
     """Returns the training images, in memory if they will be read more than once from a step on."""
     images_left = (run.total_steps - step) * run.config.batch_size
     train = run.dataset.train
-    if images_left <= len(train) or run.team.count > 1:  # which read their parts alone
+    if images_left <= len(train) or run.group.count > 1:  # which read their parts alone
         return train
     with broken_images_named(train):
         return keep_in_memory(train)
@@ -329,13 +331,13 @@ def batches_of(run, images, class_weights=None, first_step=0):
         first_step=first_step,
         label_smoothing=run.config.label_smoothing,
         class_weights=class_weights,
-        part=_part_of(run.team),
+        part=_part_of(run.group),
         **run.config.augmentation(),
     )
 
 
-def _part_of(team):
-    return Part(team.index, team.count) if team.count > 1 else None
+def _part_of(group):
+    return Part(group.index, group.count) if group.count > 1 else None
 
 
 def _class_weights(run):
@@ -343,10 +345,10 @@ def _class_weights(run):
     if run.config.class_weights == "none":
         return None
     counts = None
-    if run.team.leads:  # labels in records take all of them to be read
+    if run.group.is_main:  # labels in records take all of them to be read
         labels = run.dataset.train.read_labels()
         counts = np.bincount(labels, minlength=run.config.num_classes).tolist()
-    counts = np.array(run.team.exchange(counts)[0])
+    counts = np.array(run.group.exchange(counts)[0])
     present = counts > 0  # a training split given by the user may lack classes
     weights = counts.sum() / (present.sum() * np.maximum(counts, 1))
     return np.where(present, weights, 0.0).astype(np.float32)

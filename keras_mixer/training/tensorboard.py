@@ -5,7 +5,7 @@ import shutil
 import keras
 import tensorflow as tf
 
-from keras_mixer.training.run import CURVES
+from keras_mixer.runs.run import CURVES
 
 # By folder in logs/: the names of scalars, and their columns in history.csv.
 COLUMNS = {

@@ -4,9 +4,9 @@ import contextlib
 import tempfile
 from pathlib import Path
 
-from keras_mixer import console
 from keras_mixer.errors import InputError, path_errors
 from keras_mixer.files import flush_folder
+from keras_mixer.log import logger
 from keras_mixer.model.variants import MIXER
 from keras_mixer.weights import model_folder, official, timm
 from keras_mixer.weights.pretrained import read_pretrained, read_unadapted
@@ -64,7 +64,7 @@ def convert_weights(source, target, image_shape=None, mean=None, std=None, prove
         with _new_folders(target.parent):
             after = _write(target, before)
     if before.spec.class_names and not after.spec.class_names:
-        console.warn(
+        logger.warning(
             f"{target}: this format has no place for class names, so training that starts from it "
             f"makes a new head"
         )

@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from keras_mixer import console
 from keras_mixer.errors import InputError
 from keras_mixer.files import cache_folder, flush_folder, locked_in_turn, write_atomically
+from keras_mixer.log import byte_bar, logger
 from keras_mixer.weights.registry import OFFICIAL, SCHEME, SERVER, Release
 
 MIRROR = "KERAS_MIXER_OFFICIAL"  # environment variable: another server with the same files
@@ -88,7 +88,7 @@ def fetch(name):
     waiting = f"{file}: another process is downloading it; waiting"
     with _disk_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with locked_in_turn(lock, lambda: console.say(waiting)):
+        with locked_in_turn(lock, lambda: logger.info(waiting)):
             if not file.is_file():
                 _download_file(download)
     return file
@@ -122,11 +122,11 @@ def _download_file(download):
     if download.received > download.release.sizes[1] or download.read_etag() is None:
         download.discard()
     done = f"; {download.received / 2**20:,.1f} MiB are here already" if download.received else ""
-    console.say(
+    logger.info(
         f"downloading {download.url} ({download.release.size} MiB) to {download.file}{done}"
     )
     most, failures, connected = download.received, 0, False
-    with requests.Session() as session, console.byte_bar("downloading") as show:
+    with requests.Session() as session, byte_bar("downloading") as show:
         while not (outcome := _attempt(session, download, show)).complete:
             failures = 1 if download.received > most else failures + 1
             most, connected = max(most, download.received), connected or outcome.connected

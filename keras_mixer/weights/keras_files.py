@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_mixer.errors import InputError, named
+from keras_mixer.errors import InputError, errors_about
 from keras_mixer.model.architecture import FIELDS, Architecture, ModelSpec
 from keras_mixer.weights.archives import open_archive
 from keras_mixer.weights.tensor_layouts import Layout, Tensor, infer_architecture, renamer, restore
@@ -87,7 +87,7 @@ def _read_config(path, config):
             f"{path}: not written from a model of build_mixer, and nothing else is ever "
             f"deserialized: {faults[0]:.300}; load it where it comes from, and save its weights"
         )
-    with named(path):
+    with errors_about(path):
         return Architecture(**values)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from keras_mixer.errors import InputError, named
+from keras_mixer.errors import InputError, errors_about
 from keras_mixer.files import is_special, pack, read_regular, write_atomically
 from keras_mixer.model.architecture import ModelSpec
 
@@ -54,7 +54,7 @@ def is_model_folder(path):
 def read_spec(folder):
     """Reads the `ModelSpec` in model.json. Raises InputError if it is missing or invalid."""
     path = folder / SPEC
-    with named(path):
+    with errors_about(path):
         try:
             values = json.loads(read_regular(path, _MOST_BYTES))
         except (OSError, ValueError, RecursionError) as error:

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_mixer import console
 from keras_mixer.errors import InputError, path_errors
+from keras_mixer.log import logger
 from keras_mixer.model.architecture import ModelSpec, variant_values
 from keras_mixer.model.variants import MIXER, VARIANTS
 from keras_mixer.weights import keras_files, model_folder, official, timm
@@ -189,7 +189,7 @@ def adapt_pretrained(pretrained, image_shape=None, patch_shape=None, resize_toke
         pretrained.spec.architecture, pretrained.arrays, image_shape, patch_shape, resize_tokens
     )
     for sentence in changes:
-        console.say(sentence)
+        logger.info(sentence)
     spec = pretrained.spec.replace(architecture=architecture)
     return pretrained._replace(spec=spec, arrays=arrays)
 
@@ -197,7 +197,7 @@ def adapt_pretrained(pretrained, image_shape=None, patch_shape=None, resize_toke
 def announce(pretrained, path):
     """Prints the summary of a `Pretrained` unless it is from a model folder; returns it."""
     if pretrained.source:
-        console.say(f"{path}: {summary(pretrained)}")
+        logger.info(f"{path}: {summary(pretrained)}")
     return pretrained
 
 

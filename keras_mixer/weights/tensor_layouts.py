@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_mixer.errors import InputError, named
+from keras_mixer.errors import InputError, errors_about
 from keras_mixer.model.architecture import Architecture
 from keras_mixer.model.variants import MIXER
 
@@ -102,7 +102,7 @@ def infer_architecture(path, layout, tensors, image_shape, activation):
             patches = features if mixing == "token_mixing" else patches
     head = layout.rename("head/bias")
     classes = _shape(path, layout, tensors, "head/bias", 1)[0] if head in tensors else 0
-    with named(path):
+    with errors_about(path):
         return Architecture(
             image_shape=_image_shape(path, image_shape, patches, (rows, columns)),
             patch_shape=(rows, columns),

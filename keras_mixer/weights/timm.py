@@ -13,7 +13,7 @@ import ml_dtypes  # noqa: F401  # adds bfloat16 to NumPy
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from keras_mixer.errors import InputError, named
+from keras_mixer.errors import InputError, errors_about
 from keras_mixer.files import pack, write_atomically
 from keras_mixer.model.architecture import DEFAULTS, ModelSpec, Preprocessing
 from keras_mixer.weights.archives import open_archive
@@ -103,7 +103,7 @@ def _check_header(path):
 
 def _spec(path, metadata, tensors, image_shape):
     if metadata and _METADATA in metadata:
-        with named(f"{path}: its metadata describe no Mixer"):
+        with errors_about(f"{path}: its metadata describe no Mixer"):
             return ModelSpec.from_json(json.loads(metadata[_METADATA]))
     architecture = infer_architecture(path, LAYOUT, tensors, image_shape, activation="gelu_erf")
     return ModelSpec(architecture)

@@ -15,8 +15,8 @@ import weakref
 import keras
 import tensorflow as tf
 
+from keras_mixer.compute.environment import cores
 from keras_mixer.model.layers import LAYER_NORM_EPSILON, MixerBlock, activation_function
-from keras_mixer.training.environment import cores
 
 IMAGES_PER_PART = 8
 _THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")  # TensorFlow's own variables
@@ -61,7 +61,7 @@ def use_fast_mixing(model, batch_size, remat=False):
     return kind(model.inputs, model.outputs, name=model.name)
 
 
-def faster(model, batch_size):
+def fast_inference(model, batch_size):
     """Returns what computes the same in inference, but faster: on a CPU, a model of this module.
 
     Args:

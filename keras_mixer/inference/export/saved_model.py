@@ -22,9 +22,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_mixer.compute.fast_mixing import use_fast_mixing
 from keras_mixer.errors import RunError, without_internals
 from keras_mixer.files import flush_folder, flush_tree
-from keras_mixer.inference.versions import (
+from keras_mixer.inference.export.versions import (
     EXTRA,
     check_target,
     make_unfinished,
@@ -33,7 +34,6 @@ from keras_mixer.inference.versions import (
 )
 from keras_mixer.preprocessing.decode import decode_image, refuse_large
 from keras_mixer.preprocessing.resize import preprocess
-from keras_mixer.training.fast_mixing import use_fast_mixing
 from keras_mixer.training.losses import PROBABILITIES
 from keras_mixer.weights import model_folder
 from keras_mixer.weights.load import build_pretrained

@@ -12,7 +12,7 @@ import socket
 import tempfile
 from pathlib import Path
 
-from keras_mixer.errors import InputError, some_of
+from keras_mixer.errors import InputError, join_names
 from keras_mixer.files import nearest_existing, remove, write_durably
 from keras_mixer.weights import model_folder
 
@@ -53,7 +53,7 @@ def _check_writable(folder, given):
 
 
 def _first(names):
-    return f"{some_of(names[:3])}{', …' * (len(names) > 3)}"
+    return f"{join_names(names[:3])}{', …' * (len(names) > 3)}"
 
 
 def write_source(version, sha256):

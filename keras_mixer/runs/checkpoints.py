@@ -16,7 +16,6 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from keras_mixer import console
 from keras_mixer.errors import RunError
 from keras_mixer.files import (
     OF_THE_MACHINE,
@@ -27,6 +26,7 @@ from keras_mixer.files import (
     remove,
     write_durably,
 )
+from keras_mixer.log import logger
 
 KEPT = 2
 ARRAYS, PROGRESS, MANIFEST = "arrays.safetensors", "progress.json", "manifest.json"
@@ -152,7 +152,7 @@ def newest_checkpoint(folder, run=None):
                     f"{candidate} cannot be read now: {error}; nothing was changed, so the same "
                     f"command goes on once it can"
                 ) from error
-            console.warn(f"damaged checkpoint skipped: {candidate} ({error})")
+            logger.warning(f"damaged checkpoint skipped: {candidate} ({error})")
             continue
         if run is not None and state.progress.get("run") != run:
             raise RunError(

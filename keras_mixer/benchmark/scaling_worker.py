@@ -1,6 +1,6 @@
 """Measures the steps of one run in several processes, as one of them.
 
-Started as `python -m keras_mixer.studies.scaling_worker CORE`, with the place of the process in
+Started as `python -m keras_mixer.benchmark.scaling_worker CORE`, with the place of the process in
 its environment. Standard input is a JSON object: the fields of a `Config`, `repeats`, `steps`.
 Process 0 answers with a JSON object of seconds: `step` (on random images) and `fit` (on the input
 pipeline), a list each; `exchange` of the gradients alone; `input` of this process's part of a
@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_mixer.backend import quiet_tensorflow
+from keras_mixer.benchmark.timm_worker import take_standard_output
+from keras_mixer.benchmark.worker import random_batch
+from keras_mixer.compute.process_group import join_processes
 from keras_mixer.config.training import Config
-from keras_mixer.console import quiet_tensorflow
-from keras_mixer.studies.benchmark_worker import random_batch
-from keras_mixer.studies.timm_worker import take_standard_output
-from keras_mixer.training.open_run import plan_run
-from keras_mixer.training.team import joined
+from keras_mixer.runs.open_run import plan_run
 
 _WARM_UP = 3  # steps before those that are measured
 
@@ -36,15 +36,15 @@ def main(values, answer):
     """
     repeats, steps = values.pop("repeats"), values.pop("steps")
     run = plan_run(Config(**values))
-    with joined() as team, quiet_tensorflow():
-        from keras_mixer.training.devices import choose_devices, connected, sharing
+    with join_processes() as group, quiet_tensorflow():
+        from keras_mixer.compute.devices import choose_devices, connected, sharing
 
-        run = dataclasses.replace(run, team=team)
-        with connected(team):
-            devices = choose_devices("all", team)
+        run = dataclasses.replace(run, group=group)
+        with connected(group):
+            devices = choose_devices("all", group)
             with sharing(devices, run.config.batch_size):
                 measured = _measure(run, repeats, steps)
-    if team.leads:
+    if group.is_main:
         answer(measured)
 
 
@@ -72,7 +72,7 @@ def _measure(run, repeats, steps):
 def _random_batches(run):
     import tensorflow as tf
 
-    batch = random_batch(run, run.config.batch_size // run.team.count)
+    batch = random_batch(run, run.config.batch_size // run.group.count)
     return tf.data.Dataset.from_tensors(batch).repeat()
 
 
@@ -98,7 +98,7 @@ def _seconds_of_exchange(run, shapes, steps):
     """
     import jax
 
-    if run.team.count == 1:
+    if run.group.count == 1:
         return 0.0
     mesh = jax.sharding.Mesh(jax.devices(), ("devices",))
     dealt, whole = (

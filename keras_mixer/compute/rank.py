@@ -10,8 +10,8 @@ from keras_mixer.errors import InputError
 _LOWEST_PORT, _PORTS = 20_000, 12_000  # for SLURM jobs, by their number; Linux's own are above
 
 
-class Place(NamedTuple):
-    """The place of a process among those that train one run.
+class Rank(NamedTuple):
+    """The rank of a process among those that train one run.
 
     Attributes:
         host: Name or address of the host of process 0.
@@ -26,8 +26,8 @@ class Place(NamedTuple):
     index: int
 
 
-def find_place(variables=None):
-    """Returns the `Place` that environment variables give; None for a process that is alone.
+def find_rank(variables=None):
+    """Returns the `Rank` that environment variables give; None for a process that is alone.
 
     Looked for are, in this order, the variables of keras.distribution.initialize, those of
     jax.distributed.initialize (where Kubernetes's JOB_COMPLETION_INDEX can be the number of the
@@ -44,7 +44,7 @@ def find_place(variables=None):
         if any(name in variables for name in names):
             return _checked(*_values_of(names, variables), names)
     if variables.get("KERAS_BACKEND") == "jax" and "SLURM_STEP_NODELIST" in variables:
-        return _place_in_slurm(variables)
+        return _slurm_rank(variables)
     return None
 
 
@@ -78,7 +78,7 @@ def _checked(address, count, index, names):
         )
     count = _number(names[_COUNT], count, "the number of processes", 1, 100_000)
     index = _number(names[_INDEX], index, "the number of this process", 0, count - 1)
-    return Place(host.strip("[]"), int(port), count, index) if count > 1 else None
+    return Rank(host.strip("[]"), int(port), count, index) if count > 1 else None
 
 
 def _number(name, value, what, low, high):
@@ -88,8 +88,8 @@ def _number(name, value, what, low, high):
     return int(value)
 
 
-def _place_in_slurm(variables):
-    """Returns the `Place` of a task of `srun`; the first node listed has task 0."""
+def _slurm_rank(variables):
+    """Returns the `Rank` of a task of `srun`; the first node listed has task 0."""
     names = ("SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID")
     nodes, count, index = map(variables.get, names)
     job = variables.get("SLURM_JOB_ID", "")

@@ -12,8 +12,8 @@ import socket
 import threading
 import time
 
-from keras_mixer import console
 from keras_mixer.errors import InputError, RunError
+from keras_mixer.log import logger
 
 BEAT = 5.0  # seconds between signs of life
 SILENCE = 30.0  # seconds without one, after which a process is lost
@@ -21,7 +21,7 @@ JOINING = 600.0  # seconds in which all processes have to be there
 _MOST_BYTES = 100_000_000  # of a line
 
 
-class Link:
+class Connection:
     """A connection to another process, for lines of JSON.
 
     Attributes:
@@ -87,44 +87,45 @@ class Link:
 # === Joining ===
 
 
-def accept_all(place):
+def accept_all(rank):
     """Waits, in process 0, for all other processes.
 
     Args:
-        place: `Place` of this process.
+        rank: `Rank` of this process.
 
     Returns:
-        (links, names): dict from the numbers of the others to `Link`, and the names of all.
+        (connections, names): dict from the numbers of the others to `Connection`, and the names of
+        all.
 
     Raises:
         InputError: If the ports are taken, or a process says that it is another's, or of more.
         RunError: If one does not come.
     """
-    joining = _Joining(place)
-    console.say(f"process 0 of {place.count} waits for the others on port {place.port + 1}")
+    joining = _Joining(rank)
+    logger.info(f"process 0 of {rank.count} waits for the others on port {rank.port + 1}")
     try:
-        with _listening(place) as server:
+        with _listening(rank) as server:
             deadline = time.monotonic() + JOINING
             while joining.missing():
                 joining.go_on(server, deadline)
     except (InputError, RunError) as error:
         joining.end(error)
         raise
-    for link in joining.links.values():
-        link.send({"names": joining.names})
-    return joining.links, joining.names
+    for connection in joining.connections.values():
+        connection.send({"names": joining.names})
+    return joining.connections, joining.names
 
 
-def _listening(place):
-    for port in (place.port, place.port + 1):
+def _listening(rank):
+    for port in (rank.port, rank.port + 1):
         try:
             server = socket.create_server(("", port))
         except OSError as error:
             raise InputError(
                 f"port {port} is not free ({error.strerror}); expected the port of the address of "
-                f"process 0, {place.port}, and the next one to be: give another"
+                f"process 0, {rank.port}, and the next one to be: give another"
             ) from error
-        if port == place.port:
+        if port == rank.port:
             server.close()  # it will be JAX's
     return server
 
@@ -132,13 +133,13 @@ def _listening(place):
 class _Joining:
     """The processes that have come so far."""
 
-    def __init__(self, place):
-        self.links = {}
-        self.names = [f"process {index}" for index in range(place.count)]
+    def __init__(self, rank):
+        self.connections = {}
+        self.names = [f"process {index}" for index in range(rank.count)]
         self.names[0] += f" ({platform.node()})"
 
     def missing(self):
-        return [index for index in range(1, len(self.names)) if index not in self.links]
+        return [index for index in range(1, len(self.names)) if index not in self.connections]
 
     def go_on(self, server, deadline):
         """Waits a while for a process that comes or goes, and tells the others to wait."""
@@ -147,71 +148,73 @@ class _Joining:
             raise RunError(
                 f"expected {len(self.names)} processes; missing after {JOINING:.0f} s: {missing}"
             )
-        ready, *_ = select.select([server, *self.links.values()], [], [], min(BEAT, left))
-        for index in [i for i, link in self.links.items() if link in ready]:
-            console.say(f"{self.names[index]} is gone again")
-            self.links.pop(index).close()  # they say nothing while they wait
+        ready, *_ = select.select([server, *self.connections.values()], [], [], min(BEAT, left))
+        for index in [i for i, connection in self.connections.items() if connection in ready]:
+            logger.info(f"{self.names[index]} is gone again")
+            self.connections.pop(index).close()  # they say nothing while they wait
         if server in ready:
-            self._welcome(Link(server.accept()[0]))
-        for link in self.links.values():
-            link.send({"progress": None})
+            self._welcome(Connection(server.accept()[0]))
+        for connection in self.connections.values():
+            connection.send({"progress": None})
 
-    def _welcome(self, link):
+    def _welcome(self, connection):
         """Takes a process in, if it says that it belongs here."""
-        hello, expected = link.read(BEAT, most=1000) or {}, len(self.names)
+        hello, expected = connection.read(BEAT, most=1000) or {}, len(self.names)
         index, count = hello.get("index"), hello.get("count")
         if not (type(index) is type(count) is int and 0 < index < count):
-            link.close()
+            connection.close()
         elif count != expected:
-            self._refuse(link, f"process {index} expects {count} processes, process 0 {expected}")
-        elif index in self.links:
-            self._refuse(link, f"two processes say that they are process {index}")
+            self._refuse(
+                connection, f"process {index} expects {count} processes, process 0 {expected}"
+            )
+        elif index in self.connections:
+            self._refuse(connection, f"two processes say that they are process {index}")
         else:
-            self.links[index] = link
+            self.connections[index] = connection
             self.names[index] = f"process {index} ({hello.get('host')})"
 
-    def _refuse(self, link, reason):
-        self.links["refused"] = link
+    def _refuse(self, connection, reason):
+        self.connections["refused"] = connection
         raise InputError(reason)
 
     def end(self, reason):
         """Tells all that there will be no run."""
-        for link in self.links.values():
-            link.send({"end": str(reason)})
-            link.close()
+        for connection in self.connections.values():
+            connection.send({"end": str(reason)})
+            connection.close()
 
 
-def connect(place):
+def connect(rank):
     """Connects to process 0, and waits until all processes have; returns as `accept_all`.
 
     Raises:
         RunError: If process 0 does not answer, or refuses.
     """
-    link = Link(_connection(place))
-    link.send({"index": place.index, "count": place.count, "host": platform.node()})
+    connection = Connection(_connection(rank))
+    connection.send({"index": rank.index, "count": rank.count, "host": platform.node()})
     reply = {}
     while reply is not None and not reply.keys() & {"names", "end"}:
-        reply = link.read(SILENCE)
+        reply = connection.read(SILENCE)
     if reply is None:
-        where = f"{place.host}:{place.port + 1}"
+        where = f"{rank.host}:{rank.port + 1}"
         reply = {"end": f"process 0 was lost at {where} while the others came, or is none of ours"}
     if "end" in reply:
-        link.close()
+        connection.close()
         raise RunError(reply["end"])
-    return {0: link}, reply["names"]
+    return {0: connection}, reply["names"]
 
 
-def _connection(place):
+def _connection(rank):
     deadline = time.monotonic() + JOINING
     while True:
         try:
-            connection = socket.create_connection((place.host, place.port + 1), timeout=BEAT)
+            connection = socket.create_connection((rank.host, rank.port + 1), timeout=BEAT)
             connection.settimeout(None)
             return connection
         except OSError as error:
             if time.monotonic() > deadline:
                 raise RunError(
-                    f"process 0 was not found at {place.host}:{place.port + 1} in "
+                    f"process 0 was not found at {rank.host}:{rank.port + 1} in "
                     f"{JOINING:.0f} s: {error.strerror or error}"
                 ) from error
             time.sleep(0.2)

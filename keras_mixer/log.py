@@ -1,12 +1,13 @@
-"""Terminal output: messages and progress bars, all on standard error.
+"""Messages and progress: `logging.getLogger("keras_mixer")`, and bars on a terminal.
 
-Standard output is for results (tables, JSON, CSV), so that they can be piped. Text is printed
-literally: control characters, as in file names, are escaped, and there is no rich markup.
+A program that uses the library decides what it sees of the messages, by Python's logging. The
+command line prints them to standard error, by `show_messages`; standard output is for results
+(tables, JSON, CSV), so that they can be piped.
 """
 
 import contextlib
-import importlib.util
 import io
+import logging
 import os
 import sys
 from collections.abc import Sized
@@ -23,8 +24,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from keras_mixer.errors import InputError
-from keras_mixer.interrupts import ending_at_once
+logger = logging.getLogger("keras_mixer")
 
 
 class _StandardError:
@@ -69,31 +69,32 @@ _console = Console(
 )
 
 
-# Levels of --verbosity, with the usual numbers.
-VERBOSITIES = {"error": -2, "warning": -1, "info": 0, "debug": 1}
-_verbosity = VERBOSITIES["info"]
+# Levels of --verbosity.
+VERBOSITIES = {
+    "error": logging.ERROR,
+    "warning": logging.WARNING,
+    "info": logging.INFO,
+    "debug": logging.DEBUG,
+}
 
 
-def set_verbosity(level):
-    """Sets what is printed from now on: a value of `VERBOSITIES`."""
-    global _verbosity
-    _verbosity = level
+class _TerminalHandler(logging.Handler):
+    """Prints messages literally: without rich markup, and with control characters escaped."""
+
+    def emit(self, record):
+        _console.print(printable(record.getMessage()))
+
+
+def show_messages(level=logging.INFO):
+    """Prints messages of at least this level to standard error, from now on."""
+    if not any(isinstance(handler, _TerminalHandler) for handler in logger.handlers):
+        logger.addHandler(_TerminalHandler())
+    logger.setLevel(level)
 
 
 def debugging():
     """Returns whether everything is to be shown, --verbosity=debug."""
-    return _verbosity >= VERBOSITIES["debug"]
-
-
-def say(text, level="info"):
-    """Prints a line to standard error, unless --verbosity is below the level."""
-    if VERBOSITIES[level] <= _verbosity:
-        _console.print(printable(text))
-
-
-def warn(text):
-    """Prints a line that concerns the result to standard error, unless only errors are wanted."""
-    say(text, "warning")
+    return logger.isEnabledFor(logging.DEBUG)
 
 
 _standard_error = 2  # the file descriptor, wherever the user's standard error is at the moment
@@ -135,7 +136,7 @@ def progress_bar():
 
 
 def _shows_bars():
-    return _console.is_terminal and _verbosity >= VERBOSITIES["info"]
+    return _console.is_terminal and logger.level <= logging.INFO
 
 
 @contextlib.contextmanager
@@ -172,73 +173,27 @@ def track(items, description, total=None):
             bar.advance(task)
 
 
-BACKENDS = ("tensorflow", "jax")  # of Keras, that commands run on
-
-
-def _import_keras():
-    """Imports Keras with its own settings, whatever keras.json in the user's home says.
-
-    If it has been imported, as in a notebook, its settings are the user's.
-    """
-    if "keras" in sys.modules:
-        return
-    try:
-        import keras
-    except (AssertionError, ValueError) as error:
-        raise InputError(
-            "Keras does not accept its settings in ~/.keras/keras.json (or in KERAS_HOME): "
-            f"correct or remove that file {error}".strip()
-        ) from error
-    keras.config.set_floatx("float32")
-    keras.config.set_epsilon(1e-7)
-    keras.config.set_image_data_format("channels_last")
-
-
-def check_installed(backend):
-    """Raises an `InputError` if Keras's backend is not installed."""
-    if not importlib.util.find_spec(backend):
-        raise InputError(
-            f"KERAS_BACKEND={backend} needs a package: pip install 'keras_mixer[{backend}]'"
-        )
-
-
 @contextlib.contextmanager
-def quiet_tensorflow():
-    """Hides TensorFlow's start-up messages, but for --verbosity=debug; its errors are exceptions.
+def hidden_standard_error():
+    """Discards what is written to standard error, the file descriptor, until the block ends.
 
-    TensorFlow 2.21 prints about oneDNN and missing CUDA libraries before its log level is read
-    (https://github.com/tensorflow/tensorflow/issues/100442).
+    Yields:
+        File descriptor of the standard error before.
     """
     global _standard_error
-    backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    if backend not in BACKENDS:
-        raise InputError(f"KERAS_BACKEND={backend}: expected tensorflow or jax")
-    check_installed(backend)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if debugging() else "2")
-    if "tensorflow" in sys.modules or os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0":
-        _import_keras()
-        yield
-        return
     sys.stderr.flush()
     stderr = _standard_error = os.dup(2)
     try:
         with open(os.devnull, "w") as devnull:
             os.dup2(devnull.fileno(), 2)
-        with ending_at_once(stderr):
-            _import_keras()
-            import tensorflow
-
-            tensorflow.config.list_physical_devices()
-            if backend == "jax":
-                keep_tensorflow_off_gpus()
-            yield
+        yield stderr
     finally:
         os.dup2(stderr, 2)
         _standard_error = 2
         os.close(stderr)
 
 
-def set_streams_aside():
+def hide_library_output():
     """Hides what libraries in C++ print from now on, but for --verbosity=debug; our lines stay."""
     global _standard_error
     if debugging():
@@ -250,13 +205,6 @@ def set_streams_aside():
     with open(os.devnull, "w") as devnull:
         for number in (1, 2):
             os.dup2(devnull.fileno(), number)
-
-
-def keep_tensorflow_off_gpus():
-    """Leaves the GPUs to another backend: TensorFlow, which reads the images, takes all memory."""
-    import tensorflow
-
-    tensorflow.config.set_visible_devices([], "GPU")
 
 
 def duration(seconds):

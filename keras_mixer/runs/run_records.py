@@ -4,11 +4,11 @@ import dataclasses
 import json
 import os
 
+from keras_mixer.compute.environment import environment
 from keras_mixer.config.options import as_flags
 from keras_mixer.data.datasets import SPLITS
 from keras_mixer.files import remove, write_atomically, write_sealed
-from keras_mixer.training.environment import environment
-from keras_mixer.training.run import (
+from keras_mixer.runs.run import (
     BEST,
     CONFIG,
     FLAGS,

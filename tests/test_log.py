@@ -1,4 +1,4 @@
-"""Tests `keras_mixer/console.py`: it prints literally, and never stops a run."""
+"""Tests `keras_mixer/log.py`: it prints literally, and never stops a run."""
 
 import json
 import os
@@ -9,11 +9,11 @@ import sys
 import pytest
 from conftest import ROOT
 
-from keras_mixer.console import one_line, printable, say
+from keras_mixer.log import logger, one_line, printable
 
 
 def test_names_are_printed_literally(capsys):
-    say("output:dog:1 [bold]x[/bold] \x1b[31m a\tb")
+    logger.info("output:dog:1 [bold]x[/bold] \x1b[31m a\tb")
     assert capsys.readouterr().err == "output:dog:1 [bold]x[/bold] \\x1b[31m a\\tb\n"
 
 
@@ -30,7 +30,7 @@ def test_a_bar_of_bytes_is_drawn_on_terminals_only(monkeypatch, terminal):
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("FORCE_COLOR", "1") if terminal else monkeypatch.delenv("FORCE_COLOR", False)
     code = (
-        "from keras_mixer.console import byte_bar\n"
+        "from keras_mixer.log import byte_bar\n"
         "with byte_bar('downloading') as show: show(1 << 20, 4 << 20)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
@@ -41,8 +41,9 @@ def test_a_bar_of_bytes_is_drawn_on_terminals_only(monkeypatch, terminal):
 def test_a_closed_standard_error_stops_nothing():
     """`train.py 2>&1 | tee log`: Ctrl-C kills tee first; the run must still save its state."""
     code = (
-        "from keras_mixer.console import progress_bar, say\n"
-        "say('a'); input()\nwith progress_bar(): say('b')\nsay('c'); print('went on')"
+        "from keras_mixer.log import logger, progress_bar, show_messages; show_messages()\n"
+        "say = logger.info; say('a'); input()\nwith progress_bar(): say('b')\n"
+        "say('c'); print('went on')"
     )
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, **pipes)
@@ -59,7 +60,7 @@ def test_closed_streams_keep_no_command_from_its_end(tmp_path, closed):
     subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, check=True)
     assert (tmp_path / "status").read_text() == "0\n"
     code = (
-        "from keras_mixer.console import prepare_streams; prepare_streams(); import sys\n"
+        "from keras_mixer.log import prepare_streams; prepare_streams(); import sys\n"
         "with open('file', 'w') as file: print(file.fileno(), file=file)\n"
         "print('out'); print('é', file=sys.stderr)"
     )

@@ -2,30 +2,32 @@
 
 import dataclasses
 
-from keras_mixer.config.options import shown
+from keras_mixer.compute.environment import software
+from keras_mixer.config.options import format_value
 from keras_mixer.config.training import Config
 from keras_mixer.errors import InputError
-from keras_mixer.training.environment import software
 
 
-def refuse_differences(team, run, start):
+def refuse_differences(group, run, start):
     """Raises an `InputError`, in all processes, if they are not about to train the same run.
 
     Args:
-        team: `Team`.
+        group: `ProcessGroup`.
         run: `Run` as this process would train it.
         start: dict, the `start` of its config.json, or None.
     """
-    if team.count == 1:
+    if group.count == 1:
         return
     own = {
         "software": software(),
-        "options": {field.name: shown(getattr(run.config, field.name)) for field in _OPTIONS},
+        "options": {
+            field.name: format_value(getattr(run.config, field.name)) for field in _OPTIONS
+        },
         "data": run.dataset.identity,
         "start": start and start["sha256"],
     }
-    first, *others = team.exchange(own)
-    for name, other in zip(team.names[1:], others, strict=True):
+    first, *others = group.exchange(own)
+    for name, other in zip(group.names[1:], others, strict=True):
         if differing := _differences(first, other):
             raise InputError(f"{name} would train another run: {'; '.join(differing)}")
 

@@ -16,11 +16,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_mixer import console
+from keras_mixer.backend import BACKENDS, keep_tensorflow_off_gpus
+from keras_mixer.compute.process_group import SINGLE
 from keras_mixer.errors import InputError
+from keras_mixer.log import hide_library_output, logger
 from keras_mixer.model.variants import MIXER
-from keras_mixer.training.signals import Interrupted
-from keras_mixer.training.team import ALONE
+from keras_mixer.signals import Interrupted
 
 _NAME = "--devices"
 _JAX = "Keras's JAX backend: pip install 'keras_mixer[jax]', and set KERAS_BACKEND=jax"
@@ -29,13 +30,13 @@ _JAX = "Keras's JAX backend: pip install 'keras_mixer[jax]', and set KERAS_BACKE
 def check_backend():
     """Raises an `InputError` if training does not run on Keras's backend."""
     backend = keras.backend.backend()
-    if backend not in console.BACKENDS:
+    if backend not in BACKENDS:
         raise InputError(
             f"training runs on Keras's TensorFlow and JAX backends, not on {backend}; "
             f"unset KERAS_BACKEND"
         )
     if backend == "jax":
-        console.keep_tensorflow_off_gpus()
+        keep_tensorflow_off_gpus()
     for name in ("max_epochs", "max_steps_per_epoch"):
         if (most := getattr(keras.config, name)()) is not None:
             raise InputError(
@@ -77,31 +78,31 @@ def images_at_once(config):
 
 
 @contextlib.contextmanager
-def connected(team):
+def connected(group):
     """Connects JAX in several processes, in the block; before it computes anything."""
-    if team.count == 1:
+    if group.count == 1:
         yield
         return
     import jax
 
-    console.set_streams_aside()  # for Gloo's lines about its ranks
+    hide_library_output()  # for Gloo's lines about its ranks
     _delay_aborts()
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    team.engine_started = True
-    jax.distributed.initialize(f"{team.place.host}:{team.place.port}", team.count, team.index)
+    group.engine_started = True
+    jax.distributed.initialize(f"{group.rank.host}:{group.rank.port}", group.count, group.index)
     interruption = None
     try:
         yield
     except Interrupted as error:
         interruption = error
-    jax.distributed.shutdown()  # waits for all; after an error, the team ends the process
-    team.engine_started = False
+    jax.distributed.shutdown()  # waits for all; after an error, the group ends the process
+    group.engine_started = False
     if interruption:
         raise interruption
 
 
 def _delay_aborts():
-    """Has abort() wait for six seconds, in which the team says who is lost.
+    """Has abort() wait for six seconds, in which the group says who is lost.
 
     JAX calls it, without a word, when process 0 is gone (0.10.2). The handler of the signal is
     sleep(), whose argument is the number of the signal, 6.
@@ -112,18 +113,18 @@ def _delay_aborts():
     library.signal(signal.SIGABRT, ctypes.cast(library.sleep, ctypes.c_void_p))
 
 
-def choose_devices(given, team=ALONE):
+def choose_devices(given, group=SINGLE):
     """Returns the names of the devices that compute a run, such as `["gpu:0", "gpu:1"]`.
 
     Args:
         given: string of --devices: `all`, a number of devices, or their indices with commas.
-        team: `Team` of the processes, whose devices are all used.
+        group: `ProcessGroup` of the processes, whose devices are all used.
 
     Raises:
         InputError: If there are no such devices, or several on the TensorFlow backend.
     """
-    if team.count > 1:
-        return _devices_of_all(given, team)
+    if group.count > 1:
+        return _devices_of_all(given, group)
     visible = _visible()
     if given == "all":
         return visible if keras.backend.backend() == "jax" else [_first(visible)]
@@ -137,13 +138,13 @@ def choose_devices(given, team=ALONE):
     return [visible[index] for index in indices]
 
 
-def _devices_of_all(given, team):
+def _devices_of_all(given, group):
     if given != "all":
         raise InputError(f"{_NAME}={given}: several processes use all of their devices")
     import jax
 
-    first, *others = team.exchange(jax.local_device_count())
-    for name, count in zip(team.names[1:], others, strict=True):
+    first, *others = group.exchange(jax.local_device_count())
+    for name, count in zip(group.names[1:], others, strict=True):
         if count != first:
             raise InputError(
                 f"{name} has {count} devices, process 0 has {first}: expected as many in all"
@@ -153,7 +154,7 @@ def _devices_of_all(given, team):
 
 def _first(visible):
     if len(visible) > 1:
-        console.say(f"{len(visible)} devices are visible, one is used; all need {_JAX}")
+        logger.info(f"{len(visible)} devices are visible, one is used; all need {_JAX}")
     return visible[0]
 
 
@@ -188,25 +189,25 @@ def sharing(devices, batch_size):
         yield
 
 
-def validate(model, batches, team=ALONE):
+def validate(model, batches, group=SINGLE):
     """Returns the `loss` and `accuracy` of a compiled model.
 
     Args:
         model: compiled `keras.Model`.
         batches: `tf.data.Dataset` of images and one-hot labels: this process's part of all.
-        team: `Team` of the processes.
+        group: `ProcessGroup` of the processes.
     """
     distribution = keras.distribution.distribution()
     if distribution is None:
         return model.evaluate(batches, verbose=0, return_dict=True)
-    predict = predictor(model) if team.count > 1 else _predict_on_all(model, distribution)
+    predict = predictor(model) if group.count > 1 else _predict_on_all(model, distribution)
     sums = np.zeros(3)  # images, loss, correct ones
     for images, labels in batches.as_numpy_iterator():
         logits = predict(images)
         correct = (logits.argmax(axis=-1) == labels.argmax(axis=-1)).sum()
         sums += len(images), len(images) * float(model.loss(labels, logits)), correct
-        team.note_progress()
-    count, loss, correct = np.sum(team.exchange(sums.tolist()), axis=0)
+        group.note_progress()
+    count, loss, correct = np.sum(group.exchange(sums.tolist()), axis=0)
     return {"loss": loss / count, "accuracy": correct / count}
 
 

@@ -1,6 +1,6 @@
 """Measures one thing of a model in a process of its own, as `benchmark` asks for it line by line.
 
-Started as `python -m keras_mixer.studies.benchmark_worker MEASURE`, it reads lines of standard
+Started as `python -m keras_mixer.benchmark.worker MEASURE`, it reads lines of standard
 input. The first is a JSON object, the fields of a `Config`. Once what is measured has run once, it
 answers with a JSON line of `first_call` in seconds and `images` per call. Every further line is a
 number of seconds to measure for, answered by a JSON line of `images_per_second`, `cores` (processor
@@ -15,11 +15,11 @@ import threading
 
 import numpy as np
 
-from keras_mixer import console
+from keras_mixer.benchmark.timm_worker import answer_lines, process_memory, take_standard_output
 from keras_mixer.config.training import Config
-from keras_mixer.studies.timm_worker import answer_lines, process_memory, take_standard_output
-from keras_mixer.training.open_run import plan_run
-from keras_mixer.training.run import Run
+from keras_mixer.log import progress_bar
+from keras_mixer.runs.open_run import plan_run
+from keras_mixer.runs.run import Run
 
 _PRODUCT = 2048  # rows and columns of the matrices whose product is the peak
 
@@ -109,14 +109,14 @@ def _training_by_keras(run, images, labels):
 
 def _inference(run, size=None):
     """Logits of one batch of random images, in NumPy, as evaluation and prediction compute them."""
+    from keras_mixer.compute.fast_mixing import fast_inference, use_threads_for
     from keras_mixer.model.baselines import build_model
-    from keras_mixer.training.fast_mixing import faster, use_threads_for
     from keras_mixer.training.fit import POLICIES
 
     size = size or run.config.batch_size
     use_threads_for(size)
     policy = POLICIES[run.config.precision]
-    model = faster(build_model(run.spec.architecture, dtype=policy), size)
+    model = fast_inference(build_model(run.spec.architecture, dtype=policy), size)
     images = _random_images(run, size)
     return lambda: model.predict_on_batch(images), lambda: None, size
 
@@ -125,7 +125,7 @@ def _exported(run):
     """The SavedModel, called with one batch of uint8 images of the model's shape; in float32."""
     import tensorflow as tf
 
-    from keras_mixer.inference.export import build_archive
+    from keras_mixer.inference.export.saved_model import build_archive
     from keras_mixer.model.baselines import build_model
 
     model = build_model(run.spec.architecture, dtype="float32")
@@ -149,6 +149,7 @@ def _input(run):
 
 def _fit(run):
     """`model.fit` on the input pipeline, with the callbacks of a run but validation and saving."""
+    from keras_mixer.runs.progress import Progress
     from keras_mixer.training.callbacks import Clock, ProgressBar
     from keras_mixer.training.fit import (
         batches_of,
@@ -156,7 +157,6 @@ def _fit(run):
         prepare_threads,
         training_images,
     )
-    from keras_mixer.training.progress import Progress
 
     prepare_threads(run.config)
     model, _ = compiled_model(run, run.config.lr)
@@ -164,7 +164,7 @@ def _fit(run):
     gate = _gate()
 
     def fit():
-        with console.progress_bar() as bar:
+        with progress_bar() as bar:
             callbacks = [gate, Clock(progress), ProgressBar(run, progress, bar)]
             model.fit(batches, steps_per_epoch=10**9, callbacks=callbacks, verbose=0)
 

@@ -14,13 +14,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from keras_mixer import console
+from keras_mixer.compute.environment import environment
 from keras_mixer.config.options import options_of
 from keras_mixer.config.training import Config
 from keras_mixer.errors import InputError, RunError
+from keras_mixer.log import track
 from keras_mixer.reports.markdown import table
-from keras_mixer.training.environment import environment
-from keras_mixer.training.open_run import plan_run
+from keras_mixer.runs.open_run import plan_run
 
 MEASURES = ("training", "inference", "latency", "exported", "input", "fit")
 OURS, ON_JAX = "keras_mixer", "keras_mixer on JAX"
@@ -88,7 +88,7 @@ def measure(config, measures, compare, python, repeats, seconds, channels=None):
         processes[-1:-1] = _of_timm(config, measures, python, channels)
     if "jax" in compare:
         processes[-1:-1] = _on_jax(config, measures, channels)
-    return _by_turns(processes, repeats, seconds, console.track)
+    return _by_turns(processes, repeats, seconds, track)
 
 
 def measure_training(config, seconds=1.0):
@@ -114,7 +114,7 @@ def _own(config, measures, channels):
     """Yields (measure, side, command, first line) of our processes."""
     values = {**options_of(config, Config), "channels": channels}
     for name in measures:
-        command = [sys.executable, "-m", "keras_mixer.studies.benchmark_worker", name]
+        command = [sys.executable, "-m", "keras_mixer.benchmark.worker", name]
         yield name, OURS, command, values
 
 
@@ -206,7 +206,7 @@ def vary(config, names, repeats, seconds, channels=None):
     planned = plan_run(config).config
     points = [(name, factor) for name in names for factor in _FACTORS]
     results = {name: [] for name in names}
-    for name, factor in console.track(points, "measuring sizes"):
+    for name, factor in track(points, "measuring sizes"):
         value, changes = _scaled(planned, name, factor)
         with contextlib.suppress(InputError):  # such as half of the smallest image
             changed = dataclasses.replace(config, **changes)

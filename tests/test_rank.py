@@ -1,9 +1,9 @@
-"""Tests `keras_mixer/training/place.py`: what environment variables say."""
+"""Tests `keras_mixer/compute/rank.py`: what environment variables say."""
 
 import pytest
 
+from keras_mixer.compute.rank import Rank, find_rank
 from keras_mixer.errors import InputError
-from keras_mixer.training.place import Place, find_place
 
 KERAS = {
     "KERAS_DISTRIBUTION_JOB_ADDRESSES": "10.0.0.1:9000",
@@ -33,29 +33,29 @@ def without(variables, *names):
     [
         ({}, None),
         ({"SLURM_STEP_NODELIST": "gpu1", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "1"}, None),
-        (KERAS, Place("10.0.0.1", 9000, 4, 3)),
+        (KERAS, Rank("10.0.0.1", 9000, 4, 3)),
         (JAX | {"JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}, None),
         (
             without(KERAS, "KERAS_DISTRIBUTION_NUM_PROCESSES")
             | {"KERAS_DISTRIBUTION_JOB_ADDRESSES": "a:1,b:2,c:3,d:4"},
-            Place("a", 1, 4, 3),
+            Rank("a", 1, 4, 3),
         ),
-        (JAX, Place("mixer-0.mixer", 9000, 2, 1)),
+        (JAX, Rank("mixer-0.mixer", 9000, 2, 1)),
         (
             without(JAX, "JAX_PROCESS_ID") | {"JOB_COMPLETION_INDEX": "0"},
-            Place("mixer-0.mixer", 9000, 2, 0),
+            Rank("mixer-0.mixer", 9000, 2, 0),
         ),
-        (JAX | {"JAX_COORDINATOR_ADDRESS": "[::1]:9000"}, Place("::1", 9000, 2, 1)),
-        (JAX | KERAS, Place("10.0.0.1", 9000, 4, 3)),
-        (SLURM, Place("gpu07", 20_000 + 2 * 1234567 % 12_000, 5, 2)),
-        (SLURM | {"SLURM_STEP_NODELIST": "node7"}, Place("node7", 29_134, 5, 2)),
-        (SLURM | {"SLURM_STEP_NODELIST": "a,b"}, Place("a", 29_134, 5, 2)),
-        (SLURM | {"SLURM_STEP_NODELIST": "r[1,3]-gpu"}, Place("r1-gpu", 29_134, 5, 2)),
+        (JAX | {"JAX_COORDINATOR_ADDRESS": "[::1]:9000"}, Rank("::1", 9000, 2, 1)),
+        (JAX | KERAS, Rank("10.0.0.1", 9000, 4, 3)),
+        (SLURM, Rank("gpu07", 20_000 + 2 * 1234567 % 12_000, 5, 2)),
+        (SLURM | {"SLURM_STEP_NODELIST": "node7"}, Rank("node7", 29_134, 5, 2)),
+        (SLURM | {"SLURM_STEP_NODELIST": "a,b"}, Rank("a", 29_134, 5, 2)),
+        (SLURM | {"SLURM_STEP_NODELIST": "r[1,3]-gpu"}, Rank("r1-gpu", 29_134, 5, 2)),
         (SLURM | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, None),
     ],
 )  # fmt: skip
 def test_places(variables, expected):
-    assert find_place(variables) == expected
+    assert find_rank(variables) == expected
 
 
 @pytest.mark.parametrize(
@@ -91,4 +91,4 @@ def test_places(variables, expected):
 )
 def test_wrong_variables_are_named(variables, message):
     with pytest.raises(InputError, match=message):
-        find_place(variables)
+        find_rank(variables)

@@ -7,7 +7,7 @@ import os
 import platform
 from pathlib import Path
 
-from keras_mixer import console
+from keras_mixer.log import logger
 
 
 def environment():
@@ -66,7 +66,7 @@ def note_changes(before):
         if now.get(name) != value
     ]
     if changed:
-        console.warn(
+        logger.warning(
             f"the run began in another environment ({'; '.join(changed)}): "
             f"results may differ from an uninterrupted run's in their last bits"
         )

@@ -8,6 +8,7 @@ import json
 import math
 from pathlib import Path
 
+from keras_mixer.compute.process_group import SINGLE, ProcessGroup
 from keras_mixer.config.training import Config
 from keras_mixer.data.datasets import SPLITS
 from keras_mixer.data.splits import Dataset
@@ -21,7 +22,6 @@ from keras_mixer.files import (
     write_sealed,
 )
 from keras_mixer.model.architecture import ModelSpec
-from keras_mixer.training.team import ALONE, Team
 from keras_mixer.weights import model_folder
 from keras_mixer.weights.pretrained import Pretrained
 
@@ -55,7 +55,7 @@ class Run:
         pretrained: `Pretrained` weights to start from; None for a new model, and for a run that
             continues from its checkpoints.
         identity: sha256 of what determines its result, see `identity_of`; "" before it is opened.
-        team: `Team` of the processes that train it.
+        group: `ProcessGroup` of the processes that train it.
     """
 
     directory: Path
@@ -64,7 +64,7 @@ class Run:
     dataset: Dataset
     pretrained: Pretrained | None = None
     identity: str = ""
-    team: Team = ALONE
+    group: ProcessGroup = SINGLE
 
     def __repr__(self):
         classes, epochs = len(self.dataset.class_names), self.total_steps / self.steps_per_epoch

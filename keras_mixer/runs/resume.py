@@ -4,13 +4,13 @@ import dataclasses
 
 import keras
 
-from keras_mixer import console
+from keras_mixer.compute.devices import images_at_once, way_of
+from keras_mixer.compute.fast_mixing import number_of_parts
 from keras_mixer.errors import InputError
-from keras_mixer.training.checkpoints import newest_checkpoint, read_checkpoint
-from keras_mixer.training.devices import images_at_once, way_of
-from keras_mixer.training.fast_mixing import number_of_parts
-from keras_mixer.training.open_run import check_beginning
-from keras_mixer.training.progress import Progress, is_over
+from keras_mixer.log import logger
+from keras_mixer.runs.checkpoints import newest_checkpoint, read_checkpoint
+from keras_mixer.runs.open_run import check_beginning
+from keras_mixer.runs.progress import Progress, is_over
 from keras_mixer.weights import model_folder
 
 
@@ -26,11 +26,11 @@ def last_state(run, devices):
     Raises:
         RunError: If there are checkpoints that cannot be read.
     """
-    if run.team.leads:
+    if run.group.is_main:
         progress, arrays = _newest_state(run, devices)
-        run.team.exchange([dataclasses.asdict(progress), arrays is not None])
+        run.group.exchange([dataclasses.asdict(progress), arrays is not None])
         return progress, arrays
-    progress, saved = run.team.exchange(None)[0]
+    progress, saved = run.group.exchange(None)[0]
     arrays = read_checkpoint(run.checkpoints, progress["step"]) if saved else None
     return Progress(**progress), arrays
 
@@ -41,7 +41,7 @@ def _newest_state(run, devices):
         check_beginning(run)
         names = ", ".join(run.dataset.class_names[:5])
         more = ", …" if len(run.dataset.class_names) > 5 else ""
-        console.say(
+        logger.info(
             f"training in {run.directory}: {len(run.dataset.train):,} images of "
             f"{len(run.dataset.class_names)} classes ({names}{more}), "
             f"{run.steps_per_epoch:,} steps an epoch, {run.total_steps:,} steps"
@@ -49,7 +49,7 @@ def _newest_state(run, devices):
         return Progress(computed_by=_computed_by(run, devices), run=run.identity), None
     progress = Progress(**checkpoint.progress)
     if not is_over(run, progress):
-        console.say(f"continuing {run.directory} at step {progress.step} of {run.total_steps}")
+        logger.info(f"continuing {run.directory} at step {progress.step} of {run.total_steps}")
         _note_changes(run, progress, devices)
     return progress, checkpoint.arrays
 
@@ -64,8 +64,8 @@ def _computed_by(run, devices):
     if keras.backend.backend() != "tensorflow":
         way += f", {keras.backend.backend()}"
     names = "CPU" if devices == ["cpu:0"] else ", ".join(devices)
-    if run.team.count > 1:
-        names = f"{len(devices)} devices of {run.team.count} processes"
+    if run.group.count > 1:
+        names = f"{len(devices)} devices of {run.group.count} processes"
     return f"{names}, {way}"
 
 
@@ -73,7 +73,7 @@ def _note_changes(run, progress, devices):
     """Prints, and notes in `progress`, what has changed since the checkpoint was written."""
     if (now := _computed_by(run, devices)) != (before := progress.computed_by):
         drawn = " and in what dropout draws" * (now.endswith(", jax") != before.endswith(", jax"))
-        console.warn(
+        logger.warning(
             f"computed by {before} until now, by {now} from here on: results may differ from an "
             f"uninterrupted run's in their last bits{drawn}"
         )
@@ -91,7 +91,7 @@ def _confirmed_best(run, progress):
     try:
         _, facts = model_folder.read_weights(run.best)
     except InputError as error:
-        console.warn(f"{error}: replaced by the best epoch from here on")
+        logger.warning(f"{error}: replaced by the best epoch from here on")
         return None
     if facts["sha256"] == progress.best_sha256:
         return progress.best

@@ -12,11 +12,11 @@ import queue
 import threading
 import time
 
-from keras_mixer import console
+from keras_mixer.compute import connections as connections
+from keras_mixer.compute.rank import find_rank
 from keras_mixer.errors import InputError, RunError
-from keras_mixer.training import links
-from keras_mixer.training.place import find_place
-from keras_mixer.training.signals import Interrupted
+from keras_mixer.log import logger, print_last_words
+from keras_mixer.signals import Interrupted
 
 STANDSTILL = 900.0  # seconds without a step or a validation, after which training is stuck
 _GRACE = 5.0  # seconds in which the main thread may end the process by itself
@@ -24,30 +24,30 @@ _GO_ON = "; the same command in all processes goes on from the last checkpoint"
 _OURS = (InputError, RunError, OSError)  # errors of a process itself
 
 
-class Team:
+class ProcessGroup:
     """The processes of a run, as seen by one of them; a context manager.
 
     When the block ends with an error, the other processes end with it, in one line. When a process
     is lost, all others say so and end with status 1.
 
     Attributes:
-        index: int. Number of this process; process 0 leads: it writes the run directory.
+        index: int. Number of this process; process 0 is_main: it writes the run directory.
         count: int. Number of processes.
-        place: `Place`, None if the process is alone.
+        rank: `Rank`, None if the process is alone.
     """
 
-    def __init__(self, place=None):
-        self.place = place
-        self.index, self.count = (place.index, place.count) if place else (0, 1)
+    def __init__(self, rank=None):
+        self.rank = rank
+        self.index, self.count = (rank.index, rank.count) if rank else (0, 1)
         self.names = [f"process {index}" for index in range(self.count)]
         self.engine_started = False
-        self._links = {}
+        self._connections = {}
         self._inbox = {index: queue.Queue() for index in range(self.count)}
         self._progress = None  # steps and batches counted in training; None before and after
         self._waiting = self._has_trained = self._over = False
 
     @property
-    def leads(self):
+    def is_main(self):
         """Whether this process writes the run directory."""
         return self.index == 0
 
@@ -67,8 +67,8 @@ class Team:
             self._waiting = False
 
     def _exchange(self, value):
-        if not self.leads:
-            self._links[0].send({"value": value})
+        if not self.is_main:
+            self._connections[0].send({"value": value})
             return self._receive(0)
         values = [value, *(self._receive(index) for index in range(1, self.count))]
         self._send_all({"value": values})
@@ -96,25 +96,25 @@ class Team:
     # === Joining ===
 
     def __enter__(self):
-        if self.place:
-            join = links.accept_all if self.leads else links.connect
-            self._links, self.names = join(self.place)
-            for index, link in self._links.items():
-                threading.Thread(target=self._listen, args=(index, link), daemon=True).start()
+        if self.rank:
+            join = connections.accept_all if self.is_main else connections.connect
+            self._connections, self.names = join(self.rank)
+            for index, connection in self._connections.items():
+                threading.Thread(target=self._listen, args=(index, connection), daemon=True).start()
             threading.Thread(target=self._watch, daemon=True).start()
         return self
 
     def __exit__(self, kind, error, traceback):
-        if not self._links:
+        if not self._connections:
             return
         if self.engine_started and isinstance(error, Exception) and not isinstance(error, _OURS):
             # JAX's error, most likely since a process is lost: the other threads end this one.
-            time.sleep(links.SILENCE + links.BEAT)
+            time.sleep(connections.SILENCE + connections.BEAT)
         self._over = True
         stopped = kind is None or issubclass(kind, Interrupted)
         self._send_all({"bye": True} if stopped else {"end": self._describe(error)})
-        for link in self._links.values():
-            link.end()
+        for connection in self._connections.values():
+            connection.end()
         if self.engine_started and not stopped:
             # JAX would wait for the others, minutes, before the process may end.
             atexit.register(os._exit, _status_of(error))
@@ -128,19 +128,19 @@ class Team:
         return f"{self.names[self.index]} has ended: {text}"
 
     def _send_all(self, message):
-        for link in self._links.values():
-            link.send(message)
+        for connection in self._connections.values():
+            connection.send(message)
 
     # === In threads of their own ===
 
-    def _listen(self, index, link):
-        with contextlib.closing(link):
-            for message in link.messages():
+    def _listen(self, index, connection):
+        with contextlib.closing(connection):
+            for message in connection.messages():
                 if "value" in message:
                     self._inbox[index].put(message["value"])
                 elif "end" in message:
                     self._end(message["end"])
-            if link.left:
+            if connection.left:
                 self._inbox[index].put(_End(f"{self.names[index]} has left"))
             else:
                 self._end(f"{self.names[index]} was lost: its connection is closed")
@@ -148,19 +148,24 @@ class Team:
     def _watch(self):
         moved, progress = time.monotonic(), None
         while not self._over:
-            time.sleep(links.BEAT)
+            time.sleep(connections.BEAT)
             self._send_all({"progress": self._progress})
             now = time.monotonic()
-            for index, link in self._links.items():
-                if not link.left and now - link.heard > links.SILENCE:
-                    self._end(f"{self.names[index]} was lost: silent for {links.SILENCE:.0f} s")
+            for index, connection in self._connections.items():
+                if not connection.left and now - connection.heard > connections.SILENCE:
+                    self._end(
+                        f"{self.names[index]} was lost: silent for {connections.SILENCE:.0f} s"
+                    )
             before, progress = progress, self._counts()
             moved = moved if before == progress and None not in progress else now
-            if self.leads and now - moved > STANDSTILL:
+            if self.is_main and now - moved > STANDSTILL:
                 self._end(self._describe_standstill(progress))
 
     def _counts(self):
-        return [self._progress, *(self._links[index].progress for index in sorted(self._links))]
+        return [
+            self._progress,
+            *(self._connections[index].progress for index in sorted(self._connections)),
+        ]
 
     def _describe_standstill(self, counts):
         behind = [n for n, c in zip(self.names, counts, strict=True) if c == min(counts)]
@@ -170,7 +175,7 @@ class Team:
         """Ends this process: by an error in `exchange`, or at once if training waits for others."""
         if self._over:
             return
-        if self.leads:
+        if self.is_main:
             self._send_all({"end": reason})
         if self._waiting or self._progress is None:
             for inbox in self._inbox.values():
@@ -178,7 +183,7 @@ class Team:
             time.sleep(_GRACE)
             if self._over:
                 return
-        console.print_last_words(f"{reason}{_GO_ON * self._has_trained}")
+        print_last_words(f"{reason}{_GO_ON * self._has_trained}")
         os._exit(1)
 
 
@@ -190,36 +195,36 @@ def _status_of(error):
     return next((status for kind, status in statuses.items() if isinstance(error, kind)), 1)
 
 
-ALONE = Team()
+SINGLE = ProcessGroup()
 
 
-def joined():
-    """Returns the `Team` that the environment puts this process in; see `find_place`."""
-    place, tasks = find_place(), os.environ.get("SLURM_STEP_NUM_TASKS", "1")
-    if not place and tasks != "1" and os.environ.get("KERAS_BACKEND") != "jax":
-        console.warn(
+def join_processes():
+    """Returns the `ProcessGroup` that the environment puts this process in; see `find_rank`."""
+    rank, tasks = find_rank(), os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if not rank and tasks != "1" and os.environ.get("KERAS_BACKEND") != "jax":
+        logger.warning(
             f"this is one of {tasks} tasks of SLURM, which train by themselves; with "
             f"KERAS_BACKEND=jax they train one run"
         )
-    if place and os.environ.get("KERAS_BACKEND") != "jax":
+    if rank and os.environ.get("KERAS_BACKEND") != "jax":
         raise InputError(
-            f"{place.count} processes: several need Keras's JAX backend, KERAS_BACKEND=jax (and "
+            f"{rank.count} processes: several need Keras's JAX backend, KERAS_BACKEND=jax (and "
             f"pip install 'keras_mixer[jax]')"
         )
-    return Team(place) if place else ALONE
+    return ProcessGroup(rank) if rank else SINGLE
 
 
-def refuse_team(what):
+def refuse_several_processes(what):
     """Raises an `InputError` if this is one of several processes, which `what` cannot use."""
-    if place := find_place():
+    if rank := find_rank():
         raise InputError(
-            f"{what} run in one process, this is one of {place.count}; several processes train "
+            f"{what} run in one process, this is one of {rank.count}; several processes train "
             f"single runs"
         )
 
 
 class _End:
-    """Takes the place of a value when there will be none."""
+    """Takes the rank of a value when there will be none."""
 
     def __init__(self, reason):
         self.reason = reason

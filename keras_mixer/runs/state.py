@@ -9,7 +9,7 @@ import re
 
 import numpy as np
 
-from keras_mixer.errors import RunError, some_of
+from keras_mixer.errors import RunError, join_names
 
 
 def gather_state(model, meters):
@@ -38,7 +38,7 @@ def restore_state(model, meters, arrays):
     own = {(name, tuple(variable.shape)) for name, variable in variables.items()}
     if differing := sorted(own ^ {(name, array.shape) for name, array in arrays.items()}):
         names = dict.fromkeys(f"{name} {shape}" for name, shape in differing)
-        raise RunError(f"the checkpoint is of another model; differing: {some_of(list(names))}")
+        raise RunError(f"the checkpoint is of another model; differing: {join_names(list(names))}")
     for name, variable in variables.items():
         variable.assign(arrays[name])
 

@@ -13,14 +13,14 @@ import subprocess
 import sys
 import tempfile
 
-from keras_mixer import console
+from keras_mixer.compute.environment import cores
+from keras_mixer.compute.rank import free_port, variables_of
 from keras_mixer.config.options import options_of
 from keras_mixer.config.training import Config
 from keras_mixer.errors import RunError
+from keras_mixer.log import track
 from keras_mixer.model.architecture import Architecture
 from keras_mixer.reports.markdown import table
-from keras_mixer.training.environment import cores
-from keras_mixer.training.place import free_port, variables_of
 
 _STEPS = 20  # of a repeat
 _BYTES = 4  # of a gradient, float32
@@ -49,7 +49,7 @@ def measure(config, counts, repeats):
         RunError: If a process fails.
     """
     values = options_of(config, Config) | {"repeats": repeats, "steps": _STEPS}
-    return {count: _measured(count, values) for count in console.track(counts, "measuring")}
+    return {count: _measured(count, values) for count in track(counts, "measuring")}
 
 
 def _measured(count, values):
@@ -70,7 +70,7 @@ def _measured(count, values):
 
 def _start(count, port, index, folder, stack):
     errors = stack.enter_context(open(f"{folder}/{index}", "w"))  # noqa: SIM115
-    command = [sys.executable, "-m", "keras_mixer.studies.scaling_worker", str(index % cores())]
+    command = [sys.executable, "-m", "keras_mixer.benchmark.scaling_worker", str(index % cores())]
     process = subprocess.Popen(
         command,
         env=variables_of(port, count, index) | {"KERAS_BACKEND": "jax"},

@@ -1,4 +1,4 @@
-"""Tests `keras_mixer/training/team.py` and what several processes make of a run.
+"""Tests `keras_mixer/compute/process_group.py` and what several processes make of a run.
 
 Teams within one process, of threads; and real runs on Keras's JAX backend, of processes.
 """
@@ -18,14 +18,18 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+from keras_mixer.compute import connections
+from keras_mixer.compute import process_group as group_module
+from keras_mixer.compute.process_group import (
+    ProcessGroup,
+    join_processes,
+    refuse_several_processes,
+)
+from keras_mixer.compute.rank import Rank, free_port
 from keras_mixer.errors import InputError, RunError
 from keras_mixer.files import unseal
-from keras_mixer.training import links
-from keras_mixer.training import team as team_module
-from keras_mixer.training.checkpoints import newest_checkpoint
-from keras_mixer.training.place import Place, free_port
-from keras_mixer.training.run import read_history
-from keras_mixer.training.team import Team, joined, refuse_team
+from keras_mixer.runs.checkpoints import newest_checkpoint
+from keras_mixer.runs.run import read_history
 
 pytest.importorskip("jax", reason="jax is not installed: pip install -e '.[test]'")
 
@@ -34,17 +38,17 @@ pytest.importorskip("jax", reason="jax is not installed: pip install -e '.[test]
 
 
 def as_team(works, counts=None, indices=None):
-    """Runs each function of a `Team` in a thread of its own; returns results or errors."""
+    """Runs each function of a `ProcessGroup` in a thread of its own; returns results or errors."""
     port = free_port()
     places = [
-        Place("127.0.0.1", port, (counts or {}).get(index, len(works)), index)
+        Rank("127.0.0.1", port, (counts or {}).get(index, len(works)), index)
         for index in indices or range(len(works))
     ]
 
-    def run(place, work):
+    def run(rank, work):
         try:
-            with Team(place) as team:
-                return work(team)
+            with ProcessGroup(rank) as group:
+                return work(group)
         except Exception as error:
             return error
 
@@ -55,8 +59,8 @@ def as_team(works, counts=None, indices=None):
 def test_all_get_what_all_gave_in_the_order_of_their_numbers():
     values = [{"a": 0.1}, [1, None], "ü\n"]
 
-    def work(team):
-        return [team.exchange(values[team.index]), team.exchange(team.index), team.leads]
+    def work(group):
+        return [group.exchange(values[group.index]), group.exchange(group.index), group.is_main]
 
     expected = [values, [0, 1, 2]]
     assert as_team([work] * 3) == [[*expected, True], [*expected, False], [*expected, False]]
@@ -64,20 +68,20 @@ def test_all_get_what_all_gave_in_the_order_of_their_numbers():
 
 def test_floats_arrive_exactly():
     numbers = np.random.default_rng(0).normal(size=100).tolist()
-    assert as_team([lambda team: team.exchange(numbers)] * 2) == [[numbers] * 2] * 2
+    assert as_team([lambda group: group.exchange(numbers)] * 2) == [[numbers] * 2] * 2
 
 
 def test_one_process_is_a_team_by_itself():
-    with joined() as team:
-        assert (team.leads, team.count, team.exchange(3)) == (True, 1, [3])
+    with join_processes() as group:
+        assert (group.is_main, group.count, group.exchange(3)) == (True, 1, [3])
 
 
 @pytest.mark.parametrize("failing", [0, 1, 2])
 def test_an_error_in_one_process_ends_the_others_by_its_name(failing):
-    def work(team):
-        if team.index == failing:
+    def work(group):
+        if group.index == failing:
             raise InputError("--lr: no such number")
-        return team.exchange()
+        return group.exchange()
 
     results = as_team([work] * 3)
     assert isinstance(results.pop(failing), InputError)
@@ -98,31 +102,31 @@ def test_an_error_in_one_process_ends_the_others_by_its_name(failing):
     ],
 )
 def test_how_a_process_ended_is_told_and_is_its_status(error, status, said):
-    assert team_module._status_of(error) == status
-    assert Team()._describe(error) == f"process 0 has ended: {said}"
+    assert group_module._status_of(error) == status
+    assert ProcessGroup()._describe(error) == f"process 0 has ended: {said}"
 
 
 def test_other_numbers_of_processes_are_refused():
-    first, second = as_team([lambda team: team.exchange()] * 2, counts={1: 3})
+    first, second = as_team([lambda group: group.exchange()] * 2, counts={1: 3})
     assert str(first) == str(second) == "process 1 expects 3 processes, process 0 2"
 
 
 def test_two_processes_of_one_number_are_refused(monkeypatch):
-    monkeypatch.setattr(links, "JOINING", 5.0)
-    errors = as_team([lambda team: team.exchange()] * 3, indices=[0, 1, 1])
+    monkeypatch.setattr(connections, "JOINING", 5.0)
+    errors = as_team([lambda group: group.exchange()] * 3, indices=[0, 1, 1])
     assert {str(error) for error in errors} == {"two processes say that they are process 1"}
 
 
 def test_processes_that_do_not_come_are_named(monkeypatch):
-    monkeypatch.setattr(links, "JOINING", 1.0)
-    first, second = as_team([lambda team: team.exchange()] * 2, counts={0: 4, 1: 4})
+    monkeypatch.setattr(connections, "JOINING", 1.0)
+    first, second = as_team([lambda group: group.exchange()] * 2, counts={0: 4, 1: 4})
     assert str(first) == str(second) == "expected 4 processes; missing after 1 s: 2, 3"
 
 
 def test_without_process_0_the_others_say_so(monkeypatch):
-    monkeypatch.setattr(links, "JOINING", 0.5)
+    monkeypatch.setattr(connections, "JOINING", 0.5)
     with pytest.raises(RunError, match=r"process 0 was not found at 127.0.0.1:\d+ in 0 s"):
-        Team(Place("127.0.0.1", free_port(), 2, 1)).__enter__()
+        ProcessGroup(Rank("127.0.0.1", free_port(), 2, 1)).__enter__()
 
 
 GARBAGE = (
@@ -133,7 +137,7 @@ GARBAGE = (
 
 
 def test_a_stranger_that_trickles_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr(links, "BEAT", 0.5)
+    monkeypatch.setattr(connections, "BEAT", 0.5)
     port, over = free_port(), threading.Event()
 
     def trickle():
@@ -145,8 +149,8 @@ def test_a_stranger_that_trickles_is_not_waited_for(monkeypatch):
                     return
 
     def work(index):
-        with Team(Place("127.0.0.1", port, 2, index)) as team:
-            return team.exchange(index)
+        with ProcessGroup(Rank("127.0.0.1", port, 2, index)) as group:
+            return group.exchange(index)
 
     with ThreadPoolExecutor(3) as pool:
         first = pool.submit(work, 0)
@@ -161,31 +165,31 @@ def test_a_stranger_that_trickles_is_not_waited_for(monkeypatch):
 
 def test_a_process_that_is_lost_while_others_are_awaited_may_come_again():
     port = free_port()
-    place = Place("127.0.0.1", port, 3, 1)
+    rank = Rank("127.0.0.1", port, 3, 1)
 
     def work(index):
-        with Team(place._replace(index=index)) as team:
-            return team.exchange(index)
+        with ProcessGroup(rank._replace(index=index)) as group:
+            return group.exchange(index)
 
     with ThreadPoolExecutor(3) as pool:
         first = pool.submit(work, 0)
-        link = links.Link(links._connection(place))
-        link.send({"index": 1, "count": 3, "host": "gone"})
+        connection = connections.Connection(connections._connection(rank))
+        connection.send({"index": 1, "count": 3, "host": "gone"})
         time.sleep(0.2)
-        link.close()
+        connection.close()
         others = [pool.submit(work, index) for index in (1, 2)]
         assert [done.result(20) for done in (first, *others)] == [[0, 1, 2]] * 3
 
 
 @pytest.mark.parametrize("answer", [b'{"status": "hello"}\n', b"", b"220 mail\r\n"])
 def test_something_else_in_the_place_of_process_0_is_said(monkeypatch, answer):
-    monkeypatch.setattr(links, "SILENCE", 0.5)
+    monkeypatch.setattr(connections, "SILENCE", 0.5)
     port = free_port()
     with socket.create_server(("", port + 1)) as server, ThreadPoolExecutor(1) as pool:
 
         def enter():
             with pytest.raises(RunError, match=f"127.0.0.1:{port + 1} while the others came, or"):
-                Team(Place("127.0.0.1", port, 2, 1)).__enter__()
+                ProcessGroup(Rank("127.0.0.1", port, 2, 1)).__enter__()
 
         done = pool.submit(enter)
         with server.accept()[0] as connection:
@@ -207,8 +211,8 @@ def test_strangers_on_the_port_are_no_processes():
                 time.sleep(0.01)
 
     def work(index):
-        with Team(Place("127.0.0.1", port, 2, index)) as team:
-            return team.exchange(index)
+        with ProcessGroup(Rank("127.0.0.1", port, 2, index)) as group:
+            return group.exchange(index)
 
     with ThreadPoolExecutor(5) as pool:
         first = pool.submit(work, 0)
@@ -221,21 +225,21 @@ def test_a_port_that_is_taken_is_named():
     port = free_port()
     for taken in (port, port + 1):
         with socket.create_server(("", taken)), pytest.raises(InputError, match=f"port {taken} is"):
-            Team(Place("127.0.0.1", port, 2, 0)).__enter__()
+            ProcessGroup(Rank("127.0.0.1", port, 2, 0)).__enter__()
 
 
 @pytest.fixture
 def last_words(monkeypatch):
     """What processes say before they end at once, which here ends their thread alone."""
     said, ended = [], threading.Event()
-    monkeypatch.setattr(team_module.console, "print_last_words", said.append)
+    monkeypatch.setattr(group_module, "print_last_words", said.append)
 
     def end(status):
         said.append(status)
         ended.set()
         sys.exit()
 
-    monkeypatch.setattr(team_module.os, "_exit", end)
+    monkeypatch.setattr(group_module.os, "_exit", end)
     return said, ended
 
 
@@ -250,16 +254,16 @@ def last_words(monkeypatch):
 def test_silence_and_standstill_are_noticed(monkeypatch, last_words, attribute, message):
     """Process 1 makes no step, or sends no sign of life, while process 0 goes on."""
     said, ended = last_words
-    monkeypatch.setattr(links, "BEAT", 0.05)
+    monkeypatch.setattr(connections, "BEAT", 0.05)
 
-    def work(team):
-        with team.training():
-            if attribute == "SILENCE" and team.index == 1:
-                team._send_all = lambda message: None
-            team.exchange()
-            if team.leads:
-                team.note_progress()
-                module = links if attribute == "SILENCE" else team_module
+    def work(group):
+        with group.training():
+            if attribute == "SILENCE" and group.index == 1:
+                group._send_all = lambda message: None
+            group.exchange()
+            if group.is_main:
+                group.note_progress()
+                module = connections if attribute == "SILENCE" else group_module
                 monkeypatch.setattr(module, attribute, 0.3)
             assert ended.wait(20)
 
@@ -274,7 +278,7 @@ def test_silence_and_standstill_are_noticed(monkeypatch, last_words, attribute, 
 def test_tasks_of_slurm_that_train_by_themselves_are_told(monkeypatch, capsys):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
-    assert joined().count == 1
+    assert join_processes().count == 1
     assert "one of 4 tasks of SLURM" in capsys.readouterr().err
 
 
@@ -283,9 +287,9 @@ def test_studies_refuse_a_team(monkeypatch):
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     monkeypatch.setenv("JAX_PROCESS_ID", "1")
     with pytest.raises(InputError, match="sweeps run in one process, this is one of 2"):
-        refuse_team("sweeps")
+        refuse_several_processes("sweeps")
     with pytest.raises(InputError, match="2 processes: several need Keras's JAX backend"):
-        joined()
+        join_processes()
 
 
 # === Runs of processes ===

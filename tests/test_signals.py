@@ -1,4 +1,4 @@
-"""Tests `keras_mixer/interrupts.py`: Ctrl-C at any moment is one line and status 130."""
+"""Tests `keras_mixer/signals.py`: Ctrl-C at any moment is one line and status 130."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ import threading
 import pytest
 from conftest import ROOT
 
-from keras_mixer.interrupts import ending_at_once
+from keras_mixer.signals import exiting_on_interrupt
 
 
 @pytest.mark.parametrize("module", ["rich", "absl.flags", "tensorflow", "keras"])
@@ -41,7 +41,7 @@ def test_the_handler_before_is_put_back_and_threads_have_none():
     found = []
 
     def note():
-        with ending_at_once():
+        with exiting_on_interrupt():
             found.append(signal.getsignal(signal.SIGINT))
 
     note()

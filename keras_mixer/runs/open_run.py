@@ -11,17 +11,18 @@ from pathlib import Path
 
 import filelock
 
-from keras_mixer import console
-from keras_mixer.config.options import shown
+from keras_mixer.compute.environment import note_changes
+from keras_mixer.compute.process_group import join_processes
+from keras_mixer.config.options import format_value
 from keras_mixer.config.resolve import resolve
 from keras_mixer.config.training import Config
 from keras_mixer.data.shared_images import note_shared_images
 from keras_mixer.data.sources import open_dataset
-from keras_mixer.errors import InputError, RunError, named, path_errors, some_of
+from keras_mixer.errors import InputError, RunError, errors_about, join_names, path_errors
 from keras_mixer.files import HELD, locked
+from keras_mixer.log import VERBOSITIES, debugging, logger, show_messages
 from keras_mixer.model.architecture import Architecture
-from keras_mixer.training.environment import note_changes
-from keras_mixer.training.run import (
+from keras_mixer.runs.run import (
     BEST,
     CHECKPOINTS,
     CONFIG,
@@ -33,9 +34,8 @@ from keras_mixer.training.run import (
     read_history,
     read_record,
 )
-from keras_mixer.training.run_records import clear, write_records
-from keras_mixer.training.team import joined
-from keras_mixer.training.teamwork import refuse_differences
+from keras_mixer.runs.run_records import clear, write_records
+from keras_mixer.runs.teamwork import refuse_differences
 from keras_mixer.weights.model_folder import digest
 from keras_mixer.weights.pretrained import check_order, read_pretrained
 
@@ -59,13 +59,16 @@ def open_run(config, check=None):
             another run.
         RunError: If another process has ended.
     """
-    with joined() as team, (_leading if team.leads else _following)(config, check, team) as run:
-        yield dataclasses.replace(run, team=team)
-        team.exchange(None)  # all end together, also with what process 0 alone has to do
+    with (
+        join_processes() as group,
+        (_open_in_main if group.is_main else _open_in_other)(config, check, group) as run,
+    ):
+        yield dataclasses.replace(run, group=group)
+        group.exchange(None)  # all end together, also with what process 0 alone has to do
 
 
 @contextlib.contextmanager
-def _leading(config, check, team):
+def _open_in_main(config, check, group):
     """Opens a run in the only process, or in process 0 of several."""
     directory = Path(config.output_dir)
     with path_errors(f"--output_dir={directory}"):
@@ -86,17 +89,17 @@ def _leading(config, check, team):
             check(run)
         clear(directory, anew)
         write_records(run, config, start)
-        team.exchange(None)  # the others may read now what was checked and written
-        refuse_differences(team, run, start)
+        group.exchange(None)  # the others may read now what was checked and written
+        refuse_differences(group, run, start)
         yield dataclasses.replace(run, identity=read_record(directory)["identity"])
 
 
 @contextlib.contextmanager
-def _following(config, check, team):
+def _open_in_other(config, check, group):
     """Opens a run that process 0 has opened, checked and locked."""
-    if not console.debugging():
-        console.set_verbosity(console.VERBOSITIES["error"])  # process 0 says it
-    team.exchange(None)
+    if not debugging():
+        show_messages(VERBOSITIES["error"])  # process 0 says it
+    group.exchange(None)
     directory = Path(config.output_dir)
     record = read_record(directory)
     if record is None:
@@ -105,7 +108,7 @@ def _following(config, check, team):
             f"a folder that all processes share"
         )
     run, start = _planned(config, open_dataset(**config.dataset_options()), record)
-    refuse_differences(team, run, start)
+    refuse_differences(group, run, start)
     yield dataclasses.replace(run, identity=record["identity"])
 
 
@@ -246,7 +249,7 @@ def _check_contents(directory):
         )
     if record is None and (others := _other_files(directory)):
         raise InputError(
-            f"--output_dir={directory} holds other files and no run: {some_of(others)}; give a "
+            f"--output_dir={directory} holds other files and no run: {join_names(others)}; give a "
             f"new or an empty folder"
         )
     return record
@@ -284,7 +287,7 @@ def _has_checkpoints(directory):
 
 def _read_checkpoint(config):
     """Reads the `Pretrained` weights of --checkpoint; errors name the flag."""
-    with named("--checkpoint"):
+    with errors_about("--checkpoint"):
         return read_pretrained(config.checkpoint, config.image_shape)
 
 
@@ -297,7 +300,7 @@ def check_sizes(run):
         )
     if run.pretrained:
         shapes = run.spec.architecture.image_shape, run.spec.architecture.patch_shape
-        with named(f"--checkpoint={run.config.checkpoint}"):
+        with errors_about(f"--checkpoint={run.config.checkpoint}"):
             check_order(run.pretrained.spec, *shapes)
     if run.config.early_stopping and run.dataset.validation is None:
         raise InputError(
@@ -319,7 +322,7 @@ def check_beginning(run):
             f"another --output_dir, or anew with --overwrite"
         )
     if rows:
-        console.warn(
+        logger.warning(
             f"no checkpoint was saved in {len(rows)} epochs of {run.directory}; they are repeated"
         )
     run.checkpoints.mkdir(exist_ok=True)
@@ -328,7 +331,7 @@ def check_beginning(run):
 def note_split_to_score(run):
     """Prints that there are no test images, if validation images are scored instead."""
     if run.dataset.test is None and run.config.eval_split == "validation":
-        console.warn(
+        logger.warning(
             "there are no test images: the validation images are scored, which have also chosen "
             "the epoch, so expect a little less on new images"
         )
@@ -343,8 +346,8 @@ def _check_same_run(run, record):
     data = dataclasses.replace(run.dataset, class_names=tuple(record["data"]["class_names"]))
     before, _ = resolve(before, data, architecture)
     differing = [
-        f"--{field.name} was {shown(getattr(before, field.name))}, "
-        f"now {shown(getattr(config, field.name))}"
+        f"--{field.name} was {format_value(getattr(before, field.name))}, "
+        f"now {format_value(getattr(config, field.name))}"
         for field in dataclasses.fields(Config)
         if field.metadata["result"] and getattr(before, field.name) != getattr(config, field.name)
     ]
@@ -361,7 +364,7 @@ def _has_other_data_and_no_state(directory, record, dataset):
     saved = (directory / HISTORY).exists() or _has_checkpoints(directory)
     anew = record is not None and not saved and record["data"]["identity"] != dataset.identity
     if anew:
-        console.say(f"{directory} began with other data and saved nothing: it begins anew")
+        logger.info(f"{directory} began with other data and saved nothing: it begins anew")
     return anew
 
 

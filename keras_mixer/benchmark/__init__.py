@@ -1,0 +1,1 @@
+"""Measures speed and memory, in worker processes that take turns."""

@@ -1,0 +1,1 @@
+"""Exports a model to other formats; each file writes one of them."""

@@ -1,0 +1,1 @@
+"""The run directory: its files, opening and locking it, checkpoints, resuming."""
