@@ -88,7 +88,7 @@ def test_another_config_is_refused_with_both_mends(config, fields, message):
 def test_overwrite_discards_our_files_and_no_others(config):
     run = opened(config())
     (run.directory / "notes.txt").write_text("mine")
-    run.write_metrics({"test": {}})
+    write_metrics(run, {"test": {}})
     opened(config(lr=0.5, overwrite=True))
     assert (run.directory / "notes.txt").read_text() == "mine"
     assert run.scores == {}
@@ -191,7 +191,7 @@ def test_no_run_can_end_in_a_directory_while_another_is_opened_there(config, tra
 
     def meanwhile(*arguments):
         with contextlib.suppress(InputError), open_run(config(lr=0.5)) as other:
-            other.write_metrics({"test": {"top1": 1.0}})
+            write_metrics(other, {"test": {"top1": 1.0}})
         return read_pretrained(*arguments)
 
     monkeypatch.setattr(open_module, "read_pretrained", meanwhile)
@@ -334,9 +334,9 @@ def test_damaged_metrics_are_named(config):
 
 def test_metrics_keep_scores_apart_from_facts(config):
     run = opened(config())
-    run.write_metrics({"validation": {"top1": 0.5}}, selected_epoch=3)
-    run.write_metrics({"test": {"top1": 0.25}})
-    run.write_metrics(saved_model="x")
+    write_metrics(run, {"validation": {"top1": 0.5}}, selected_epoch=3)
+    write_metrics(run, {"test": {"top1": 0.25}})
+    write_metrics(run, saved_model="x")
     scores = {"validation": {"top1": 0.5}, "test": {"top1": 0.25}}
     facts = {"selected_epoch": 3, "saved_model": "x"}
     assert read_metrics(run.directory) == (run.scores, run.facts) == (scores, facts)
@@ -359,7 +359,7 @@ def test_damaged_metrics_are_one_line(tmp_path, content):
 def test_every_changed_byte_of_a_scored_run_is_noticed(config, name):
     run = opened(config())
     run.write_history([{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}])
-    run.write_metrics({"test": {"top1": 0.5, "n": 8}}, selected_epoch=2)
+    write_metrics(run, {"test": {"top1": 0.5, "n": 8}}, selected_epoch=2)
     content = (run.directory / name).read_bytes()
     for place in range(len(content)):
         changed = bytearray(content)
@@ -382,7 +382,7 @@ def test_files_of_others_are_kept(config):
 def test_a_run_scored_on_another_split_can_be_finished(config):
     run = opened(config(eval_split="validation", export=False))
     assert not run.finished
-    run.write_metrics({"validation": {"top1": 0.5}})
+    write_metrics(run, {"validation": {"top1": 0.5}})
     assert run.finished
 
 

@@ -71,3 +71,12 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
             "drop_steps": self.drop_steps,
             "drop_factor": self.drop_factor,
         }
+
+
+def schedule_of(run):
+    """Returns the `WarmupDecay` of a run."""
+    config, drops = run.config, None
+    if config.drop_every:
+        drops = config.drop_every * run.total_steps // config.num_steps
+    steps = run.warmup_steps, run.total_steps
+    return WarmupDecay(config.lr, *steps, config.scheduler, drops, config.drop_factor)
