@@ -1,4 +1,4 @@
-"""Tests `keras_mixer/runs/checkpoints.py`; none of it needs TensorFlow."""
+"""Tests `keras_mixer/runs/checkpoints.py`."""
 
 import contextlib
 import errno
@@ -13,18 +13,22 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import keras
 import numpy as np
 import pytest
 from conftest import ROOT
 
-from keras_mixer.errors import RunError
+from keras_mixer import RunError, build_mixer
 from keras_mixer.runs import checkpoints
 from keras_mixer.runs.checkpoints import (
     TrainState,
     check_space,
+    gather_state,
     newest_checkpoint,
+    restore_state,
     save_checkpoint,
 )
+from keras_mixer.training.optimizers import build_optimizer
 
 
 def checkpoint(step):
@@ -345,3 +349,44 @@ def test_a_checkpoint_that_cannot_be_read_now_is_not_taken_for_damaged(tmp_path,
         with pytest.raises(RunError, match="step-0000000002 cannot be read now: .*nothing was ch"):
             newest_checkpoint(tmp_path)
     assert_whole(newest_checkpoint(tmp_path), 2)
+
+
+# === The state of a model ===
+
+
+def compiled():
+    sizes = {"channels": 1, "depth": 2, "dim": 4, "num_classes": 2}
+    model = build_mixer((4, 4), (2, 2), **sizes, dropout=0.1, stochastic_depth=0.1)
+    accuracy = keras.metrics.CategoricalAccuracy("accuracy")
+    optimizer = build_optimizer("adamw", 0.1, model.trainable_variables, ema=0.9)
+    model.compile(optimizer, "categorical_crossentropy", metrics=[accuracy], jit_compile=False)
+    return model, [*model.metrics[0].variables, *accuracy.variables]
+
+
+def test_everything_that_a_step_changes_comes_back():
+    """Weights, moments, average, counters, metrics, and the states of the seed generators."""
+    model, metric_variables = compiled()
+    before = gather_state(model, metric_variables)
+    data = np.random.default_rng(0)
+    images, labels = data.normal(size=(8, 4, 4, 1)), np.eye(2)[data.integers(0, 2, 8)]
+    model.train_on_batch(images, labels)
+    changed = {
+        n for n, a in gather_state(model, metric_variables).items() if (a != before[n]).any()
+    }
+    for part in ("kernel", "momentum", "average", "iteration", "seed_generator", "meters"):
+        assert any(part in name for name in changed), part
+    restore_state(model, metric_variables, before)
+    for name, array in gather_state(model, metric_variables).items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_names_do_not_depend_on_what_was_built_before_in_the_process():
+    assert gather_state(*compiled()).keys() == gather_state(*compiled()).keys()
+
+
+def test_a_state_of_another_model_is_refused():
+    model, metric_variables = compiled()
+    arrays = gather_state(model, metric_variables)
+    del arrays[next(iter(arrays))]
+    with pytest.raises(RunError, match="of another model; differing: model/0000/stem/kernel"):
+        restore_state(model, metric_variables, arrays)

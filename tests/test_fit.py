@@ -1,4 +1,4 @@
-"""Tests `keras_mixer/training/fit.py`: exact runs, which go on as if never interrupted."""
+"""Tests `keras_mixer/training/fit.py`: interrupted runs end with the bits of uninterrupted ones."""
 
 import itertools
 import os
@@ -17,11 +17,13 @@ import tensorflow as tf
 from conftest import ROOT, TINY, read_history
 
 import keras_mixer.runs.open_run as open_module
+import keras_mixer.training.batches as batches_module
 import keras_mixer.training.fit as fit_module
 from keras_mixer import Config, InputError, RunError, fit
 from keras_mixer.data.sources import open_dataset
 from keras_mixer.runs.checkpoints import newest_checkpoint
-from keras_mixer.runs.progress import Progress
+from keras_mixer.runs.resume import Progress
+from keras_mixer.runs.run import check_best
 from keras_mixer.signals import Interrupted
 from keras_mixer.training import callbacks
 from keras_mixer.training.callbacks import use_ema_weights
@@ -184,7 +186,7 @@ def test_a_finished_run_is_left_alone(config):
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_is_never_saved(config):
-    with pytest.raises(RunError, match=r"is not finite any more by step \d+, at learning rate"):
+    with pytest.raises(RunError, match=r"is not finite by step \d+, at learning rate"):
         fit(config(optimizer="sgd", lr=1000.0, warmup_step=0, save_every=1, save_unit="step"))
     found = newest_checkpoint(config_path(config) / "checkpoints")
     for name, array in (found.arrays if found else {}).items():
@@ -201,7 +203,7 @@ def test_an_image_that_goes_bad_during_the_run_is_named(
               "patch_shape": (4, 4), "batch_size": 25}  # fmt: skip
     path = Path(os.fsdecode(open_dataset("folder", folder).train.paths[3]))
 
-    read = getattr(fit_module, reader)
+    read = getattr(batches_module, reader)
 
     def spoil(*arguments, **options):
         content = path.read_bytes()[:60]
@@ -214,7 +216,7 @@ def test_an_image_that_goes_bad_during_the_run_is_named(
 
     if reader == "training_batches":
         monkeypatch.setattr("keras_mixer.preprocessing.input_pipeline.KEPT_BYTES", 0)
-    monkeypatch.setattr(fit_module, reader, spoil)
+    monkeypatch.setattr(batches_module, reader, spoil)
     advice = "repair or remove, or skip with --bad_images=skip"
     with pytest.raises(InputError, match=f"1 unreadable image, {advice}: {path}"):
         fit(config(**fields))
@@ -254,7 +256,7 @@ def test_best_weights_from_before_the_checkpoint_are_refused(config, interrupted
     with pytest.raises(RunError, match="best holds other weights than those of epoch .*restore"):
         fit(config(num_steps=4))
     model_folder.write_weights(best, arrays, **facts)
-    assert fit(config(num_steps=4)).facts == {}
+    assert fit(config(num_steps=4)).scores == {}
 
 
 def test_damaged_best_weights_are_reported_and_replaced(config, interrupted, capsys):
@@ -272,11 +274,11 @@ def test_damaged_best_weights_are_reported_and_replaced(config, interrupted, cap
 def test_a_signal_before_the_first_step_of_a_continued_run(config, interrupted, monkeypatch):
     interrupted(config(), 13)
 
-    def signalled(*arguments, batches=fit_module.evaluation_batches, **others):
+    def signalled(*arguments, batches=batches_module.evaluation_batches, **others):
         os.kill(os.getpid(), signal.SIGTERM)
         return batches(*arguments, **others)
 
-    monkeypatch.setattr(fit_module, "evaluation_batches", signalled)
+    monkeypatch.setattr(batches_module, "evaluation_batches", signalled)
     with pytest.raises(Interrupted):
         fit(config())
     assert newest_checkpoint(config_path(config) / "checkpoints").step == 13
@@ -410,7 +412,7 @@ def test_weights_of_another_run_are_not_scored(config):
     with pytest.raises(RunError, match="holds other weights than those of epoch"):
         fit(config())
     with open_module.open_run(config()) as opened, pytest.raises(InputError, match="did not save"):
-        opened.check_best()
+        check_best(opened)
 
 
 @pytest.mark.parametrize("removed", ["checkpoints", "checkpoints/*"])

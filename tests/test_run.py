@@ -12,10 +12,27 @@ from conftest import GOLDEN, ROOT, rewrite
 import keras_mixer.runs.open_run as open_module
 from keras_mixer import Config, InputError
 from keras_mixer.compute.environment import environment
+from keras_mixer.compute.process_group import SINGLE
 from keras_mixer.config.command_line import parse
 from keras_mixer.files import unseal
-from keras_mixer.runs.open_run import open_run, read_run
-from keras_mixer.runs.run import FORMAT, HISTORY, read_history, read_metrics, read_record
+from keras_mixer.runs.open_run import (
+    COMMON_OPTIONS,
+    check_same_in_all,
+    open_run,
+    plan_run,
+    read_run,
+)
+from keras_mixer.runs.run import (
+    FORMAT,
+    HISTORY,
+    RUN_FILES,
+    clear,
+    read_history,
+    read_metrics,
+    read_record,
+    write_history,
+    write_metrics,
+)
 from keras_mixer.weights import model_folder
 from keras_mixer.weights.pretrained import read_pretrained
 
@@ -152,7 +169,9 @@ def test_a_config_that_is_not_of_this_version_is_not_touched(config, tmp_path, c
 
 def test_somebody_elses_checkpoints_are_not_touched(config, tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    with pytest.raises(InputError, match="holds checkpoints but no config.json"):
+    with pytest.raises(
+        InputError, match="holds other files but no config.json, so it is not a run: checkpoints"
+    ):
         opened(config())
 
 
@@ -223,7 +242,10 @@ def test_a_split_that_is_missing_is_named_before_training(folder, config, tmp_pa
 def test_a_folder_of_other_files_is_no_place_for_a_run(config, folder, monkeypatch, tmp_path):
     for name in (".DS_Store", "job.log"):
         (tmp_path / name).touch()
-    with pytest.raises(InputError, match="holds other files and no run: ant, bee, cat; give a new"):
+    with pytest.raises(
+        InputError,
+        match="holds other files but no config.json, so it is not a run: ant, bee, cat; give a new",
+    ):
         opened(config(output_dir=str(folder)))
     assert sorted(path.name for path in folder.iterdir()) == ["ant", "bee", "cat"]
     folder.rename(tmp_path.parent / f"{tmp_path.name}-moved")
@@ -339,7 +361,8 @@ def test_metrics_keep_scores_apart_from_facts(config):
     write_metrics(run, saved_model="x")
     scores = {"validation": {"top1": 0.5}, "test": {"top1": 0.25}}
     facts = {"selected_epoch": 3, "saved_model": "x"}
-    assert read_metrics(run.directory) == (run.scores, run.facts) == (scores, facts)
+    assert read_metrics(run.directory) == (run.scores, facts) == (scores, facts)
+    assert (run.selected_epoch, run.saved_model) == (3, "x")
     written = unseal(json.loads((run.directory / "metrics.json").read_text()))
     assert written == {**scores, "facts": facts, "seals": {}}
 
@@ -358,7 +381,7 @@ def test_damaged_metrics_are_one_line(tmp_path, content):
 @pytest.mark.parametrize("name", ["history.csv", "metrics.json", "config.json"])
 def test_every_changed_byte_of_a_scored_run_is_noticed(config, name):
     run = opened(config())
-    run.write_history([{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}])
+    write_history(run.directory, [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}])
     write_metrics(run, {"test": {"top1": 0.5, "n": 8}}, selected_epoch=2)
     content = (run.directory / name).read_bytes()
     for place in range(len(content)):
@@ -400,11 +423,18 @@ def test_names_that_are_no_text_work(tmp_path):
     assert (run.directory / "flags.txt").read_bytes().endswith(b"caf\xe9\n")
 
 
-def test_history_is_replaced_whole(config):
+def test_history_is_replaced_whole_and_read_as_numbers(config):
     run = opened(config())
-    run.write_history([{"epoch": 1, "loss": 0.5, "val_loss": None}])
-    run.write_history([{"epoch": 1, "loss": 0.5, "val_loss": None}, {"epoch": 2, "loss": 0.4}])
+    assert run.history == []
+    write_history(run.directory, [{"epoch": 1, "loss": 0.5, "val_loss": None}])
+    write_history(
+        run.directory, [{"epoch": 1, "loss": 0.5, "val_loss": None}, {"epoch": 2, "loss": 0.4}]
+    )
     assert (run.directory / HISTORY).read_text() == "epoch,loss,val_loss\n1,0.5,\n2,0.4,\n"
+    assert run.history == [
+        {"epoch": 1, "loss": 0.5, "val_loss": None},
+        {"epoch": 2, "loss": 0.4, "val_loss": None},
+    ]
 
 
 def test_a_checkpoint_of_other_images_is_refused(config, tmp_path):
@@ -412,3 +442,73 @@ def test_a_checkpoint_of_other_images_is_refused(config, tmp_path):
     with pytest.raises(InputError, match="images of 3 channels, --dataset=digits has 1"):
         opened(config(**fields))
     assert not (tmp_path / "run").exists()
+
+
+def test_what_killed_processes_left_is_cleared_and_all_else_stays(tmp_path):
+    left = [".config.json.tmp-12", ".flags.txt.tmp-1", "best/.model.json.tmp-7"]
+    kept = ["config.json", "best/model.json", "mine.log", ".mine.tmp-3", "logs/other/events"]
+    for name in (*left, *kept):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    clear(tmp_path, overwrite=False)
+    assert [name for name in (*left, *kept) if (tmp_path / name).exists()] == kept
+
+
+def test_to_overwrite_a_run_clears_its_files_alone(tmp_path):
+    for name in (*RUN_FILES, "mine.log", "logs/other"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    clear(tmp_path, overwrite=True)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["logs", "mine.log", "other"]
+
+
+# === Several processes ===
+
+
+class OtherGroup:
+    """A group of this process and another one, whose answer is that of this one, changed."""
+
+    count = 2
+    names = ("process 0 (a)", "process 1 (b)")
+
+    def __init__(self, **changes):
+        self.changes = changes
+
+    def exchange(self, own):
+        changed = {
+            name: value | change if isinstance(value := own[name], dict) else change
+            for name, change in self.changes.items()
+        }
+        return [own, own | changed]
+
+
+@pytest.fixture
+def run(tmp_path):
+    return plan_run(Config(output_dir=str(tmp_path), depth=2, dim=8, lr=0.01))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"options": {"lr": "0.02"}}, "--lr is 0.02, on process 0 0.01"),
+        ({"software": {"keras": "3.0"}}, r"keras is 3.0, on process 0 \d"),
+        ({"software": {"keras_mixer": "abc"}}, "keras_mixer is abc, on process 0 [0-9a-f]{12}"),
+        ({"data": "x"}, "its data have other files, sizes, labels or classes"),
+        ({"start": "x"}, "its --checkpoint holds other weights"),
+        ({"data": "x", "options": {"dim": "9"}}, "--dim is 9, on process 0 8; its data"),
+    ],
+)
+def test_what_differs_is_named(run, changes, message):
+    with pytest.raises(InputError, match=rf"process 1 \(b\) would train another run: {message}"):
+        check_same_in_all(OtherGroup(**changes), run, None)
+
+
+def test_equal_ones_are_accepted(run):
+    check_same_in_all(OtherGroup(), run, {"sha256": "x"})
+    check_same_in_all(SINGLE, run, None)
+
+
+def test_options_that_change_no_result_may_differ(run):
+    """Such as --data_dir, which may be another path on each host."""
+    assert {"lr", "seed", "dataset"} <= set(COMMON_OPTIONS)
+    assert not {"data_dir", "output_dir", "export_dir", "save_every"} & set(COMMON_OPTIONS)

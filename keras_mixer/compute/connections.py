@@ -142,7 +142,7 @@ class _Joining:
         return [index for index in range(1, len(self.names)) if index not in self.connections]
 
     def wait(self, server, deadline):
-        """Waits up to `BEAT` seconds for a process to join or leave; sends the others a heartbeat."""
+        """Waits up to `BEAT` seconds for a process to join or leave, then sends heartbeats."""
         if (left := deadline - time.monotonic()) <= 0:
             missing = ", ".join(map(str, self.missing()))
             raise RunError(

@@ -34,7 +34,7 @@ class ComputePlan:
         policy: string. Keras dtype policy.
         batch_size: int. Images of an optimizer step.
         accumulation: int. Micro-batches of a step.
-        parts: int. Parts of a micro-batch that fast mixing computes side by side; see `fast_mixing`.
+        parts: int. Parts of a micro-batch that fast mixing computes side by side.
         remat: bool. Compute the inside of mixer layers again in the backward pass.
     """
 

@@ -1,4 +1,4 @@
-"""Memory of traced training steps: removes gradient functions that TensorFlow would keep forever."""
+"""Memory of traced steps: removes gradient functions that TensorFlow would keep forever."""
 
 import functools
 

@@ -41,7 +41,7 @@ from keras_mixer.weights.pretrained import check_order, read_pretrained
 
 @contextlib.contextmanager
 def open_run(config, check=None):
-    """Opens a run for training: locks the directory, opens the data, resolves and checks the config.
+    """Opens a run for training: locks its directory, opens the data, resolves the config.
 
     Of several processes, process 0 does so; the others then read what it has written, and all
     compare their software, configs and data.

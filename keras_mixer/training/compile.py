@@ -15,7 +15,7 @@ from keras_mixer.weights.pretrained import adapt_pretrained, announce
 
 
 def compile_model(run, plan, learning_rate, resumed=False):
-    """Returns the compiled model of a run, and the variables of its metrics, those of the loss first.
+    """Returns the compiled model of a run, and the variables of its metrics, the loss first.
 
     Args:
         run: `Run`.
