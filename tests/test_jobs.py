@@ -150,7 +150,7 @@ def test_a_damaged_history_is_named_and_written_again_once_metrics_are_gone(fini
     config = dataclasses.replace(config, output_dir=str(directory), export=False)
     content = (directory / "history.csv").read_bytes()
     (directory / "history.csv").write_bytes(content.replace(b"0.", b"1.", 1))
-    with pytest.raises(InputError, match=r"history\.csv: damaged. Remove metrics\.json"):
+    with pytest.raises(InputError, match=r"history\.csv: damaged; remove metrics\.json"):
         read_history(directory)
     (directory / "metrics.json").unlink()
     assert run_job(config).scores == run.scores

@@ -177,13 +177,13 @@ def test_somebody_elses_checkpoints_are_not_touched(config, tmp_path):
 
 def test_a_file_in_the_way_is_named(config, tmp_path):
     (tmp_path / "run").write_text("mine")
-    with pytest.raises(InputError, match="a file is in the way"):
+    with pytest.raises(InputError, match=r"run: File exists"):
         opened(config())
 
 
 def test_a_folder_in_place_of_the_lock_is_named(config, tmp_path):
     (tmp_path / "run" / ".lock").mkdir(parents=True)
-    with pytest.raises(InputError, match=r"run: a folder called \.lock is in the way; move it"):
+    with pytest.raises(InputError, match=r"run: Is a directory"):
         opened(config())
 
 
@@ -268,7 +268,7 @@ def test_data_are_found_from_any_working_directory(folder, config, monkeypatch, 
     assert read_run(run.directory).dataset.class_names == ("ant", "bee", "cat")
     folder.rename(tmp_path / "moved")
     with pytest.raises(
-        InputError, match=f"was trained on {folder}, which is not.*with --data_dir$"
+        InputError, match=f"was trained on {folder}, which does not exist.*with --data_dir$"
     ):
         read_run(run.directory)
     assert read_run(run.directory, data_dir=tmp_path / "moved").config.depth == 2
@@ -347,13 +347,6 @@ def test_logs_of_others_are_not_ours(config, tmp_path):
     assert (tmp_path / "run" / "logs" / "job.out").exists()
 
 
-def test_damaged_metrics_are_named(config):
-    run = opened(config())
-    (run.directory / "metrics.json").write_text("")
-    with pytest.raises(InputError, match=r"metrics\.json: damaged; "):
-        assert run.finished
-
-
 def test_metrics_keep_scores_apart_from_facts(config):
     run = opened(config())
     write_metrics(run, {"validation": {"top1": 0.5}}, selected_epoch=3)
@@ -369,7 +362,7 @@ def test_metrics_keep_scores_apart_from_facts(config):
 
 @pytest.mark.parametrize(
     "content",
-    ["[]", "[" * 100_000, '{"test": 5}', '{"test": {"top1": 5}}', '{"test": {"top1": NaN}}',
+    ["", "[]", "[" * 100_000, '{"test": 5}', '{"test": {"top1": 5}}', '{"test": {"top1": NaN}}',
      '{"test": {"top1": "x"}}', '{"test": null}', '{"facts": []}'],
 )  # fmt: skip
 def test_damaged_metrics_are_one_line(tmp_path, content):

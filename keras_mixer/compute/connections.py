@@ -18,11 +18,11 @@ from keras_mixer.log import logger
 BEAT = 5.0  # seconds between heartbeats
 SILENCE = 30.0  # seconds without a message, after which a process is lost
 JOINING = 600.0  # seconds in which all processes have to join
-_MOST_BYTES = 100_000_000  # of a line
+_MAX_BYTES = 100_000_000  # of a line
 
 
 class Connection:
-    """A connection to another process, for lines of JSON.
+    """A connection to a peer.
 
     Attributes:
         heard: Time of the last message.
@@ -43,27 +43,14 @@ class Connection:
         with contextlib.suppress(OSError), self._sending:
             self._connection.sendall(json.dumps(message).encode() + b"\n")
 
-    def read(self, seconds=None, most=_MOST_BYTES):
-        """Returns the next message; None at the end, or after so many seconds."""
-        late = threading.Timer(seconds or 0, self.stop)  # a socket's timeout counts from each byte
-        if seconds:
-            late.start()
+    def read(self, seconds=None, most=_MAX_BYTES):
+        """Returns the next message, a dict; None at the end, or after so many silent seconds."""
+        self._connection.settimeout(seconds)
         try:
             message = json.loads(self._lines.readline(most))
-            return message if isinstance(message, dict) else None
         except (OSError, ValueError, RecursionError):
             return None
-        finally:
-            late.cancel()
-
-    def fileno(self):
-        """Returns the file descriptor, for `select`."""
-        return self._connection.fileno()
-
-    def stop(self):
-        """Ends reading, in any thread."""
-        with contextlib.suppress(OSError):
-            self._connection.shutdown(socket.SHUT_RDWR)
+        return message if isinstance(message, dict) else None
 
     def messages(self):
         """Yields messages until the end."""
@@ -72,6 +59,10 @@ class Connection:
             self.progress = message.get("progress", self.progress)
             self.left = "bye" in message
             yield message
+
+    def fileno(self):
+        """Returns the file descriptor, for `select`."""
+        return self._connection.fileno()
 
     def end(self):
         """Closes the connection for sending; what was sent still arrives."""
@@ -109,10 +100,11 @@ def accept_all(rank):
             while joining.missing():
                 joining.wait(server, deadline)
     except (InputError, RunError) as error:
-        joining.end(error)
+        joining.send_all({"end": str(error)})
+        for connection in joining.connections.values():
+            connection.close()
         raise
-    for connection in joining.connections.values():
-        connection.send({"names": joining.names})
+    joining.send_all({"names": joining.names})
     return joining.connections, joining.names
 
 
@@ -141,6 +133,10 @@ class _Joining:
     def missing(self):
         return [index for index in range(1, len(self.names)) if index not in self.connections]
 
+    def send_all(self, message):
+        for connection in self.connections.values():
+            connection.send(message)
+
     def wait(self, server, deadline):
         """Waits up to `BEAT` seconds for a process to join or leave, then sends heartbeats."""
         if (left := deadline - time.monotonic()) <= 0:
@@ -154,8 +150,7 @@ class _Joining:
             self.connections.pop(index).close()  # processes that wait send nothing
         if server in ready:
             self._admit(Connection(server.accept()[0]))
-        for connection in self.connections.values():
-            connection.send({"progress": None})
+        self.send_all({"progress": None})
 
     def _admit(self, connection):
         """Admits a peer that sends a valid rank; closes other connections."""
@@ -177,12 +172,6 @@ class _Joining:
         self.connections["refused"] = connection
         raise InputError(reason)
 
-    def end(self, reason):
-        """Ends all processes that have joined, for a reason."""
-        for connection in self.connections.values():
-            connection.send({"end": str(reason)})
-            connection.close()
-
 
 def connect(rank):
     """Connects to process 0, and waits until all processes have. Returns: As `accept_all`.
@@ -195,25 +184,19 @@ def connect(rank):
     reply = {}
     while reply is not None and not reply.keys() & {"names", "end"}:
         reply = connection.read(SILENCE)
-    if reply is None:
-        where = f"{rank.host}:{rank.port + 1}"
-        reply = {
-            "end": f"process 0 was lost at {where} while others joined, or another program listens "
-            "there"
-        }
-    if "end" in reply:
-        connection.close()
-        raise RunError(reply["end"])
-    return {0: connection}, reply["names"]
+    if reply and "names" in reply:
+        return {0: connection}, reply["names"]
+    connection.close()
+    where = f"{rank.host}:{rank.port + 1}"
+    lost = f"process 0 was lost at {where} while others joined, or another program listens there"
+    raise RunError(reply["end"] if reply else lost)
 
 
 def _connection(rank):
     deadline = time.monotonic() + JOINING
     while True:
         try:
-            connection = socket.create_connection((rank.host, rank.port + 1), timeout=BEAT)
-            connection.settimeout(None)
-            return connection
+            return socket.create_connection((rank.host, rank.port + 1), timeout=BEAT)
         except OSError as error:
             if time.monotonic() > deadline:
                 raise RunError(

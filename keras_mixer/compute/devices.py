@@ -34,7 +34,9 @@ def choose_devices(given, group=SINGLE):
         return _devices_of_all(given, group)
     visible = _visible()
     if given == "all":
-        return visible if keras.backend.backend() == "jax" else [_first(visible)]
+        if len(visible) > 1 and keras.backend.backend() != "jax":
+            logger.info(f"{len(visible)} devices are visible, one is used; all need {_JAX}")
+        return visible if keras.backend.backend() == "jax" else visible[:1]
     indices = list(dict.fromkeys(map(int, given.split(",")))) if "," in given else range(int(given))
     if missing := [index for index in indices if index >= len(visible)]:
         raise InputError(
@@ -57,12 +59,6 @@ def _devices_of_all(given, group):
                 f"{name} has {count} devices, process 0 has {first}: expected the same number"
             )
     return _visible()
-
-
-def _first(visible):
-    if len(visible) > 1:
-        logger.info(f"{len(visible)} devices are visible, one is used; all need {_JAX}")
-    return visible[0]
 
 
 def _visible():

@@ -18,6 +18,7 @@ from keras_mixer.model.variants import MIXER
 
 FAST_MIXING, XLA, PLAIN_GRAPH = "fast mixing", "XLA", "plain graph"
 _DESCRIPTIONS = {PLAIN_GRAPH: "no XLA"}  # as checkpoints have always named it
+_SETTINGS = {"max_epochs": None, "max_steps_per_epoch": None, "floatx": "float32"}  # of Keras
 # Keras's dtype policies, by --precision.
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
@@ -152,17 +153,12 @@ def _check_keras():
         )
     if backend == "jax":
         keep_tensorflow_off_gpus()
-    for name in ("max_epochs", "max_steps_per_epoch"):
-        if (limit := getattr(keras.config, name)()) is not None:
+    for name, expected in _SETTINGS.items():
+        if (value := getattr(keras.config, name)()) != expected:
             raise InputError(
-                f"Keras is set to {name}={limit}, which would cut training and validation short; "
-                f"unset KERAS_{name.upper()}, and give --epochs"
+                f"Keras is set to {name}={value}: expected {expected}, as --epochs and --precision "
+                f"alone set the length and the precision of a run"
             )
-    if keras.config.floatx() != "float32":
-        raise InputError(
-            f"Keras is set to floatx {keras.config.floatx()}: expected float32; --precision sets "
-            f"the precision of a run"
-        )
 
 
 def _make_deterministic():

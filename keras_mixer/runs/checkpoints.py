@@ -8,7 +8,6 @@ power cut at any moment leaves the earlier checkpoints intact. TensorFlow is not
 import errno
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
@@ -22,7 +21,6 @@ from keras_mixer.errors import RunError, join_names
 from keras_mixer.files import (
     OF_THE_MACHINE,
     flush_folder,
-    nearest_existing,
     pack,
     read_regular,
     remove,
@@ -52,11 +50,9 @@ class TrainState(NamedTuple):
 
 
 def save_checkpoint(folder, state):
-    """Writes a checkpoint and deletes all but the newest `KEPT`.
+    """Writes a `TrainState` into the folder of checkpoints; deletes all but the newest `KEPT`.
 
-    Args:
-        folder: `Path` of the run's checkpoints, made if it does not exist; its parent has to exist.
-        state: `TrainState`.
+    The folder is made if it does not exist, but not its parent.
 
     Raises:
         RunError: If the disk is full or not writable; earlier checkpoints stay intact.
@@ -72,7 +68,11 @@ def save_checkpoint(folder, state):
         flush_folder(folder)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise RunError(_why_not_saved(folder, contents, error)) from error
+        size = f" of {sum(map(len, contents.values())):,} bytes"
+        raise RunError(
+            f"cannot write a checkpoint{size} in {folder}: {error.strerror or error}; earlier "
+            f"checkpoints are intact: the same command continues from them"
+        ) from error
     others = [candidate for candidate in _complete(folder) if candidate != final]
     for old in others[KEPT - 1 :]:
         remove(old)
@@ -94,53 +94,18 @@ def _manifest(contents):
     }
 
 
-def _why_not_saved(folder, contents, error):
-    if error.errno == errno.ENOSPC:
-        needed = sum(map(len, contents.values()))
-        free = shutil.disk_usage(folder).free
-        return (
-            f"no space for a checkpoint in {folder}: {needed:,} bytes needed, {free:,} free; "
-            f"earlier checkpoints are intact: free space, and give the same command again"
-        )
-    return f"cannot write a checkpoint in {folder}: {error}"
-
-
-def check_space(directory, size):
-    """Checks, before the first step, that a run's checkpoints and best weights fit on the disk.
-
-    Args:
-        directory: `Path` of the run.
-        size: Bytes of a checkpoint. The best weights are smaller, and replaced atomically.
-
-    Raises:
-        RunError: If the disk is too full.
-    """
-    needed = (KEPT + 1 + 2) * size  # 1: the next checkpoint, beside those kept
-    held = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
-    free = shutil.disk_usage(nearest_existing(directory)).free
-    if free + held < needed:
-        raise RunError(
-            f"--output_dir={directory}: {needed:,} bytes are needed for checkpoints and weights, "
-            f"{free:,} are free; free space, or give another --output_dir"
-        )
-
-
 def newest_checkpoint(folder, run=None):
-    """Reads the newest intact checkpoint, and warns of damaged ones that it skips.
+    """Reads the `TrainState` of the newest intact checkpoint in a folder; None if there are none.
 
-    Deletes damaged checkpoints that are newer, and unfinished ones; the caller must hold the run's
-    lock.
+    Deletes newer ones that are damaged, with a warning, and unfinished ones; the caller must hold
+    the lock of the run.
 
     Args:
         folder: `Path` of the run's checkpoints.
         run: `Run.identity` that the checkpoint must have, or None for any.
 
-    Returns:
-        A `TrainState`, or None if there are no checkpoints.
-
     Raises:
-        RunError: If there are checkpoints but every one is damaged, or of another run, or cannot
-            be read at the moment.
+        RunError: If all are damaged, or the newest is of another run or cannot be read now.
     """
     for unfinished in folder.glob("step-*.tmp-*"):
         remove(unfinished)
@@ -173,11 +138,7 @@ def newest_checkpoint(folder, run=None):
 
 
 def read_checkpoint(folder, step):
-    """Returns the arrays of the checkpoint of a step that process 0 has read.
-
-    Args:
-        folder: `Path` of the run's checkpoints.
-        step: int.
+    """Returns the arrays of the checkpoint of a step, which process 0 has read.
 
     Raises:
         RunError: If it cannot be read here.
@@ -222,20 +183,9 @@ def _name(step):
 
 
 def gather_state(model, metric_variables):
-    """Returns a model's state as a dict from name to array.
-
-    Args:
-        model: compiled `keras.Model`, its optimizer built.
-        metric_variables: list of the variables of its metrics.
-    """
+    """Returns the state of a compiled model, its optimizer built, as a dict from name to array."""
     variables = _variables(model, metric_variables)
     return {name: np.array(variable.value) for name, variable in variables.items()}
-
-
-def state_size(model, metric_variables):
-    """Returns the size of the arrays of `gather_state`, in bytes."""
-    variables = _variables(model, metric_variables).values()
-    return sum(math.prod(v.shape) * np.dtype(v.dtype).itemsize for v in variables)
 
 
 def restore_state(model, metric_variables, arrays):

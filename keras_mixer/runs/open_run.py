@@ -180,33 +180,24 @@ def _check_data_exist(directory, config, moved):
 @contextlib.contextmanager
 def _locked(directory):
     """Locks the directory; in the end, removes it if it was made here and holds no run."""
-    made = [path for path in (directory, *directory.parents) if not path.exists()]
-    unlocked_before = not (directory / LOCK).exists()
     with contextlib.ExitStack() as cleanup:
-        for path in reversed(made):
-            cleanup.callback(_remove_empty, path)
         with path_errors(f"--output_dir={directory}"):
+            for path in [*reversed(directory.parents), directory]:
+                if not path.exists():
+                    cleanup.callback(_remove_unless_run, path, path.rmdir)
             directory.mkdir(parents=True, exist_ok=True)
             _lock(directory, cleanup)
-        if unlocked_before:
-            cleanup.callback(_remove_lock, directory)
+        cleanup.callback(_remove_unless_run, directory, (directory / LOCK).unlink)
         yield
 
 
-def _remove_empty(folder):
-    with contextlib.suppress(OSError):  # it is not empty
-        folder.rmdir()
-
-
-def _remove_lock(directory):
-    if not (directory / CONFIG).exists():
-        with contextlib.suppress(OSError):  # Windows removes no open files
-            (directory / LOCK).unlink()
+def _remove_unless_run(directory, remove):
+    with contextlib.suppress(OSError):  # a folder is not empty; Windows removes no open files
+        if not (directory / CONFIG).exists():
+            remove()
 
 
 def _lock(directory, cleanup):
-    if (directory / LOCK).is_dir():
-        raise InputError(f"--output_dir={directory}: a folder called {LOCK} is in the way; move it")
     try:
         cleanup.enter_context(locked(directory / LOCK, timeout=0))
     except filelock.Timeout as error:
@@ -221,8 +212,6 @@ def _lock(directory, cleanup):
 
 
 def _check_path(directory, config):
-    if directory.exists() and not directory.is_dir():
-        raise InputError(f"--output_dir={directory}: a file is in the way; give another directory")
     if config.dataset == "folder" and config.data_dir:
         data = Path(config.data_dir).resolve()
         if data in directory.resolve().parents:

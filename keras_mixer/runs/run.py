@@ -199,7 +199,7 @@ def _read_metrics_file(directory):
             raise ValueError("not scores by split")
     except _DAMAGE as error:
         raise InputError(
-            f"{path}: damaged. Remove it, and the same train command scores the run again; "
+            f"{path}: damaged; remove it, and the same train command scores the run again; "
             f"history.csv and best/ do not need it"
         ) from error
     return values
@@ -251,7 +251,7 @@ def read_history(directory):
         raise
     except (ValueError, csv.Error) as error:
         raise InputError(
-            f"{path}: damaged. Remove metrics.json, and the same train command writes both again "
+            f"{path}: damaged; remove metrics.json, and the same train command writes both again "
             f"from checkpoints/"
         ) from error
 

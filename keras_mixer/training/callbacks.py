@@ -74,11 +74,6 @@ class Agreement(keras.callbacks.Callback):
     """Stops all processes after the same step, once one of them has received a signal.
 
     They exchange signals at the end of every epoch, and at steps that process 0 chooses.
-
-    Args:
-        group: `ProcessGroup`.
-        progress: `Progress`.
-        stop: `StopRequest`, `agreed`.
     """
 
     EVERY = 1.0  # seconds between exchanges
@@ -130,11 +125,7 @@ def stop_unless_finite(name, value, callback):
 class EpochEnd(keras.callbacks.Callback):
     """Validates at the end of every epoch, adds a row to history.csv and saves the best weights.
 
-    Args:
-        run: `Run`.
-        progress: `Progress`.
-        validation: `tf.data.Dataset` of validation images and one-hot labels, or None.
-        schedule: Learning rate as a function of the step.
+    Validation batches may be None; the schedule is the learning rate as a function of the step.
     """
 
     def __init__(self, run, progress, validation, schedule):
@@ -218,14 +209,7 @@ def use_ema_weights(model):
 
 
 class Saver(keras.callbacks.Callback):
-    """Writes checkpoints when they are due, and stops the run after a signal.
-
-    Args:
-        run: `Run`.
-        progress: `Progress`.
-        metric_variables: list of the variables of the metrics.
-        stop: `StopRequest`.
-    """
+    """Writes checkpoints when they are due, and stops the run after a `StopRequest`."""
 
     def __init__(self, run, progress, metric_variables, stop):
         super().__init__()

@@ -12,7 +12,6 @@ import tensorflow as tf
 from keras_mixer.compute.plan import compute_plan
 from keras_mixer.errors import RunError
 from keras_mixer.log import logger, progress_bar
-from keras_mixer.runs.checkpoints import check_space, state_size
 from keras_mixer.runs.open_run import open_run
 from keras_mixer.runs.resume import is_over, last_state
 from keras_mixer.signals import Interrupted, StopRequest
@@ -72,8 +71,6 @@ def _train(run, plan, progress, arrays, callbacks):
     keras.utils.set_random_seed(run.config.seed)
     schedule = schedule_of(run)
     model, metric_variables = compile_model(run, plan, schedule, resumed=arrays is not None)
-    if run.group.is_main:
-        check_space(run.directory, state_size(model, metric_variables))
     images = training_images(run, progress.step)
     several = run.group.count > 1
     with StopRequest(agreed=several) as stop, progress_bar() as bar, run.group.training():
@@ -122,19 +119,13 @@ def _call_fit(model, run, images, progress, callbacks, stop):
 
 
 def _check_steps(run, progress, taken):
-    """Compares the optimizer's steps with the batches; float16 skips steps that overflow."""
+    """Warns of steps that overflowed in float16, which the optimizer skips; most must not."""
     skipped = progress.step - taken
-    if run.config.precision == "float16" and 0 < skipped <= progress.step // 2:
-        logger.warning(f"{skipped} of {progress.step} steps overflowed in float16: skipped")
-    elif run.config.precision == "float16" and skipped > 0:
-        raise RunError(
-            f"{skipped} of {progress.step} steps overflowed in float16: lower --lr, or train with "
-            f"--precision=bfloat16"
-        )
-    elif skipped:
-        raise RunError(
-            f"the optimizer took {taken} steps for {progress.step} batches: please report this"
-        )
+    message = f"{skipped} of {progress.step} steps overflowed in {run.config.precision}"
+    if skipped > progress.step // 2:
+        raise RunError(f"{message}: lower --lr, or train with --precision=bfloat16")
+    if skipped:
+        logger.warning(f"{message}: skipped")
 
 
 @contextlib.contextmanager

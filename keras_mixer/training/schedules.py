@@ -18,15 +18,7 @@ DECAYS = {
 class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
     """Linear warm-up followed by a decay, evaluated at every optimizer step.
 
-    ```
-    if step < warmup_steps:
-        return peak * step / warmup_steps
-    passed = (step - warmup_steps) / (total_steps - warmup_steps)
-    cosine:   return peak * (1 + cos(pi * passed)) / 2
-    linear:   return peak * (1 - passed)
-    constant: return peak
-    step:     return peak * drop_factor ** (step // drop_steps)
-    ```
+    During the warm-up it is `peak * step / warmup_steps`, then `peak` times one of `DECAYS`.
 
     Args:
         peak: float. Learning rate at the end of the warm-up.
