@@ -5,10 +5,8 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import keras
@@ -75,7 +73,7 @@ FILES = ["arrays.safetensors", "progress.json", "manifest.json"]
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("kept", [None, 0, 1, 0.02, 0.25, 0.5, 0.75, -1])
+@pytest.mark.parametrize("kept", [None, 0, 0.5, -1])
 def test_truncated_and_missing_files_are_noticed(tmp_path, capsys, name, kept):
     save_checkpoint(tmp_path, checkpoint(1))
     save_checkpoint(tmp_path, checkpoint(2))
@@ -102,7 +100,7 @@ def test_every_flipped_bit_is_noticed(tmp_path):
         assert_whole(newest_checkpoint(tmp_path), 1)
 
 
-def test_a_damaged_newest_does_not_outlive_the_older_one_it_was_skipped_for(tmp_path):
+def test_a_damaged_checkpoint_is_removed_once_an_older_one_is_used(tmp_path):
     for step in (1, 50):
         save_checkpoint(tmp_path, checkpoint(step))
     (tmp_path / "step-0000000050" / "manifest.json").write_text("{}")
@@ -111,7 +109,7 @@ def test_a_damaged_newest_does_not_outlive_the_older_one_it_was_skipped_for(tmp_
     assert names(tmp_path) == ["step-0000000001", "step-0000000010"]
 
 
-def test_all_damaged_is_an_error_and_not_a_new_beginning(tmp_path):
+def test_if_all_are_damaged_it_is_an_error(tmp_path):
     save_checkpoint(tmp_path, checkpoint(1))
     (tmp_path / "step-0000000001" / "progress.json").write_text("{}")
     with pytest.raises(RunError, match="every checkpoint in .* is damaged"):
@@ -137,7 +135,7 @@ def _with_a_pipe(name):
     return make
 
 
-# What may be in the place of the newest checkpoint, by a function of its path.
+# What may be there instead of the newest checkpoint, by a function of its path.
 IN_PLACE = {
     "a file": lambda path: path.write_text(""),
     "a link to a file": lambda path: path.symlink_to("/etc/hostname"),
@@ -150,8 +148,8 @@ IN_PLACE = {
 
 
 @pytest.mark.parametrize("make", IN_PLACE.values(), ids=IN_PLACE.keys())
-def test_whatever_is_in_place_of_the_newest_an_intact_older_one_is_found(tmp_path, capsys, make):
-    """And what is written then is kept, at the same step or a lower one."""
+def test_an_intact_older_checkpoint_is_found_instead(tmp_path, capsys, make):
+    """A checkpoint that is written then is kept, at the same step or a lower one."""
     for step in (1, 2):
         save_checkpoint(tmp_path, checkpoint(step))
     make(tmp_path / "step-0000000005")
@@ -181,13 +179,13 @@ def test_the_checkpoint_of_another_run_is_refused_and_kept(tmp_path):
     assert names(tmp_path) == ["step-0000000001"]
 
 
-def test_the_folder_around_is_not_made_again(tmp_path):
+def test_the_run_directory_is_not_made_again(tmp_path):
     with pytest.raises(RunError, match="cannot write a checkpoint"):
         save_checkpoint(tmp_path / "gone" / "checkpoints", checkpoint(1))
     assert names(tmp_path) == []
 
 
-def test_what_others_put_there_is_left_alone(tmp_path):
+def test_other_files_are_left_alone(tmp_path):
     (tmp_path / "mine").mkdir()
     for step in range(1, 5):
         save_checkpoint(tmp_path, checkpoint(step))
@@ -210,41 +208,6 @@ def test_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
 
 
 # === Kills ===
-
-WRITER = """
-from pathlib import Path
-from types import SimpleNamespace
-import numpy as np
-from keras_mixer.runs.checkpoints import TrainState, save_checkpoint
-
-for step in range(1, 10**6):
-    arrays = {{"a/kernel": np.full((700, 700), step, "f4"), "b/seed": np.full(2, step, "u4")}}
-    save_checkpoint(Path({folder!r}), TrainState(step, arrays, {{"step": step}}))
-    print(step, flush=True)
-"""
-
-
-def test_killed_within_writing_the_checkpoint_before_is_whole(tmp_path):
-    """A process that does nothing but write checkpoints is killed at random moments."""
-    dice = random.Random(1)
-    unfinished = 0
-    for attempt in range(20):
-        folder = tmp_path / str(attempt)
-        code = WRITER.format(folder=str(folder))
-        process = subprocess.Popen(
-            [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
-        )
-        process.stdout.readline()
-        time.sleep(dice.uniform(0, 0.1))
-        process.send_signal(signal.SIGKILL)
-        said = [1, *map(int, process.communicate()[0].split())]
-        unfinished += any(".tmp-" in name for name in names(folder))
-        found = newest_checkpoint(folder)
-        assert_whole(found, found.step)
-        assert found.step in (said[-1], said[-1] + 1), "at most the one under way is lost"
-        assert not any(".tmp-" in name for name in names(folder))
-    assert unfinished >= 5, "the kills must have hit writing, or the test shows nothing"
-
 
 DYING = """
 import os, shutil
@@ -281,7 +244,7 @@ DEATHS = {
 
 
 @pytest.mark.parametrize(("function", "call", "left"), DEATHS.values(), ids=DEATHS.keys())
-def test_death_at_every_point_of_a_write(tmp_path, function, call, left):
+def test_a_kill_at_every_point_of_a_write(tmp_path, function, call, left):
     code = DYING.format(folder=str(tmp_path), function=function, call=call)
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 9
     assert_whole(newest_checkpoint(tmp_path), left)
@@ -316,8 +279,8 @@ def test_manifest_lists_every_file_with_its_sha256(tmp_path):
         assert manifest[name]["bytes"] == len(content)
 
 
-def test_a_checkpoint_that_cannot_be_read_now_is_not_taken_for_damaged(tmp_path, monkeypatch):
-    """Otherwise it would be removed, and its work lost, for a disk that was away for a moment."""
+def test_a_checkpoint_that_cannot_be_read_now_is_not_damaged(tmp_path, monkeypatch):
+    """It would be removed, and its work lost, if a disk is unavailable for a moment."""
     for step in (1, 2):
         save_checkpoint(tmp_path, checkpoint(step))
 

@@ -93,7 +93,7 @@ def test_a_run_of_a_version_without_one_of_the_options_continues(config):
         ({"precision": "bfloat16"}, "--precision was float32, now bfloat16"),
     ],
 )
-def test_another_config_is_refused_with_both_mends(config, fields, message):
+def test_another_config_is_refused_with_both_fixes(config, fields, message):
     opened(config())
     with pytest.raises(InputError) as error:
         opened(config(**fields))
@@ -116,7 +116,7 @@ def test_changed_data_are_noticed(folder, config):
     fields = {"dataset": "folder", "data_dir": str(folder), "image_shape": (8, 8),
               "patch_shape": (4, 4)}  # fmt: skip
     run = opened(config(**fields))
-    (run.directory / HISTORY).touch()  # else it would begin anew
+    (run.directory / HISTORY).touch()  # else it would start over
     (folder / "ant" / "0.png").rename(folder / "ant" / "renamed.png")
     with pytest.raises(InputError, match="was trained on other data"):
         opened(config(**fields))
@@ -147,10 +147,9 @@ def test_another_environment_is_printed(config, capsys):
     [
         *(
             (text, "or was not written by keras_mixer")
-            for text in ("", "[]", '{"config": {}}', "<")
+            for text in ("", "[]", '{"config": {}}', "<", RECORD)
         ),
-        (RECORD, f"config.json: expected format {FORMAT}, received 1; the run was made by another"),
-        (RECORD[:-1] + ', "format": 2}', f"expected format {FORMAT}, received 2"),
+        (RECORD[:-1] + ', "format": 2}', f"expected format {FORMAT}, received 2; another version"),
         (RECORD[:-1] + f', "format": {FORMAT}}}', "is damaged"),
     ],
 )
@@ -239,7 +238,7 @@ def test_a_split_that_is_missing_is_named_before_training(folder, config, tmp_pa
     assert opened(config(**fields)).config.eval_split == "validation"
 
 
-def test_a_folder_of_other_files_is_no_place_for_a_run(config, folder, monkeypatch, tmp_path):
+def test_a_folder_of_other_files_is_refused(config, folder, monkeypatch, tmp_path):
     for name in (".DS_Store", "job.log"):
         (tmp_path / name).touch()
     with pytest.raises(
@@ -312,7 +311,7 @@ def test_a_changed_starting_point_is_noticed_until_there_are_checkpoints(trained
         opened(config)
     (run.checkpoints / "step-0000000001").mkdir(parents=True)
     shutil.rmtree(start)
-    assert opened(config).config.dim == trained.config.dim, "it goes on without its start"
+    assert opened(config).config.dim == trained.config.dim, "it continues without its start"
 
 
 # === Awkward moments ===
@@ -403,7 +402,7 @@ def test_a_run_scored_on_another_split_can_be_finished(config):
 
 
 @pytest.mark.parametrize("name", ["file/sub", "x" * 300, "new/" + "x" * 300])
-def test_impossible_places_are_named(tmp_path, name):
+def test_impossible_paths_are_named(tmp_path, name):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="--output_dir=.*: (Not a directory|File name too long)"):
         opened(Config(output_dir=str(tmp_path / name)))

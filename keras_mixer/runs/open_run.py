@@ -121,10 +121,7 @@ def _plan_with_start(config, dataset, record):
 
 
 def plan_run(config):
-    """Returns the `Run` of a config, without reading or making its directory.
-
-    Args:
-        config: `Config`, as given.
+    """Returns the `Run` of a `Config` as given, without reading or making its directory.
 
     Raises:
         InputError: If the data or the config are not valid.
@@ -364,12 +361,9 @@ def _compare_environments(before):
 
 
 def check_same_in_all(group, run, start):
-    """Raises an `InputError`, in all processes, unless all are about to train the same run.
+    """Raises an `InputError`, in all processes of a group, unless all would train the same run.
 
-    Args:
-        group: `ProcessGroup`.
-        run: `Run` as this process would train it.
-        start: dict, the `start` of its config.json, or None.
+    Each gives its `Run`, and the `start` of its config.json.
     """
     if group.count == 1:
         return

@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import math
 import os
 from pathlib import Path
 
@@ -48,10 +47,7 @@ RUN_FILES = (
 # Keys of metrics.json beside the splits: other results, and sha256 of the files they belong to.
 _RESULTS, _SEALS = "facts", "seals"
 _MAX_BYTES = 100_000_000  # of a file that is read as text
-_DAMAGE = (
-    *(OSError, ValueError, LookupError, TypeError, AttributeError),
-    *(OverflowError, RecursionError),
-)
+_DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -192,24 +188,12 @@ def _read_metrics_file(directory):
     try:
         if not path.exists():
             return {}
-        values = unseal(json.loads(read_regular(path, _MAX_BYTES)))
-        others = [values.get(name, {}) for name in (_RESULTS, _SEALS)]
-        scores = [values[name] for name in values if name not in (_RESULTS, _SEALS)]
-        if not all(map(_are_scores, scores)) or not all(isinstance(o, dict) for o in others):
-            raise ValueError("not scores by split")
+        return unseal(json.loads(read_regular(path, _MAX_BYTES)))
     except _DAMAGE as error:
         raise InputError(
             f"{path}: damaged; remove it, and the same train command scores the run again; "
             f"history.csv and best/ do not need it"
         ) from error
-    return values
-
-
-def _are_scores(values):
-    """Returns whether values are finite numbers, accuracies among them fractions."""
-    fractions = [values[name] for name in ("top1", "top5") if name in values]
-    finite = all(map(math.isfinite, values.values()))
-    return finite and all(0 <= fraction <= 1 for fraction in fractions)
 
 
 def describe_scores(scores):
@@ -345,20 +329,17 @@ def read_record(directory):
         return None
     try:
         record = json.loads(read_regular(path, _MAX_BYTES))
-        record["config"], record["data"]["identity"], record["environment"].items()
-        current = record.get("format") == FORMAT
-        record = unseal(record) if current else record
+        if (version := record["format"]) == FORMAT:
+            return unseal(record)
     except _DAMAGE as error:
         raise InputError(
             f"{path} is damaged, or was not written by keras_mixer; restore it, or give another "
             f"--output_dir"
         ) from error
-    if not current:
-        raise InputError(
-            f"{path}: expected format {FORMAT}, received {record.get('format', 1)}; the run was "
-            f"made by another version of keras_mixer: give another --output_dir"
-        )
-    return record
+    raise InputError(
+        f"{path}: expected format {FORMAT}, received {version}; another version of keras_mixer "
+        f"made the run: give another --output_dir"
+    )
 
 
 # === The directory ===
