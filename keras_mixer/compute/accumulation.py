@@ -111,10 +111,7 @@ def accumulate_gradients(model, count):
     """Returns a model with the same layers and weights that splits each batch into micro-batches.
 
     The result equals that of the whole batch up to rounding. Random numbers, as of dropout, differ.
-
-    Args:
-        model: functional `keras.Model`.
-        count: int. Number of micro-batches in a batch; must divide the batch size.
+    The number of micro-batches must divide the batch size.
     """
     mixin = _KINDS[keras.backend.backend()]
     kind = type("AccumulatingModel", (mixin, type(model)), {"accumulated": count})

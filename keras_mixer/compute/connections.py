@@ -81,9 +81,6 @@ class Connection:
 def accept_all(rank):
     """Waits, in process 0, for all other processes.
 
-    Args:
-        rank: `Rank` of this process.
-
     Returns:
         (connections, names): dict from the numbers of the others to `Connection`, and a list of the
         names of all.

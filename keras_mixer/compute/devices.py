@@ -73,10 +73,6 @@ def _visible():
 def data_parallel(devices, batch_size):
     """Models that are built in the block share every batch among the devices.
 
-    Args:
-        devices: Names from `choose_devices`.
-        batch_size: int.
-
     Raises:
         InputError: If the batch size is no multiple of the number of devices.
     """
@@ -95,10 +91,7 @@ def data_parallel(devices, batch_size):
 def validate(model, batches, group=SINGLE):
     """Returns the `loss` and `accuracy` of a compiled model.
 
-    Args:
-        model: compiled `keras.Model`.
-        batches: `tf.data.Dataset` of images and one-hot labels: the part of this process.
-        group: `ProcessGroup`.
+    Each process of a group gives its part of the batches of images and one-hot labels.
     """
     distribution = keras.distribution.distribution()
     if distribution is None:
@@ -130,10 +123,8 @@ def _predict_on_all(model, distribution):
 def predictor(model):
     """Returns a function from images to outputs, arrays, that uses all devices of this process.
 
-    Other processes take no part, as they have other numbers of batches.
-
-    Args:
-        model: `keras.Model` whose weights will not change.
+    Other processes take no part, as they have other numbers of batches. The weights of the model
+    are copied.
     """
     if keras.backend.backend() != "jax":
         return model.predict_on_batch

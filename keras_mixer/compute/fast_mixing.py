@@ -62,11 +62,9 @@ def use_fast_mixing(model, batch_size, remat=False):
 
 
 def fast_inference(model, batch_size):
-    """Returns a model with the same outputs that is faster in inference; on a GPU, the same model.
+    """Returns a Mixer with the same outputs that is faster on a CPU; other models unchanged.
 
-    Args:
-        model: `keras.Model` from `build_mixer`; another one is returned unchanged.
-        batch_size: int, for `number_of_parts`.
+    The batch size is for `number_of_parts`.
     """
     is_mixer = any(isinstance(layer, MixerBlock) for layer in getattr(model, "layers", ()))
     on_gpu = bool(tf.config.list_physical_devices("GPU"))

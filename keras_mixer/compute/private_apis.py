@@ -26,11 +26,7 @@ PRIVATE_APIS = {
 
 
 def private(owner, name):
-    """Returns a private attribute of an object or class of Keras or TensorFlow.
-
-    Args:
-        owner: The object or class.
-        name: string, a key of `PRIVATE_APIS`.
+    """Returns a private attribute, a key of `PRIVATE_APIS`, of an object or class.
 
     Raises:
         RunError: If the installed version does not have it.

@@ -58,27 +58,21 @@ class ProcessGroup:
         return self.index == 0
 
     def exchange(self, value=None):
-        """Returns the values of all processes, a list by their numbers; waits for all.
-
-        Args:
-            value: JSON value.
+        """Returns the JSON values of all processes, a list by their numbers; waits for all.
 
         Raises:
             RunError: If a process has ended, or was lost.
         """
         self._waiting = True
         try:
-            return self._exchange(value)
+            if not self.is_main:
+                self._connections[0].send({"value": value})
+                return self._receive(0)
+            values = [value, *(self._receive(index) for index in range(1, self.count))]
+            self._send_all({"value": values})
+            return values
         finally:
             self._waiting = False
-
-    def _exchange(self, value):
-        if not self.is_main:
-            self._connections[0].send({"value": value})
-            return self._receive(0)
-        values = [value, *(self._receive(index) for index in range(1, self.count))]
-        self._send_all({"value": values})
-        return values
 
     def _receive(self, index):
         value = self._inbox[index].get()

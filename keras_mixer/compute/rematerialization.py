@@ -27,11 +27,7 @@ class _Rematerialization:
 
 
 def rematerialize(model):
-    """Returns a model with the same layers and weights that needs less memory in training.
-
-    Args:
-        model: `keras.Model` from `build_mixer`.
-    """
+    """Returns a Mixer with the same layers and weights that needs less memory in training."""
     kind = type("RematerializedMixer", (_Rematerialization, type(model)), {})
     return kind(model.inputs, model.outputs, name=model.name)
 

@@ -58,11 +58,8 @@ def quality(row):
 def last_state(run, plan):
     """Returns the `Progress` of a run and the arrays of its newest checkpoint, None before one.
 
-    Process 0 of several finds the checkpoint; the others read the same one.
-
-    Args:
-        run: `Run`.
-        plan: `ComputePlan` for the steps that are left.
+    Process 0 of several finds the checkpoint; the others read the same one. The `ComputePlan` is
+    that of the steps that are left.
 
     Raises:
         RunError: If no checkpoint can be read, or best/ holds weights of another run or epoch.

@@ -206,12 +206,7 @@ def describe_scores(scores):
 
 
 def write_history(directory, rows):
-    """Replaces history.csv, unless it is the same already.
-
-    Args:
-        directory: `Path` of the run.
-        rows: list of dicts with the same keys, one per epoch.
-    """
+    """Replaces history.csv by dicts with the same keys, one per epoch, unless it is the same."""
     path, content = directory / HISTORY, rows_as_csv(rows).encode()
     if not path.is_file() or path.read_bytes() != content:
         write_atomically(path, content)
@@ -264,10 +259,8 @@ def check_best(run):
 def write_records(run, config, start):
     """Writes config.json and flags.txt, unless they exist, and which images are skipped.
 
-    Args:
-        run: `Run`.
-        config: `Config`, as given.
-        start: dict of the weights it starts from, `architecture` and `sha256`; or None.
+    The config is as given; `start` is a dict of the `architecture` and `sha256` of the weights that
+    the run starts from, or None.
     """
     if not (run.directory / CONFIG).exists():
         record = _record(run, start)
