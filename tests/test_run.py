@@ -504,3 +504,12 @@ def test_options_that_change_no_result_may_differ(run):
     """Such as --data_dir, which may be another path on each host."""
     assert {"lr", "seed", "dataset"} <= set(COMMON_OPTIONS)
     assert not {"data_dir", "output_dir", "export_dir", "save_every"} & set(COMMON_OPTIONS)
+
+
+def test_a_run_shows_what_users_need(run):
+    """The other functions of runs/run.py are not its methods."""
+    assert [name for name in dir(run) if not name.startswith("_")] == [
+        *("best", "checkpoints", "config", "dataset", "directory", "finished", "group", "history"),
+        *("identity", "logs", "pretrained", "saved_model", "scores", "selected_epoch", "spec"),
+        *("steps_per_epoch", "total_steps", "warmup_steps"),
+    ]

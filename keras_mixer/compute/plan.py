@@ -18,7 +18,12 @@ from keras_mixer.model.variants import MIXER
 
 FAST_MIXING, XLA, PLAIN_GRAPH = "fast mixing", "XLA", "plain graph"
 _DESCRIPTIONS = {PLAIN_GRAPH: "no XLA"}  # as checkpoints have always named it
-_SETTINGS = {"max_epochs": None, "max_steps_per_epoch": None, "floatx": "float32"}  # of Keras
+# Keras's settings that would change a run: the expected value, and advice.
+_SETTINGS = {
+    "max_epochs": (None, "unset KERAS_MAX_EPOCHS, and give --epochs"),
+    "max_steps_per_epoch": (None, "unset KERAS_MAX_STEPS_PER_EPOCH"),
+    "floatx": ("float32", "--precision sets the precision of a run"),
+}
 # Keras's dtype policies, by --precision.
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
@@ -153,12 +158,9 @@ def _check_keras():
         )
     if backend == "jax":
         keep_tensorflow_off_gpus()
-    for name, expected in _SETTINGS.items():
+    for name, (expected, advice) in _SETTINGS.items():
         if (value := getattr(keras.config, name)()) != expected:
-            raise InputError(
-                f"Keras is set to {name}={value}: expected {expected}, as --epochs and --precision "
-                f"alone set the length and the precision of a run"
-            )
+            raise InputError(f"Keras is set to {name}={value}: expected {expected}; {advice}")
 
 
 def _make_deterministic():
