@@ -3,11 +3,9 @@
 import contextlib
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
-from conftest import GOLDEN, ROOT, rewrite
+from conftest import GOLDEN, rewrite
 
 import keras_mixer.runs.open_run as open_module
 from keras_mixer import Config, InputError
@@ -25,8 +23,6 @@ from keras_mixer.runs.open_run import (
 from keras_mixer.runs.run import (
     FORMAT,
     HISTORY,
-    RUN_FILES,
-    clear,
     read_history,
     read_metrics,
     read_record,
@@ -184,19 +180,6 @@ def test_a_folder_in_place_of_the_lock_is_named(config, tmp_path):
     (tmp_path / "run" / ".lock").mkdir(parents=True)
     with pytest.raises(InputError, match=r"run: Is a directory"):
         opened(config())
-
-
-def test_two_processes_cannot_train_in_one_directory(config):
-    with open_run(config()) as run:
-        code = (
-            "from keras_mixer import Config\nfrom keras_mixer.runs.open_run import open_run\n"
-            f"with open_run(Config(output_dir={str(run.directory)!r}, depth=2, dim=8)): pass"
-        )
-        second = subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-    assert "is in use: another process is training there" in second.stderr
-    opened(config())
 
 
 def test_a_directory_in_use_is_refused_before_any_data_are_read(config):
@@ -434,24 +417,6 @@ def test_a_checkpoint_of_other_images_is_refused(config, tmp_path):
     with pytest.raises(InputError, match="images of 3 channels, --dataset=digits has 1"):
         opened(config(**fields))
     assert not (tmp_path / "run").exists()
-
-
-def test_what_killed_processes_left_is_cleared_and_all_else_stays(tmp_path):
-    left = [".config.json.tmp-12", ".flags.txt.tmp-1", "best/.model.json.tmp-7"]
-    kept = ["config.json", "best/model.json", "mine.log", ".mine.tmp-3", "logs/other/events"]
-    for name in (*left, *kept):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    clear(tmp_path, overwrite=False)
-    assert [name for name in (*left, *kept) if (tmp_path / name).exists()] == kept
-
-
-def test_to_overwrite_a_run_clears_its_files_alone(tmp_path):
-    for name in (*RUN_FILES, "mine.log", "logs/other"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    clear(tmp_path, overwrite=True)
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["logs", "mine.log", "other"]
 
 
 # === Several processes ===

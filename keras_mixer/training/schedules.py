@@ -55,14 +55,8 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
         return ops.clip(passed, 0.0, 1.0)
 
     def get_config(self):
-        return {
-            "peak": self.peak,
-            "warmup_steps": self.warmup_steps,
-            "total_steps": self.total_steps,
-            "scheduler": self.scheduler,
-            "drop_steps": self.drop_steps,
-            "drop_factor": self.drop_factor,
-        }
+        names = ("peak", "warmup_steps", "total_steps", "scheduler", "drop_steps", "drop_factor")
+        return {name: getattr(self, name) for name in names}
 
 
 def schedule_of(run):
