@@ -133,7 +133,7 @@ class Run:
         if (self.directory / HISTORY).is_file():
             seals[HISTORY] = _sha256((self.directory / HISTORY).read_bytes())
         if (self.best / model_folder.WEIGHTS).exists():
-            seals[BEST] = model_folder.read_facts(self.best)["sha256"]
+            seals[BEST] = model_folder.read_metadata(self.best)["sha256"]
         return seals
 
     def write_history(self, rows):
@@ -165,7 +165,7 @@ class Run:
 
     def check_best(self):
         """Raises an `InputError` if the weights in best/ are not the ones this run saved last."""
-        facts = model_folder.read_facts(self.best)
+        facts = model_folder.read_metadata(self.best)
         sealed = _read_sealed_metrics(self.directory).get(SEALS, {}).get(BEST, facts["sha256"])
         if facts.get("run") != self.identity or facts["sha256"] != sealed:
             raise InputError(

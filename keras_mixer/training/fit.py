@@ -56,7 +56,7 @@ from keras_mixer.training.optimizers import build_optimizer
 from keras_mixer.training.schedules import WarmupDecay
 from keras_mixer.weights import model_folder
 from keras_mixer.weights.load import assign_weights
-from keras_mixer.weights.pretrained import adapt_pretrained, announce
+from keras_mixer.weights.pretrained import adapt_pretrained, log_pretrained
 
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
@@ -197,7 +197,7 @@ def _initial_model(run, resumed):
 def _assign_pretrained(run, model):
     """Copies the pretrained weights into the model, adapted to its shapes."""
     config = run.config
-    pretrained = announce(run.pretrained, config.checkpoint)
+    pretrained = log_pretrained(run.pretrained, config.checkpoint)
     shapes = config.image_shape, config.patch_shape
     adapted = adapt_pretrained(pretrained, *shapes, config.resize_tokens)
     new_head = adapted.spec.class_names != run.dataset.class_names
@@ -251,7 +251,7 @@ def _finish(run, progress):
     if not run.group.is_main:
         return
     run.write_history(progress.rows)
-    if model_folder.read_facts(run.best)["sha256"] != progress.best_sha256:
+    if model_folder.read_metadata(run.best)["sha256"] != progress.best_sha256:
         raise run.other_best(progress.best["epoch"])
 
 
