@@ -90,7 +90,7 @@ def test_a_match_says_what_was_done(verify):
     assert out.startswith(f"match: {FILE} on folder, split test\n")
     assert "80.00% top-1 (68.22% to 88.17%, Wilson's interval of 0.95), 100.00% top-5, 60 im" in out
     assert "80.00% ± 0.005 points (--expected)" in out
-    assert "resized whole, ignoring the aspect ratio (eval_crop 0), bilinear, antialiased;" in out
+    assert "eval_crop 0, bilinear, pixels 0 to 255 scaled" in out
     assert "not named in the checkpoint; taken to be in the order of the data" in out
 
 

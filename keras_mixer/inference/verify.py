@@ -132,7 +132,7 @@ def verify_accuracy(pretrained, path, split, class_names, claim, confidence, bat
         "interval": [low, high],
         "confidence": confidence,
         "expected": {**claim.published._asdict(), "exact": claim.exact},
-        "preprocessing": spec.preprocessing.sentence,
+        "preprocessing": str(spec.preprocessing),
         "class_names_known": spec.class_names is not None,
         "provenance": release.provenance if release else None,
     }

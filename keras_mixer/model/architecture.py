@@ -358,18 +358,8 @@ class Preprocessing:
             )
 
     def __str__(self):
-        return f"eval_crop {self.eval_crop:.4g}, {self.interpolation}, {_SCALE}"
-
-    @property
-    def sentence(self):
-        """Description in words."""
-        crop, how = f"{self.eval_crop:.4g}", " whole, ignoring the aspect ratio"
-        if self.eval_crop:
-            how = f", then center-cropped to {crop} of each side"
-        return f"resized{how} (eval_crop {crop}), {self.interpolation}, antialiased; {_SCALE}"
-
-
-_SCALE = "pixels 0 to 255 scaled to [-1, 1]"
+        resizing = f"eval_crop {self.eval_crop:.4g}, {self.interpolation}"
+        return f"{resizing}, pixels 0 to 255 scaled to [-1, 1]"
 
 
 def _is_text(value):

@@ -1,6 +1,5 @@
 """Converts pretrained weights from one format to another, bit for bit."""
 
-import contextlib
 import tempfile
 from pathlib import Path
 
@@ -19,8 +18,7 @@ _OWN = "a model folder of keras_mixer"
 def convert_weights(source, target, image_shape=None, mean=None, std=None, provenance=""):
     """Writes pretrained weights in the format of the target's suffix, and reads them back.
 
-    The target appears only once it has been read back as the same model; a failed conversion
-    leaves nothing behind.
+    The target appears only once it has been read back as the same model.
 
     Args:
         source: As `path` of `read_pretrained`.
@@ -56,8 +54,8 @@ def convert_weights(source, target, image_shape=None, mean=None, std=None, prove
             raise InputError(
                 f"{target}: this format can only store a Mixer, and {source} is a baseline"
             )
-        with _new_folders(target.parent):
-            after = _write(target, form, before)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        after = _write(target, form, before)
     if before.spec.class_names and not after.spec.class_names:
         logger.warning(
             f"{target}: this format cannot store class names, so training that starts from it "
@@ -88,20 +86,6 @@ def _normalize(pretrained, source, mean, std):
         arrays=timm.fold_normalization(pretrained.arrays, **one_or_more),
         source=f"{timm.LAYOUT.source} with {text}",
     )
-
-
-@contextlib.contextmanager
-def _new_folders(folder):
-    """Creates a folder and its parents; removes those it created if the block fails."""
-    created = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except BaseException:
-        for path in created:
-            with contextlib.suppress(OSError):  # not empty: another process uses it
-                path.rmdir()
-        raise
 
 
 def _write(target, form, before):

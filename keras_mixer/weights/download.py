@@ -28,10 +28,6 @@ _TEMPORARY = (408, 425, 429, 500, 502, 503, 504)
 _MAGIC = b"PK\x03\x04"  # of .npz files
 
 
-class _WrongFile(Exception):
-    """The server sends another file; the part is to be deleted."""
-
-
 def find_release(name):
     """Returns the `Release` of a name such as `"imagenet21k/Mixer-B_16"`; InputError if unknown."""
     if name not in OFFICIAL:
@@ -105,7 +101,7 @@ def _download(release, file):
                 retries.sleep()
             except requests.RequestException as error:
                 raise _failure(release, url, file, error) from error
-            except _WrongFile as error:
+            except ValueError as error:  # another file
                 part.unlink()
                 raise _failure(release, url, file, error) from error
     os.replace(part, file)
@@ -147,10 +143,10 @@ def _receive(session, url, part, sizes, show):
             for piece in _pieces(response):
                 if received == 0 and not piece.startswith(_MAGIC[: len(piece)]):
                     kind = headers.get("Content-Type", "something else")
-                    raise _WrongFile(f"expected an .npz, received {kind:.50}: {piece[:40]!r}")
+                    raise ValueError(f"expected an .npz, received {kind:.50}: {piece[:40]!r}")
                 received += len(piece)
                 if received > high:
-                    raise _WrongFile(f"expected at most {high:,} bytes, received {received:,}")
+                    raise ValueError(f"expected at most {high:,} bytes, received {received:,}")
                 file.write(piece)
                 show(received, high)
             file.flush()
@@ -160,7 +156,7 @@ def _receive(session, url, part, sizes, show):
     with open(part, "rb") as file:
         md5 = base64.b64encode(hashlib.file_digest(file, "md5").digest()).decode()
     if md5 not in headers.get("x-goog-hash", md5):
-        raise _WrongFile(f"its MD5 is {md5}, expected {headers['x-goog-hash']}")
+        raise ValueError(f"its MD5 is {md5}, expected {headers['x-goog-hash']}")
 
 
 def _get(session, url, first):

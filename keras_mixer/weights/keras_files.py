@@ -34,7 +34,6 @@ LAYOUT = Layout(
 _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
 _MEMBERS = {"metadata.json", _CONFIG, _WEIGHTS}
 _LARGEST_CONFIG = 4 << 20  # bytes; that of a Mixer of 32 layers has 40 kB
-_MOST_OBJECTS, _DEEPEST = 100_000, 8
 _READ_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
 
 # Module, class and settings of each layer, as `build_mixer` builds it.
@@ -144,10 +143,16 @@ def read_weights(path, image_shape=None):
 def _read(path, content, architecture, image_shape=None):
     import h5py
 
+    tensors, datasets = {}, {}
+
+    def add(name, item):
+        if isinstance(item, h5py.Dataset) and not name.startswith("optimizer/"):
+            _check_storage(name, item)
+            tensors[name], datasets[name] = Tensor(item.shape, item.dtype.name), item
+
     try:
         with h5py.File(content, "r") as file:
-            datasets = dict(_find_datasets(file))
-            tensors = {n: Tensor(d.shape, d.dtype.name) for n, d in datasets.items()}
+            file.visititems(add)  # each object once, and no links to others
             architecture = architecture or infer_architecture(
                 path, LAYOUT, tensors, image_shape, activation="gelu"
             )
@@ -157,32 +162,6 @@ def _read(path, content, architecture, image_shape=None):
         raise
     except _READ_ERRORS as error:
         raise InputError(f"{path}: not a readable HDF5 file of weights ({error!s:.300})") from error
-
-
-def _find_datasets(file):
-    """Yields (path, dataset) of all datasets except those of the optimizer."""
-    import h5py
-
-    pending, seen = [("", file, 0)], 0
-    while pending:
-        prefix, group, depth = pending.pop()
-        seen += len(group)
-        if seen > _MOST_OBJECTS or depth > _DEEPEST:
-            raise ValueError("more objects or deeper ones than in any Mixer")
-        for name in group:
-            path = f"{prefix}{name}"
-            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                raise ValueError(f"{path} is a link, expected a tensor in the file itself")
-            if path == "optimizer":
-                continue
-            item = group[name]
-            if isinstance(item, h5py.Group):
-                pending.append((f"{path}/", item, depth + 1))
-            elif isinstance(item, h5py.Dataset):
-                _check_storage(path, item)
-                yield path, item
-            else:
-                raise ValueError(f"{path} is neither a group nor a tensor")
 
 
 def _check_storage(name, dataset):

@@ -57,11 +57,6 @@ class Release(NamedTuple):
     finetuned: dict[str, Published] = {}  # noqa: RUF012
 
     @property
-    def url(self):
-        """URL of the file."""
-        return f"{SERVER}/{self.name}.npz"
-
-    @property
     def sizes(self):
         """Smallest and largest size in bytes that round to `size`."""
         return math.ceil((self.size - 0.005) * 2**20), math.floor((self.size + 0.005) * 2**20)

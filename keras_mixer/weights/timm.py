@@ -69,46 +69,26 @@ LAYOUT = Layout(
 def read_safetensors(path, image_shape=None):
     """Reads a .safetensors file by timm or `write`; see `formats.Format`."""
     try:
-        _check_header(path)
         with safe_open(path, framework="numpy") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             tensors = {
                 name: Tensor(tuple(s.get_shape()), _TYPES.get(s.get_dtype(), s.get_dtype()))
                 for name, s in slices.items()
             }
-            spec = _spec(path, file.metadata(), tensors, image_shape)
+            written_here = (file.metadata() or {}).get(_METADATA)
+            if written_here:
+                with errors_about(f"{path}: its metadata does not describe a Mixer"):
+                    spec = ModelSpec.from_json(json.loads(written_here))
+            else:
+                spec = ModelSpec(
+                    infer_architecture(path, LAYOUT, tensors, image_shape, activation="gelu_erf")
+                )
             arrays = restore(path, LAYOUT, spec.architecture, tensors, file.get_tensor)
-            written_here = _METADATA in (file.metadata() or {})
     except InputError:
         raise
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise InputError(f"{path}: not a readable .safetensors checkpoint ({error})") from error
-    if written_here:
-        return spec, arrays, _WRITTEN_HERE
-    return _apply_config(path, spec, arrays)
-
-
-def _check_header(path):
-    """Refuses large headers and duplicate names; safetensors accepts both, up to 100 MB."""
-
-    def unique(pairs):
-        if len(dict(pairs)) != len(pairs):
-            raise ValueError("a name appears twice")
-        return dict(pairs)
-
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > _LARGEST_JSON:
-            raise ValueError(f"a header of {length:,} bytes, more than any Mixer has")
-        json.loads(file.read(length), object_pairs_hook=unique)
-
-
-def _spec(path, metadata, tensors, image_shape):
-    if metadata and _METADATA in metadata:
-        with errors_about(f"{path}: its metadata does not describe a Mixer"):
-            return ModelSpec.from_json(json.loads(metadata[_METADATA]))
-    architecture = infer_architecture(path, LAYOUT, tensors, image_shape, activation="gelu_erf")
-    return ModelSpec(architecture)
+    return (spec, arrays, _WRITTEN_HERE) if written_here else _apply_config(path, spec, arrays)
 
 
 def write(path, spec, arrays):
