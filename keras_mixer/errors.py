@@ -7,8 +7,8 @@ import re
 class InputError(ValueError):
     """A flag, file or folder is not valid. The command line exits with status 2.
 
-    The message has what was expected, what was received, and the flag that fixes it.
-    It is one line: names that come from files can hold others.
+    The message says what was expected, what was received, and which flag fixes it. Line breaks, as
+    in names from files, become spaces.
     """
 
     def __init__(self, text):
@@ -16,7 +16,7 @@ class InputError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A run cannot go on, as when the loss is not finite. The command line exits with status 1."""
+    """A run cannot continue, e.g. with a loss of NaN. The command line exits with status 1."""
 
 
 @contextlib.contextmanager
@@ -34,7 +34,7 @@ def path_errors(given):
 
 @contextlib.contextmanager
 def errors_about(what):
-    """Puts `what` a message is about, such as a path, before the text of an InputError."""
+    """Prepends `what` an InputError is about, such as a path, to its message."""
     try:
         yield
     except InputError as error:
@@ -47,10 +47,7 @@ def without_internals(error):
     return re.sub(r"\{\{.*?\}\}|\[Op:.*", "", str(error).splitlines()[0]).strip()
 
 
-MOST_NAMED = 20
-
-
-def join_names(names):
+def join_names(names, most=20):
     """Returns the first names of a list as text, and the number of the others."""
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return ", ".join(names[:MOST_NAMED]) + more
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

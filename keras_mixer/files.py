@@ -1,6 +1,6 @@
-"""Locks, and atomic and durable writing of files: a kill leaves the old or the new content.
+"""Atomic and durable writing of files, sealed JSON files, the cache folder, and file locks.
 
-Devices and pipes, which cannot be replaced, are written to.
+A process that is killed leaves either the old or the new content of a file.
 """
 
 import contextlib
@@ -42,29 +42,21 @@ def write_atomically(path, content):
     flush_folder(path.parent)
 
 
-def write_through(path, content):
-    """Writes bytes to what a user's path leads to, which need not be a plain file.
+def write_output(path, content):
+    """Writes bytes to the path of an `--output`.
 
-    Links are followed and stay. A regular or new file is replaced as by `write_atomically`.
-    Anything else, such as a device or a pipe, is opened and written to; a pipe waits for a reader.
-
-    Args:
-        path: Path as string.
-        content: bytes.
-
-    Raises:
-        OSError: If it cannot be written, as a device that is full.
+    Regular and new files are replaced atomically, behind symbolic links; anything else, such as a
+    pipe or a device, is opened and written to.
     """
-    if is_special(path):
-        # Without O_CREAT, which kernels refuse for pipes in /tmp, and which could leave a file.
-        with open(os.open(path, os.O_WRONLY), "wb") as file:
-            file.write(content)
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        path.write_bytes(content)
     else:
-        write_atomically(Path(os.path.realpath(path)), content)
+        write_atomically(path, content)
 
 
 def read_regular(path, most):
-    """Reads a regular file of at most `most` bytes; a pipe or a device is not waited for.
+    """Reads a regular file of at most `most` bytes; never blocks on a pipe or a device.
 
     Args:
         path: `Path`.
@@ -86,33 +78,32 @@ def read_regular(path, most):
 
 
 def remove(path):
-    """Removes a file, a link or a folder with all that is in it, if it is there."""
+    """Removes a file, a link, or a folder with its contents, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
-SEAL = "sha256"  # of the other values, in a sealed file
-_MOST_SEALED = 1_000_000  # bytes of one that `read_sealed` reads
+# === Sealed JSON files: with the sha256 of their values ===
+
+SEAL = "sha256"  # key of the digest
+_MOST_SEALED = 1_000_000  # bytes of a file that `read_sealed` reads
+
+
+def seal(values):
+    """Returns the sha256 of a dict of JSON values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def write_sealed(path, values):
-    """Replaces a JSON file by a dict of JSON values and their sha256."""
+    """Writes a dict of JSON values and their sha256 to a JSON file, atomically."""
     content = json.dumps(values | {SEAL: seal(values)}, indent=2)
     write_atomically(path, content.encode() + b"\n")
 
 
-def read_sealed(path):
-    """Returns the values of a file of `write_sealed`; None if it is missing or damaged."""
-    try:
-        return unseal(json.loads(read_regular(path, _MOST_SEALED)))
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return None
-
-
 def unseal(values):
-    """Returns the values of `write_sealed`, as JSON gave them back, without their sha256.
+    """Returns the values that `write_sealed` wrote, parsed from JSON, without their sha256.
 
     Raises:
         ValueError: If they do not match it.
@@ -123,19 +114,20 @@ def unseal(values):
     return others
 
 
-def seal(values):
-    """Returns the sha256 of JSON values."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+def read_sealed(path):
+    """Reads the values of a file that `write_sealed` wrote; None if it is missing or damaged."""
+    try:
+        return unseal(json.loads(read_regular(path, _MOST_SEALED)))
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+
+
+# === Files and folders ===
 
 
 def nearest_existing(folder):
-    """Returns the folder, a `Path`, or the nearest one above it that exists."""
+    """Returns the folder, a `Path`, or its nearest parent that exists."""
     return next(path for path in (folder, *folder.absolute().parents) if path.exists())
-
-
-def is_special(path):
-    """Returns whether a path leads to something that is no regular file, such as a device."""
-    return os.path.exists(path) and not os.path.isfile(path)
 
 
 def write_durably(path, content):
@@ -147,7 +139,7 @@ def write_durably(path, content):
 
 
 def flush_tree(path):
-    """Flushes every file and folder below a folder, and the folder itself."""
+    """Flushes a folder to disk, with every file and folder in it."""
     for parent, _, names in os.walk(path):
         for name in names:
             descriptor = os.open(os.path.join(parent, name), os.O_RDONLY)
@@ -161,7 +153,7 @@ def rows_as_csv(rows, columns=()):
 
     Args:
         rows: list of dicts.
-        columns: Names in the header of a table without rows.
+        columns: Header of a table without rows.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0] if rows else columns), lineterminator="\n")
@@ -194,7 +186,7 @@ def cache_folder():
     return Path(os.environ.get(variable) or os.path.expanduser(usual)) / "keras_mixer"
 
 
-# Errors that a file may not have another time.
+# Temporary errors of the machine, which do not mean that a file is damaged.
 OF_THE_MACHINE = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
 
 
@@ -208,18 +200,26 @@ HELD = ".held"  # suffix of a file that is a lock
 def locked(path, timeout=-1):
     """Context manager that holds a lock on a file.
 
-    Where the file system has no locks, another file, with the suffix `HELD`, is the lock. It is
-    removed in the end; that of a process of this computer that was killed does not count.
+    On file systems without locks, the lock is a second file with the suffix `HELD`. It is removed
+    at the end; one whose process was killed on this computer is ignored.
 
     Args:
         path: `Path` of the file, in a folder that exists.
-        timeout: float. Seconds to wait for another process; -1 for any time.
+        timeout: float. Seconds to wait for another process; -1 to wait forever.
 
     Raises:
-        filelock.Timeout: If another process has it.
-        OSError: If the file cannot be made.
+        filelock.Timeout: If another process still holds it.
+        OSError: If the file cannot be created.
     """
-    lock = _acquired(path, timeout)
+    lock = filelock.FileLock(path, timeout=timeout, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        # The attempt has created `path`, where a soft lock would be taken for held.
+        lock = filelock.SoftFileLock(path.with_name(path.name + HELD), timeout=timeout)
+        lock.acquire()
     try:
         yield
     finally:
@@ -228,7 +228,7 @@ def locked(path, timeout=-1):
 
 @contextlib.contextmanager
 def locked_in_turn(path, on_wait):
-    """As `locked`, waiting for other processes; before that, a function is called."""
+    """As `locked`, waiting forever; calls `on_wait` first if another process holds the lock."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked(path, timeout=0))
@@ -236,16 +236,3 @@ def locked_in_turn(path, on_wait):
             on_wait()
             stack.enter_context(locked(path))
         yield
-
-
-def _acquired(path, timeout):
-    lock = filelock.FileLock(path, timeout=timeout, fallback_to_soft=False)
-    try:
-        lock.acquire()
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        # Not the same file, which the attempt has made: it would be in the way.
-        lock = filelock.SoftFileLock(path.with_name(path.name + HELD), timeout=timeout)
-        lock.acquire()
-    return lock

@@ -59,7 +59,7 @@ def _train_evaluate_export(run, callbacks=()):
     score_run(run)
     if run.config.export and run.saved_model is None:
         home = Path(run.config.export_dir) / run.config.name
-        sha256 = model_folder.read_facts(run.best)["sha256"]
+        sha256 = model_folder.read_metadata(run.best)["sha256"]
         with _scores_named(run):
             target = published(home, sha256) or export_model(
                 run.best, run.config.export_dir, run.config.name

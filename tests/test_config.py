@@ -18,7 +18,7 @@ from keras_mixer.config.training import Config
 from keras_mixer.data.sources import open_dataset
 from keras_mixer.errors import InputError
 from keras_mixer.model.architecture import FIELDS as ARCHITECTURE
-from keras_mixer.model.architecture import OF_MIXER_LAYERS
+from keras_mixer.model.architecture import MIXER_FIELDS
 from keras_mixer.model.variants import VARIANTS
 
 FIELDS = dataclasses.fields(Config)
@@ -286,12 +286,10 @@ def test_presets_of_mixers_are_for_baselines_without_what_is_of_mixer_layers(mod
     for name in preset_names():
         config, given, _ = parse(Config, [*model, f"--preset={name}"])
         mixer = parse(Config, [f"--preset={name}"])[0]
-        assert not given.keys() & {*OF_MIXER_LAYERS, *OF_MIXER_TRAINING}, name
+        assert not given.keys() & {*MIXER_FIELDS, *OF_MIXER_TRAINING}, name
         assert (config.dataset, config.lr, config.num_steps) == (
             mixer.dataset, mixer.lr, mixer.num_steps,
         )  # fmt: skip
-    permuted = [*model, "--preset=mnist", "--permutation=patches+pixels"]
-    assert parse(Config, permuted)[0].patch_shape == (7, 7), "the patches to permute"
     with pytest.raises(InputError, match="--preset=nothing: expected one of"):
         parse(Config, [*model, "--preset=nothing"])
 

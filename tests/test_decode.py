@@ -22,7 +22,7 @@ from keras_mixer.preprocessing import decode as decode_module
 from keras_mixer.preprocessing.decode import decode_image, decoding_problem, find_undecodable
 from keras_mixer.preprocessing.input_pipeline import evaluation_batches, training_batches
 from keras_mixer.preprocessing.resize import preprocess
-from keras_mixer.weights.convert import write_folder
+from keras_mixer.weights import model_folder
 from keras_mixer.weights.load import model_weights
 
 RANDOM = np.random.default_rng(0)
@@ -317,7 +317,7 @@ def test_training_evaluation_prediction_and_export_see_the_same(
     list(classify(model, images.paths))
     np.testing.assert_array_equal(predicted, [evaluated])
 
-    write_folder(tmp_path / "model", spec, model_weights(model))
+    model_folder.write(tmp_path / "model", spec, model_weights(model))
     exported = export_model(tmp_path / "model", tmp_path, "exported")
     serve = tf.saved_model.load(str(exported)).signatures
     by_bytes = serve["serve_bytes"](image_bytes=tf.constant(contents))

@@ -35,9 +35,9 @@ def test_folder_gives_back_the_model(model, saved):
     again = load_mixer(saved)
     np.testing.assert_array_equal(again(images), model(images))
     assert again.spec == read_pretrained(saved).spec == SPEC
-    arrays, facts = model_folder.read_weights(saved)
-    assert facts == {"epoch": 3, "sha256": model_folder.digest(arrays)}
-    assert model_folder.read_facts(saved) == facts
+    arrays, metadata = model_folder.read_weights(saved)
+    assert metadata == {"epoch": 3, "sha256": model_folder.digest(arrays)}
+    assert model_folder.read_metadata(saved) == metadata
 
 
 def test_overrides_leave_the_weights_alone(model, saved):
@@ -46,11 +46,11 @@ def test_overrides_leave_the_weights_alone(model, saved):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("place", [0.05, 0.5, 0.999])
-def test_flipped_bits_in_weights_are_noticed(saved, place):
+@pytest.mark.parametrize("position", [0.05, 0.5, 0.999])
+def test_flipped_bits_in_weights_are_noticed(saved, position):
     path = saved / "model.safetensors"
     content = bytearray(path.read_bytes())
-    content[int(place * len(content))] ^= 4
+    content[int(position * len(content))] ^= 4
     path.write_bytes(content)
     with pytest.raises(InputError, match="damaged|cannot be read"):
         load_mixer(saved)
@@ -62,12 +62,12 @@ def test_flipped_bits_in_weights_are_noticed(saved, place):
 def test_weights_that_are_no_finite_floats_are_refused(saved, change):
     arrays, _ = model_folder.read_weights(saved)
     model_folder.write_weights(saved, {name: change(array) for name, array in arrays.items()})
-    with pytest.raises(InputError, match="holds NaN or infinity|is (int8|bool), expected one of"):
+    with pytest.raises(InputError, match="contains NaN or infinity|is (int8|bool), expected"):
         load_mixer(saved)
 
 
 @pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
-def test_pipes_are_not_waited_for(saved, name):
+def test_pipes_never_block(saved, name):
     (saved / name).unlink()
     os.mkfifo(saved / name)
     with pytest.raises(InputError, match="not a checkpoint|not a regular file"):
@@ -136,13 +136,8 @@ def test_one_number_is_a_square(saved):
 
 
 def test_what_is_no_option_of_a_loaded_model_is_named(saved):
-    with pytest.raises(InputError, match="load_mixer: expected of.*dropout.*received depth, wid"):
+    with pytest.raises(InputError, match="load_mixer: expected only .*dropout.*received depth, w"):
         load_mixer(saved, depth=3, width=4)
-
-
-def test_official_file_without_a_square_grid_asks_for_the_image_shape():
-    with pytest.raises(InputError, match="24 patches are no square grid.*take it as image_shape"):
-        load_mixer(GOLDEN / "official_mixer.npz")
 
 
 def test_official_architecture_is_inferred():
@@ -155,36 +150,16 @@ def test_official_architecture_is_inferred():
     assert {name: array.shape for name, array in arrays.items()} == shapes
 
 
-def _without(name):
-    arrays = dict(np.load(GOLDEN / "official_mixer.npz"))
-    del arrays[name]
-    return arrays
-
-
-@pytest.mark.parametrize(
-    ("write", "message"),
-    [
-        (lambda p: p.write_text("text"), "not a readable .npz"),
-        (lambda p: p.write_bytes((GOLDEN / "official_mixer.npz").read_bytes()[:9000]), "readable"),
-        (lambda p: np.savez(p, x=np.array([{}], dtype=object)), "not a readable .npz"),
-        (lambda p: np.savez(p, x=np.zeros(3)), "not an official Mixer"),
-        (lambda p: np.savez(p, **_without("stem/bias")), "- stem/bias"),
-        (lambda p: np.savez(p, **_without("stem/kernel")), "not an official Mixer"),
-    ],
-)
-def test_bad_npz_files_are_refused(tmp_path, write, message):
-    write(tmp_path / "weights.npz")
-    with pytest.raises(InputError, match=message):
-        load_mixer(tmp_path / "weights.npz", image_shape=(24, 16))
-
-
 @pytest.mark.parametrize(
     ("path", "message"),
     [
         ("nowhere", "no such checkpoint"),
         ("https://example.org/x.npz", "only local files"),
         ("gs://bucket/x.npz", "only local files"),
-        (str(GOLDEN), "not a checkpoint; expected a run directory, an official .npz, timm"),
+        (
+            str(GOLDEN),
+            "not a checkpoint; expected a run directory, model folder, offi",
+        ),
     ],
 )
 def test_what_is_no_checkpoint_is_refused(path, message):

@@ -296,9 +296,8 @@ def test_what_was_done_is_printed(capsys):
         "patches of 4×2 become 8×4: patch kernels resampled so that a resized patch keeps its "
         "embedding",
         "a grid of 2×6 patches becomes 4×12: token mixing tiled 2×2, tokens_mlp_dim 5 becomes 20; "
-        "it needs training, since every tile is mixed as if it were a whole image",
-        "a grid of 2×6 patches becomes 3×6: token mixing interpolated, tokens_mlp_dim stays as it "
-        "is",
+        "it needs training, because every tile is mixed as if it were a whole image",
+        "a grid of 2×6 patches becomes 3×6: token mixing interpolated, tokens_mlp_dim unchanged",
     ]
 
 
@@ -315,16 +314,6 @@ def test_what_cannot_be_is_refused(arguments, message):
     with pytest.raises(InputError) as error:
         resize_weights(SMALL, model_weights(some_model()), *arguments)
     assert message in str(error.value)
-
-
-@pytest.mark.parametrize(
-    "name", ["stem/kernel", "mixer_block_1/token_mixing/dense_0/kernel"],
-)  # fmt: skip
-def test_weights_that_do_not_fit_their_description_are_not_resized(name):
-    arrays = model_weights(some_model())
-    arrays[name] = arrays[name][:1]
-    with pytest.raises(InputError, match=f"do not fit their description: {name} "):
-        resize_weights(SMALL, arrays, (16, 24), (2, 2))
 
 
 @pytest.mark.parametrize("flags, width", [

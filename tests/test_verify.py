@@ -29,7 +29,7 @@ from keras_mixer.inference.verify import (
 from keras_mixer.model.architecture import Architecture, ModelSpec, Preprocessing
 from keras_mixer.preprocessing.resize import to_model_range
 from keras_mixer.weights import model_folder
-from keras_mixer.weights.download import place_of
+from keras_mixer.weights.download import cache_path
 from keras_mixer.weights.load import model_weights
 from keras_mixer.weights.pretrained import read_pretrained
 from keras_mixer.weights.registry import OFFICIAL, Published
@@ -90,7 +90,7 @@ def test_a_match_says_what_was_done(verify):
     assert out.startswith(f"match: {FILE} on folder, split test\n")
     assert "80.00% top-1 (68.22% to 88.17%, Wilson's interval of 0.95), 100.00% top-5, 60 im" in out
     assert "80.00% ± 0.005 points (--expected)" in out
-    assert "resized whole, without its aspect ratio (eval_crop 0), bilinear and antialiased;" in out
+    assert "eval_crop 0, bilinear, pixels 0 to 255 scaled" in out
     assert "not named in the checkpoint; taken to be in the order of the data" in out
 
 
@@ -130,14 +130,14 @@ def test_a_released_file_is_compared_with_what_was_published(
     figure = Published(top1, "A. Uthor, Table 7", "by hand", rounding)
     stand_in = {"size": 0.05, "num_classes": CLASSES, "published": {"folder": figure}}
     monkeypatch.setitem(OFFICIAL, NAME, OFFICIAL[NAME]._replace(**stand_in))
-    place_of(NAME).parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(FILE, place_of(NAME))
+    cache_path(NAME).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(FILE, cache_path(NAME))
     found, out, errors = verify(f"official:{NAME}")
     assert found == status
     assert "(A. Uthor, Table 7)" in out and "expected: by hand; the official code resiz" in out
     assert f"\n  weights   {OFFICIAL[NAME].provenance}\n" in out
     assert "trained on ImageNet-1k alone" in errors
-    assert verify(place_of(NAME))[0] == status, "a local copy of that name and size"
+    assert verify(cache_path(NAME))[0] == status, "a local copy of that name and size"
     assert verify(f"official:{NAME}", "--expected=0.8")[0] == 0, "the user's own figure wins"
 
 

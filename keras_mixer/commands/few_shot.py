@@ -20,7 +20,7 @@ from keras_mixer.data.splits import set_aside
 from keras_mixer.errors import InputError, path_errors
 from keras_mixer.log import logger
 from keras_mixer.runs.run import BEST, read_record
-from keras_mixer.weights.pretrained import adapt_pretrained, announce, read_pretrained
+from keras_mixer.weights.pretrained import adapt_pretrained, log_pretrained, read_pretrained
 from keras_mixer.weights.resize import RESIZE_TOKENS
 
 
@@ -85,7 +85,7 @@ def few_shot(options, arguments):
     _note_other_splits(options, dataset, path)
     with named_as_flags(type(options)):
         shapes = (options.image_shape, options.patch_shape, options.resize_tokens)
-        adapted = adapt_pretrained(announce(pretrained, path), *shapes)
+        adapted = adapt_pretrained(log_pretrained(pretrained, path), *shapes)
     with quiet_tensorflow():
         from keras_mixer.inference.few_shot import as_table, score_few_shot
         from keras_mixer.weights.load import build_pretrained

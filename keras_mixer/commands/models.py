@@ -23,7 +23,7 @@ from keras_mixer.preprocessing.permute import KINDS
 from keras_mixer.runs.open_run import read_run
 from keras_mixer.runs.run import CONFIG
 from keras_mixer.weights.model_folder import digest
-from keras_mixer.weights.pretrained import announce, read_pretrained
+from keras_mixer.weights.pretrained import log_pretrained, read_pretrained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _run_of(path, options):
 
 def _on_other_data(path, options):
     """Returns (`Subject`, images to fit a temperature on, or None) of a run or other weights."""
-    pretrained = announce(read_pretrained(path), path)
+    pretrained = log_pretrained(read_pretrained(path), path)
     dataset = open_dataset(**options.dataset_options(), least_classes=1)
     validation = None
     if options.temperature:
@@ -203,7 +203,7 @@ def predict(options, arguments):
         raise InputError("expected a run and at least one image, folder or glob")
     _check_predict_outputs(options)
     run, *images = arguments
-    pretrained = announce(read_pretrained(run), run)
+    pretrained = log_pretrained(read_pretrained(run), run)
     images = with_standard_input(images)
     with quiet_tensorflow():
         from keras_mixer.inference.predict import expand, predictions_as_text
@@ -259,7 +259,7 @@ class ExportOptions:
 def export(options, arguments):
     """Exports a run's best weights, or any others, as a SavedModel that takes raw images."""
     path = only(arguments, "RUN or checkpoint")
-    pretrained = announce(read_pretrained(path), path)
+    pretrained = log_pretrained(read_pretrained(path), path)
     check_target(options.export_dir, options.name, pretrained.spec)
     with quiet_tensorflow():
         from keras_mixer.inference.export.saved_model import export_model

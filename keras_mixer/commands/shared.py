@@ -17,7 +17,7 @@ from keras_mixer.config.presets import preset_folder
 from keras_mixer.config.training import Config
 from keras_mixer.data.image_checks import starts_like_image
 from keras_mixer.errors import InputError, path_errors
-from keras_mixer.files import is_special, write_through
+from keras_mixer.files import write_output
 from keras_mixer.reports.report import read_experiments
 from keras_mixer.runs.run import CONFIG, describe_scores, read_metrics
 from keras_mixer.studies.space import option_named
@@ -161,34 +161,15 @@ def _read_all():
 # === --output ===
 
 
-def standard_stream(path):
-    """Returns `sys.stdout` or `sys.stderr` if an `--output` leads there, else None.
-
-    It does if it is `-`, for standard output, or the same file by another name: `/dev/stdout`, or
-    the file that the shell redirects to, which must not be replaced while it is written to.
-    """
-    if path == "-":
-        if sys.stdout is None:
-            raise InputError("--output=-: standard output is closed; give the path of a file")
-        return sys.stdout
-    for descriptor, stream in ((1, sys.stdout), (2, sys.stderr)):
-        with contextlib.suppress(OSError):  # no such path, or a stream that is closed
-            if stream and os.path.samestat(os.stat(path), os.fstat(descriptor)):
-                return stream
-    return None
-
-
 def check_writable(path, flag="output"):
     """Raises an `InputError` if an `--output` cannot be written, before the work for it is done.
 
-    The path is not opened: a pipe would wait for its reader, or tell it that all is written.
+    The path is not opened: opening a pipe would wait for its reader.
 
     Args:
-        path: string.
+        path: string; `-` is standard output.
         flag: Name of the flag that gave it.
     """
-    if standard_stream(path):
-        return
     with path_errors(f"--{flag}={path}"):
         problem = _problem(path)
     if problem:
@@ -213,12 +194,14 @@ def check_outputs(options, *flags):
 
 def _problem(path):
     """Returns why a path cannot be written, or None; raises an OSError if it cannot exist."""
+    if path == "-":
+        return None if sys.stdout else "standard output is closed; give the path of a file"
     with contextlib.suppress(FileNotFoundError):
         os.stat(path)
     folder = os.path.dirname(os.path.realpath(path))
     if os.path.isdir(path):
         return "it is a folder; name a file in it"
-    if is_special(path):
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe or a device
         return None if os.access(path, os.W_OK) else "no permission to write to it"
     if not os.path.isdir(folder):
         return f"its folder does not exist; create {folder}, or give another path"
@@ -241,14 +224,14 @@ def write(path, content):
     check_writable(path)
     if isinstance(content, str):
         content = content.encode(errors="backslashreplace")
-    if stream := standard_stream(path):
-        _write_to_stream(stream, content)
+    if path == "-":
+        _write_to_stream(sys.stdout, content)
     else:
-        write_through(path, content)
+        write_output(path, content)
 
 
 def _write_to_stream(stream, content):
-    """Writes bytes behind what was printed to a standard stream before."""
+    """Writes bytes after the text that was printed to a standard stream before."""
     rest = memoryview(content)
     try:
         stream.flush()

@@ -3,14 +3,13 @@
 import dataclasses
 import io
 import shlex
-import sys
+from pathlib import Path
 
 from keras_mixer.backend import quiet_tensorflow
-from keras_mixer.commands.shared import check_writable, standard_stream, write
+from keras_mixer.commands.shared import check_writable, write
 from keras_mixer.config.options import option
 from keras_mixer.config.training import Config
 from keras_mixer.errors import InputError
-from keras_mixer.files import is_special
 from keras_mixer.jobs import run_job
 from keras_mixer.log import logger, printable
 from keras_mixer.runs.open_run import plan_run
@@ -59,8 +58,9 @@ class PreviewOptions(Config):
 
 def preview(options, arguments):
     """Draws training images as they are augmented, with the same flags as train."""
-    plain = not (standard_stream(options.output) or is_special(options.output))
-    if plain and not options.output.endswith(".png"):
+    path = Path(options.output)
+    special = options.output == "-" or (path.exists() and not path.is_file())
+    if not (special or path.suffix == ".png"):
         raise InputError(f"--output={options.output}: expected a name that ends in .png")
     check_writable(options.output)
     run = plan_run(options)
@@ -71,5 +71,5 @@ def preview(options, arguments):
     picture = io.BytesIO()
     contact_sheet(run, images, options.draws).save(picture, "PNG")
     write(options.output, picture.getvalue())
-    if standard_stream(options.output) is not sys.stdout:
+    if options.output != "-":
         print(options.output)

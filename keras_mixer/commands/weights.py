@@ -20,7 +20,7 @@ from keras_mixer.inference.verify import (
 from keras_mixer.log import logger, printable
 from keras_mixer.runs.open_run import read_run
 from keras_mixer.weights.convert import convert_weights
-from keras_mixer.weights.pretrained import announce, read_unadapted, summary
+from keras_mixer.weights.pretrained import log_pretrained, read_unadapted, summary
 from keras_mixer.weights.registry import release_of
 
 
@@ -99,7 +99,7 @@ def verify(options, arguments):
     pretrained = read_unadapted(path, options.image_shape)
     sizes, class_names = pretrained.spec.architecture, pretrained.spec.class_names
     check_classes(path, dataset, sizes.num_classes, sizes.channels, class_names)
-    announce(pretrained, path)
+    log_pretrained(pretrained, path)
     with quiet_tensorflow():
         import keras_mixer.inference.evaluate  # noqa: F401
 

@@ -4,7 +4,7 @@ import dataclasses
 
 from keras_mixer.backend import quiet_tensorflow
 from keras_mixer.config.options import FRACTION, PIXELS, RATE, SEED, option, options_of
-from keras_mixer.model.architecture import INTERPOLATIONS, PERMUTATIONS
+from keras_mixer.model.architecture import INTERPOLATIONS
 
 
 def _find_bad(images):
@@ -114,13 +114,6 @@ class PreprocessingOptions:
         "How pixels are interpolated, antialiased, when images are resized in evaluation, and in "
         "training without --inception_crop, which is bilinear. timm evaluates with bicubic.",
         choices=INTERPOLATIONS,
-    )
-    permutation: str = option(
-        "none",
-        "Fixed order of the pixels of all images, to study what a model assumes of them (paper, "
-        "section 3.4). patches+pixels: patches, and the pixels in each, permuted; global: all "
-        "pixels. Kept with the weights, so that predict and export permute, too.",
-        choices=PERMUTATIONS,
     )
 
 

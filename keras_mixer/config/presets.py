@@ -4,7 +4,7 @@ from pathlib import Path
 
 from keras_mixer.config.options import nearest
 from keras_mixer.errors import InputError
-from keras_mixer.model.architecture import OF_MIXER_LAYERS
+from keras_mixer.model.architecture import MIXER_FIELDS
 from keras_mixer.model.variants import MIXER
 
 OF_MIXER_TRAINING = ("variant", "stochastic_depth", "layer_decay", "resize_tokens", "remat")
@@ -39,13 +39,11 @@ def left_out_of_presets(arguments):
     """Returns the names of flags that a preset has for mixer layers, if the model is a baseline.
 
     Args:
-        arguments: The other arguments, which may say --model and --permutation.
+        arguments: The other arguments, which may say --model.
     """
     if _value(arguments, "model", MIXER).lower() == MIXER:
         return set()
-    permuted = _value(arguments, "permutation", "none") == "patches+pixels"
-    patches = {"patch_shape"} if permuted else set()  # the patches to permute
-    return {*OF_MIXER_LAYERS, *OF_MIXER_TRAINING} - patches
+    return {*MIXER_FIELDS, *OF_MIXER_TRAINING}
 
 
 def _value(arguments, name, default):

@@ -14,7 +14,7 @@ from keras_mixer.data.datasets import dataset_row
 from keras_mixer.errors import InputError
 from keras_mixer.model.architecture import (
     DEFAULTS,
-    OF_MIXER_LAYERS,
+    MIXER_FIELDS,
     Architecture,
     ModelSpec,
     variant_values,
@@ -53,23 +53,11 @@ def resolve(config, dataset, checkpoint=None):
                 if getattr(config, name) is None and name not in filled:
                     filled[name] = value
         given, config = config, dataclasses.replace(config, **filled)
-        sizes = config.architecture()
-        if config.model != MIXER and config.permutation != "patches+pixels":
-            sizes["patch_shape"] = None  # the image is one patch
-        architecture = Architecture.of_model(**sizes, channels=channels)
+        architecture = Architecture.of_model(**config.architecture(), channels=channels)
         _check_baseline(given, architecture)
-        _check_permutation(config, architecture)
         spec = ModelSpec(architecture, dataset.class_names, config.preprocessing(), config.loss)
         sizes = {name: getattr(architecture, name) for name in config.architecture()}
         return _consistent(dataclasses.replace(config, **sizes)), spec
-
-
-def _check_permutation(config, architecture):
-    if config.permutation == "patches+pixels" and architecture.grid == (1, 1):
-        raise InputError(
-            f"--permutation={config.permutation}: expected several patches, received an image that "
-            f"is one; give a smaller --patch_shape, or --permutation=global"
-        )
 
 
 def _check_data(config, num_classes, channels, checkpoint):
@@ -89,7 +77,7 @@ def _check_baseline(given, architecture):
     """Refuses options of mixer layers for a baseline, unless they are what is filled in anyway."""
     if architecture.model == MIXER:
         return
-    neutral = {name: getattr(architecture, name) for name in OF_MIXER_LAYERS}
+    neutral = {name: getattr(architecture, name) for name in MIXER_FIELDS}
     for name in (*neutral, *OF_MIXER_TRAINING):
         value = neutral.get(name, getattr(Config, name, None))
         if getattr(given, name) not in (None, value):

@@ -23,7 +23,7 @@ from keras_mixer.config.options import (
 from keras_mixer.config.presets import left_out_of_presets, preset_names, preset_path
 from keras_mixer.data.datasets import SPLITS
 from keras_mixer.errors import InputError
-from keras_mixer.model.architecture import FIELDS, LOSSES, Preprocessing
+from keras_mixer.model.architecture import FIELDS, LOSSES, Preprocessing, drop_permutation
 from keras_mixer.model.variants import ACTIVATIONS, MODELS, VARIANTS
 from keras_mixer.weights.resize import RESIZE_TOKENS
 
@@ -341,6 +341,7 @@ class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fiel
         known = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(values, dict):
             raise InputError(f"config.json: expected options, received {values!r:.60}")
+        values = drop_permutation(values)
         if unknown := sorted(set(values) - known):
             raise InputError(f"config.json holds unknown options: {', '.join(unknown)}")
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

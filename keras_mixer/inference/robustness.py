@@ -1,6 +1,5 @@
 """Robustness of a model: accuracy on corrupted images, and on images with permuted pixels."""
 
-import dataclasses
 import functools
 
 import numpy as np
@@ -15,7 +14,7 @@ from keras_mixer.preprocessing.corruption_constants import SEVERITIES
 from keras_mixer.preprocessing.corruptions import corrupt
 from keras_mixer.preprocessing.input_pipeline import evaluation_batches
 from keras_mixer.preprocessing.permute import permute
-from keras_mixer.preprocessing.resize import permuted, to_model_range
+from keras_mixer.preprocessing.resize import to_model_range
 from keras_mixer.training.losses import check_finite
 
 FROST_NOTE = "frost is drawn, not photographed: not comparable with published ImageNet-C numbers"
@@ -99,8 +98,6 @@ def permutation_scores(subject, kinds, seed=0):
 def accuracy_of_variants(subject, variants, description):
     """Computes the top-1 accuracy on variants of images, each of which is decoded once.
 
-    The pixels of a model with `Preprocessing.permutation` are permuted after the variant.
-
     Args:
         subject: `evaluate.Subject`.
         variants: dict of functions from (float32 images `(batch, height, width, channels)` in
@@ -113,17 +110,13 @@ def accuracy_of_variants(subject, variants, description):
     Raises:
         InputError: If an output of the model is not finite.
     """
-    spec = subject.spec
-    ordered = spec.replace(
-        preprocessing=dataclasses.replace(spec.preprocessing, permutation="none")
-    )
-    batches = evaluation_batches(subject.split, ordered, subject.batch_size)
+    batches = evaluation_batches(subject.split, subject.spec, subject.batch_size)
     predict = predictor(fast_inference(subject.model, subject.batch_size))
     correct = dict.fromkeys(variants, 0)
     with broken_images_named(subject.split):
         steps = track(_each(variants, batches), description, len(batches) * len(variants))
         for name, images, labels in steps:
-            logits = predict(permuted(images, spec))
+            logits = predict(images)
             check_finite(logits)
             correct[name] += np.sum(logits.argmax(axis=1) == subject.class_of[labels])
     return {name: float(count / len(subject.split)) for name, count in correct.items()}

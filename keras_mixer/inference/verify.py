@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from keras_mixer.errors import InputError
 from keras_mixer.log import printable
-from keras_mixer.weights.download import release_named
+from keras_mixer.weights.download import find_release
 from keras_mixer.weights.registry import SCHEME, Published, release_of
 
 
@@ -40,7 +40,7 @@ def claim_of(path, dataset, split_name, expected=None):
     """
     release = release_of(path)
     if release is None and str(path).startswith(SCHEME):
-        release_named(str(path).removeprefix(SCHEME))  # raises InputError
+        find_release(str(path).removeprefix(SCHEME))  # raises InputError
     if expected is not None:
         return Claim(Published(expected, "--expected", "not said"))
     published = release.published if release else {}
@@ -132,7 +132,7 @@ def verify_accuracy(pretrained, path, split, class_names, claim, confidence, bat
         "interval": [low, high],
         "confidence": confidence,
         "expected": {**claim.published._asdict(), "exact": claim.exact},
-        "preprocessing": spec.preprocessing.sentence,
+        "preprocessing": str(spec.preprocessing),
         "class_names_known": spec.class_names is not None,
         "provenance": release.provenance if release else None,
     }

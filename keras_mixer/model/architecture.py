@@ -1,26 +1,65 @@
-"""Hyperparameters of a model (`Architecture`), and all that its model.json holds (`ModelSpec`).
+"""Hyperparameters of a model (`Architecture`), and the content of its model.json (`ModelSpec`).
 
-A `Baseline` is the architecture of a model that a Mixer is compared with.
+Shapes of tokens are given as `(batch, patches, channels)`.
 """
 
 import dataclasses
 import itertools
 import math
+import operator
 import re
 
 from keras_mixer.errors import InputError
-from keras_mixer.model.checks import format_shape, read_fields, validate
-from keras_mixer.model.variants import IMAGE_SHAPE, MIXER, VARIANTS
+from keras_mixer.model.variants import ACTIVATIONS, IMAGE_SHAPE, MIXER, MODELS, VARIANTS
 
 LOSSES = ("softmax", "sigmoid")
 INTERPOLATIONS = ("bilinear", "bicubic")
-PERMUTATIONS = ("none", "patches+pixels", "global")  # of pixels; see preprocessing/permute.py
 CNN_FILTERS = (32, 64)  # of the convolutions of a CNN baseline
 FORMAT = 2  # version of model.json; a new field with a default needs no new version
 SMALLEST_CROP = 0.1
 
-# Beyond these numbers of values, no machine has enough memory.
+# Sizes beyond these numbers of values do not fit the memory of any machine.
 _MOST_VALUES = {"an image": 1 << 26, "a layer's activations": 1 << 30, "the weights": 1 << 35}
+
+
+# === Checks of one field: a function of its value that returns it converted ===
+
+
+def _integer(low=1, high=1 << 20):
+    def check(value):
+        if isinstance(value, bool) or not hasattr(value, "__index__") or not low <= value <= high:
+            raise ValueError(f"an integer from {low} to {high}")
+        return operator.index(value)
+
+    return check
+
+
+def _height_and_width(value):
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise ValueError("two positive integers, height and width")
+    return tuple(map(_integer(), value))
+
+
+def _boolean(value):
+    if not isinstance(value, bool):
+        raise ValueError("true or false")
+    return value
+
+
+def _one_of(names):
+    def check(value):
+        if value not in names:
+            raise ValueError(f"one of {', '.join(names)}")
+        return value
+
+    return check
+
+
+def _field(check, **options):
+    return dataclasses.field(metadata={"check": check}, **options)
+
+
+# === Architecture ===
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,29 +71,33 @@ class Architecture:
             image, or if the sizes together need more memory than any machine has.
     """
 
-    image_shape: tuple[int, int]
-    patch_shape: tuple[int, int]
-    channels: int = 3
-    depth: int
-    dim: int
-    tokens_mlp_dim: int = None  # half of dim
-    channels_mlp_dim: int = None  # 4 * dim
-    num_classes: int
-    activation: str = "gelu"
-    token_mixing: bool = True
-    channel_mixing: bool = True
+    image_shape: tuple[int, int] = _field(_height_and_width)
+    patch_shape: tuple[int, int] = _field(_height_and_width)
+    channels: int = _field(_integer(), default=3)
+    depth: int = _field(_integer(high=1000))
+    dim: int = _field(_integer())
+    tokens_mlp_dim: int = _field(_integer(), default=None)  # half of dim
+    channels_mlp_dim: int = _field(_integer(), default=None)  # 4 * dim
+    num_classes: int = _field(_integer(low=0))
+    activation: str = _field(_one_of(ACTIVATIONS), default="gelu")
+    token_mixing: bool = _field(_boolean, default=True)
+    channel_mixing: bool = _field(_boolean, default=True)
 
-    model = MIXER  # no field: that of every architecture but a `Baseline`
+    model = MIXER  # a constant, not a field: only a `Baseline` has another model
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            if getattr(self, field.name) is not None or field.name not in _WIDTHS:
-                object.__setattr__(self, field.name, validate(field, getattr(self, field.name)))
-        for name, width in _WIDTHS.items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, width(self.dim))
+            value = getattr(self, field.name)
+            if value is None and field.name in _WIDTHS:
+                value = _WIDTHS[field.name](self.dim)
+            try:
+                object.__setattr__(self, field.name, field.metadata["check"](value))
+            except (TypeError, ValueError) as error:
+                raise InputError(
+                    f"{field.name}: expected {error}, received {value!r:.60}"
+                ) from error
         self._check_division()
-        self._check_products()
+        self._check_memory()
 
     @classmethod
     def create(cls, variant=None, **values):
@@ -68,10 +111,10 @@ class Architecture:
             InputError: As the class does, or if the variant is unknown or a field is missing.
         """
         given = {name: value for name, value in values.items() if value is not None}
-        filled = variant_values(variant) | given
-        if missing := [name for name in _REQUIRED if name not in filled]:
+        values = variant_values(variant) | given
+        if missing := [name for name in _REQUIRED if name not in values]:
             raise InputError(f"missing: {', '.join(missing)}; a variant gives all but num_classes")
-        return cls(**filled)
+        return cls(**values)
 
     @property
     def grid(self):
@@ -85,24 +128,44 @@ class Architecture:
         return math.prod(self.grid)
 
     @property
+    def shapes(self):
+        """Dict from variable path to shape of every weight, in the model's order."""
+        dim, mixings = self.dim, []
+        if self.token_mixing:
+            mixings += [("layer_norm_0", "token_mixing", self.patches, self.tokens_mlp_dim)]
+        if self.channel_mixing:
+            mixings += [("layer_norm_1", "channel_mixing", dim, self.channels_mlp_dim)]
+        shapes = {"stem/kernel": (*self.patch_shape, self.channels, dim), "stem/bias": (dim,)}
+        for block in [f"mixer_block_{index}" for index in range(self.depth)]:
+            for norm, mixing, features, hidden in mixings:
+                shapes |= {f"{block}/{norm}/gamma": (dim,), f"{block}/{norm}/beta": (dim,)}
+                shapes |= _dense_shapes(f"{block}/{mixing}/dense_0", features, hidden)
+                shapes |= _dense_shapes(f"{block}/{mixing}/dense_1", hidden, features)
+        shapes |= {"pre_head_layer_norm/gamma": (dim,), "pre_head_layer_norm/beta": (dim,)}
+        return shapes | _dense_shapes("head", dim, self.num_classes)
+
+    @property
     def parameters(self):
         """Number of parameters, including the head."""
-        patches, dim = self.patches, self.dim
-        tokens, channels = self.tokens_mlp_dim, self.channels_mlp_dim
-        mixings = self.token_mixing * (2 * patches * tokens + tokens + patches + 2 * dim)
-        mixings += self.channel_mixing * (2 * dim * channels + channels + 3 * dim)
-        stem = (math.prod(self.patch_shape) * self.channels + 1) * dim
-        return stem + self.depth * mixings + 2 * dim + (dim + 1) * self.num_classes
+        return sum(map(math.prod, self.shapes.values()))
 
     @property
     def multiply_adds(self):
-        """Multiply-adds of the matrix products for one image, forward; those of training are 3×."""
-        mixings = (
-            self.token_mixing * self.tokens_mlp_dim + self.channel_mixing * self.channels_mlp_dim
+        """Multiply-adds of matrix products and convolutions for one image, forward.
+
+        Training takes 3 times as many.
+        """
+        return sum(
+            math.prod(shape) * self._applications(name)
+            for name, shape in self.shapes.items()
+            if name.endswith("kernel")
         )
-        stem = math.prod(self.patch_shape) * self.channels
-        tokens = self.patches * self.dim
-        return tokens * (stem + 2 * self.depth * mixings) + self.dim * self.num_classes
+
+    def _applications(self, kernel):
+        """Returns how many times a kernel is applied to one image."""
+        if "token_mixing" in kernel:
+            return self.dim
+        return 1 if kernel.startswith("head") else self.patches
 
     def replace(self, **changes):
         """Returns a copy with some fields changed, validated again."""
@@ -120,7 +183,7 @@ class Architecture:
             InputError: As the class does, or if a field is unknown.
         """
         kind = Baseline if isinstance(values, dict) and "model" in values else cls
-        return kind(**read_fields(kind, values))
+        return kind(**_read_fields(kind, values))
 
     @staticmethod
     def of_model(model, **values):
@@ -140,7 +203,7 @@ class Architecture:
                     f"multiple of {patch}; the nearest that are: {nearest}"
                 )
 
-    def _check_products(self):
+    def _check_memory(self):
         widest = max(self.dim, self.channels_mlp_dim)
         counts = (
             math.prod(self.image_shape) * self.channels,
@@ -160,23 +223,19 @@ class Architecture:
 class Baseline(Architecture):
     """Hyperparameters of a baseline; see `baselines.build_baseline`.
 
-    It has `depth` dense layers of `dim` units. Patches are for `Preprocessing.permutation` alone;
-    without a `patch_shape` that divides the image, it is one. The other fields of mixer layers have
-    their defaults, whatever is given.
+    It has `depth` dense layers of `dim` units. The fields in `MIXER_FIELDS` mean nothing to it and
+    are set to constants, whatever is given.
 
     Raises:
         InputError: As `Architecture`, or if the image is too small for the convolutions of a CNN.
     """
 
-    model: str
+    model: str = _field(_one_of(MODELS[1:]))
 
     def __post_init__(self):
-        neutral = {"patch_shape": self.patch_shape, **dict.fromkeys(_WIDTHS), **DEFAULTS}
-        sides = zip(self.image_shape, self.patch_shape or (), strict=False)
-        if self.patch_shape is None or any(side % part for side, part in sides):
-            neutral["patch_shape"] = self.image_shape
-        for name in OF_MIXER_LAYERS:
-            object.__setattr__(self, name, neutral[name])
+        constants = {**dict.fromkeys(_WIDTHS), **DEFAULTS, "patch_shape": self.image_shape}
+        for name in MIXER_FIELDS:
+            object.__setattr__(self, name, constants[name])
         super().__post_init__()
         if self.model == "cnn" and min(self.image_shape) < 6:
             raise InputError(
@@ -186,38 +245,28 @@ class Baseline(Architecture):
 
     @property
     def shapes(self):
-        """Shape of every weight, by its path, in the model's order."""
+        """Dict from variable path to shape of every weight, in the model's order."""
         height, width = self.image_shape
         inputs, shapes = height * width * self.channels, {}
         if self.model == "cnn":
             inputs = (height - 4) // 2 * ((width - 4) // 2) * CNN_FILTERS[-1]
             for index, pair in enumerate(itertools.pairwise((self.channels, *CNN_FILTERS))):
-                shapes[f"conv_{index}/kernel"] = (3, 3, *pair)
-                shapes[f"conv_{index}/bias"] = pair[1:]
-        widths = [inputs, *[self.dim] * self.depth, self.num_classes]
-        names = [*(f"dense_{index}" for index in range(self.depth)), "head"]
-        for name, pair in zip(names, itertools.pairwise(widths), strict=True):
-            if pair[1]:
-                shapes |= {f"{name}/kernel": pair, f"{name}/bias": pair[1:]}
-        return shapes
+                shapes |= {f"conv_{index}/kernel": (3, 3, *pair), f"conv_{index}/bias": pair[1:]}
+        for index in range(self.depth):
+            shapes |= _dense_shapes(f"dense_{index}", inputs, self.dim)
+            inputs = self.dim
+        return shapes | _dense_shapes("head", inputs, self.num_classes)
 
-    @property
-    def parameters(self):
-        """Number of parameters, including the head."""
-        return sum(map(math.prod, self.shapes.values()))
+    def _applications(self, kernel):
+        if not kernel.startswith("conv_"):
+            return 1
+        border = 2 * (int(kernel[5]) + 1)
+        return (self.image_shape[0] - border) * (self.image_shape[1] - border)
 
-    @property
-    def multiply_adds(self):
-        """Multiply-adds of matrix products and convolutions for one image, forward."""
-        height, width = self.image_shape
-        positions = {  # of each convolution; dense layers have one
-            f"conv_{i}/kernel": (height - 2 * (i + 1)) * (width - 2 * (i + 1)) for i in (0, 1)
-        }
-        return sum(
-            math.prod(shape) * positions.get(name, 1)
-            for name, shape in self.shapes.items()
-            if name.endswith("kernel")
-        )
+
+def _dense_shapes(name, features, units):
+    """Returns the shapes of a dense layer's weights; {} without units, as of a missing head."""
+    return {f"{name}/kernel": (features, units), f"{name}/bias": (units,)} if units else {}
 
 
 _WIDTHS = {"tokens_mlp_dim": lambda dim: max(1, dim // 2), "channels_mlp_dim": lambda dim: 4 * dim}
@@ -227,7 +276,7 @@ DEFAULTS = {
     for field in dataclasses.fields(Architecture)
     if field.default not in (dataclasses.MISSING, None)
 }
-OF_MIXER_LAYERS = ("patch_shape", *_WIDTHS, "token_mixing", "channel_mixing")
+MIXER_FIELDS = ("patch_shape", *_WIDTHS, "token_mixing", "channel_mixing")
 _REQUIRED = [name for name in FIELDS if name not in DEFAULTS and name not in _WIDTHS]
 
 
@@ -244,30 +293,55 @@ def variant_values(variant):
     return {"image_shape": IMAGE_SHAPE, "patch_shape": (row.patch, row.patch), **values}
 
 
+def format_shape(shape):
+    """Returns a shape as text, as in flags."""
+    return ",".join(map(str, shape))
+
+
+def _read_fields(kind, values):
+    """Returns the keyword arguments of a dataclass from a JSON dict of its fields."""
+    names = [field.name for field in dataclasses.fields(kind)]
+    if not isinstance(values, dict) or not values.keys() <= set(names):
+        given = ", ".join(map(str, values)) if isinstance(values, dict) else type(values).__name__
+        raise InputError(f"expected the fields {', '.join(names)}, received {given:.200}")
+    required = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
+    if missing := [name for name in required if name not in values]:
+        raise InputError(f"expected the fields {', '.join(names)}, missing: {', '.join(missing)}")
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+
+
 # === Model spec ===
 
 
-_RANGE = "pixels 0 to 255 scaled to [-1, 1]"
-_CHOICES = {"interpolation": INTERPOLATIONS, "permutation": PERMUTATIONS}
+def drop_permutation(values):
+    """Returns JSON values of an earlier version without the field `permutation`.
+
+    Raises:
+        InputError: If pixels were permuted.
+    """
+    if not isinstance(values, dict) or "permutation" not in values:
+        return values
+    if values["permutation"] != "none":
+        raise InputError(
+            "this model was trained on permuted pixels, which this version no longer supports"
+        )
+    return {name: value for name, value in values.items() if name != "permutation"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
     """How images are resized to the model's image shape; see `preprocessing.resize`.
 
-    The pixels, from 0 to 255, are then scaled to [-1, 1] for every model, and permuted for those of
-    the paper's study of inductive biases.
+    The pixels, from 0 to 255, are then scaled to [-1, 1] for every model.
 
     Attributes:
         eval_crop: float. 0: the whole image is resized, ignoring its aspect ratio. From 0.1 to 1:
-            share of each side kept by a center crop after resizing (timm's `crop_pct`).
+            fraction of each side kept by a center crop after resizing (timm's `crop_pct`).
         interpolation: string, one of `INTERPOLATIONS`; both are antialiased.
-        permutation: string, one of `PERMUTATIONS`: the order of pixels.
     """
 
     eval_crop: float = 0.0
     interpolation: str = "bilinear"
-    permutation: str = "none"
 
     def __post_init__(self):
         crop = self.eval_crop
@@ -277,42 +351,32 @@ class Preprocessing:
                 f"eval_crop={crop!r:.60}: expected 0, or a number from {SMALLEST_CROP} to 1; every "
                 f"image is enlarged by its inverse"
             )
-        for name, choices in _CHOICES.items():
-            if (value := getattr(self, name)) not in choices:
-                raise InputError(f"{name}={value!r:.60}: expected one of {', '.join(choices)}")
+        if self.interpolation not in INTERPOLATIONS:
+            raise InputError(
+                f"interpolation={self.interpolation!r:.60}: expected one of "
+                f"{', '.join(INTERPOLATIONS)}"
+            )
 
     def __str__(self):
-        return f"eval_crop {self.eval_crop:.4g}, {self.interpolation}, {_RANGE}{self._permuted}"
-
-    @property
-    def sentence(self):
-        """Description in words."""
-        crop, how = f"{self.eval_crop:.4g}", " whole, without its aspect ratio"
-        if self.eval_crop:
-            how = f", and the central {crop} of each side cropped"
-        filtered = f"(eval_crop {crop}), {self.interpolation} and antialiased"
-        return f"resized{how} {filtered}; {_RANGE}{self._permuted}"
-
-    @property
-    def _permuted(self):
-        return "" if self.permutation == "none" else f", permuted: {self.permutation}"
+        resizing = f"eval_crop {self.eval_crop:.4g}, {self.interpolation}"
+        return f"{resizing}, pixels 0 to 255 scaled to [-1, 1]"
 
 
 def _is_text(value):
-    """Tells whether a value is a string that UTF-8 can encode: without half a surrogate pair."""
+    """Returns whether a value is a string that UTF-8 can encode: without lone surrogates."""
     return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """Everything about a model but its weights: enough to build it and to prepare its inputs.
+    """Everything about a model except its weights: how to build it and to preprocess its images.
 
     Attributes:
         architecture: `Architecture`.
         class_names: One name per class; None if unknown.
         preprocessing: `Preprocessing`.
         loss: One of `LOSSES`; also the function that turns logits into probabilities.
-        provenance: How the weights were trained, and their scores; empty if it is not known.
+        provenance: How the weights were trained, and their scores; empty if unknown.
     """
 
     architecture: Architecture
@@ -361,9 +425,8 @@ class ModelSpec:
                 f"expected model.json of format {FORMAT}, received {found!r:.60}; it was written "
                 f"by another version of keras_mixer"
             )
-        fields = read_fields(cls, {name: v for name, v in values.items() if name != "format"})
+        fields = _read_fields(cls, {name: v for name, v in values.items() if name != "format"})
+        preprocessing = drop_permutation(fields.get("preprocessing", {}))
         fields["architecture"] = Architecture.from_json(fields["architecture"])
-        fields["preprocessing"] = Preprocessing(
-            **read_fields(Preprocessing, fields.get("preprocessing", {}))
-        )
+        fields["preprocessing"] = Preprocessing(**_read_fields(Preprocessing, preprocessing))
         return cls(**fields)

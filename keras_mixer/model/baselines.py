@@ -1,4 +1,4 @@
-"""Baselines that a Mixer is compared with: an MLP and a small CNN; and one call for every model."""
+"""Baseline models, an MLP and a small CNN, and `build_model` for any architecture."""
 
 import keras
 
@@ -9,12 +9,12 @@ from keras_mixer.model.variants import MIXER
 
 
 def build_model(architecture, **options):
-    """Builds the model of any architecture.
+    """Builds the Keras model of any architecture.
 
     Args:
         architecture: `Architecture` or `Baseline`.
-        **options: `dropout`, `stochastic_depth` (of a Mixer alone), `head_bias`, `dtype`, `name`;
-            as `build_mixer`'s.
+        **options: `dropout`, `stochastic_depth` (ignored for a baseline), `head_bias`, `dtype`,
+            `name`; see `build_mixer`.
 
     Returns:
         A functional `keras.Model`; see `build_mixer`.
@@ -28,24 +28,24 @@ def build_model(architecture, **options):
 def build_baseline(architecture, dropout=0.0, head_bias=0.0, dtype=None, name=None):
     """Builds an MLP on the pixels, or a small CNN.
 
-    The MLP is `depth` dense layers of `dim` units, each followed by the activation and dropout; the
-    CNN has two convolutions of 3×3 and pooling by 2 before them, with half the dropout rate. With
-    `depth=1, activation="relu"`, they are those of a study of MNIST with `dim=256`, and with
-    `dim=128, dropout=0.5`: the CNN of PyTorch's MNIST example. Initial kernels are Keras's.
+    The MLP has `depth` dense layers of `dim` units, each followed by the activation and dropout.
+    The CNN has two 3×3 convolutions, max pooling by 2 and half the dropout rate before them. With
+    `depth=1, activation="relu"`, `dim=256` gives the MLP of a study of MNIST (see Reference), and
+    `dim=128, dropout=0.5` the CNN of PyTorch's MNIST example. Kernel initializers are Keras's.
 
     Args:
         architecture: `Baseline`.
         dropout: float in [0, 1). Dropout rate after each dense layer.
         head_bias: float. Initial bias of the head.
         dtype: Keras dtype or policy of the body; the head is always in float32.
-        name: string. Name of the model. Defaults to that of the architecture.
+        name: string. Name of the model. Defaults to `"mlp"` or `"cnn"`.
 
     Returns:
         A functional `keras.Model`: takes float images `(batch, height, width, channels)` in
         [-1, 1] and returns float32 logits `(batch, num_classes)`, or pre-logits `(batch, dim)`.
 
     Reference:
-        github.com/sijan67/Exploring-the-MLP-Mixer-Architecture, its baselines;
+        github.com/sijan67/Exploring-the-MLP-Mixer-Architecture, baselines;
         github.com/pytorch/examples, mnist/main.py.
     """
     images = keras.Input((*architecture.image_shape, architecture.channels), name="images")

@@ -1,4 +1,4 @@
-"""The layers of MLP-Mixer (paper section 2), in keras.ops so that every Keras backend runs them."""
+"""Keras layers of MLP-Mixer (paper section 2), in keras.ops for every Keras backend."""
 
 import functools
 
@@ -92,7 +92,8 @@ class StochasticDepth(keras.layers.Layer):
     """Stochastic depth, or drop path: drops the residual branch of whole samples in training.
 
     The other samples are divided by the keep probability, as in Keras and timm, so that the
-    expected output equals that of inference. The official code (big_vision) does not rescale.
+    expected output in training equals the output in inference. The official code (big_vision) does
+    not rescale.
 
     Args:
         rate: float in [0, 1). Probability of dropping a sample's branch.
@@ -119,8 +120,8 @@ class StochasticDepth(keras.layers.Layer):
         if not training or self.rate == 0:
             return inputs
         shape = (ops.shape(inputs)[0], *(1,) * (len(inputs.shape) - 1))  # per sample
-        draws = keras.random.uniform(shape, dtype="float32", seed=self.seed_generator)
-        keep = ops.cast(draws >= self.rate, inputs.dtype)
+        samples = keras.random.uniform(shape, dtype="float32", seed=self.seed_generator)
+        keep = ops.cast(samples >= self.rate, inputs.dtype)
         return inputs * keep / (1 - self.rate)
 
     def compute_output_shape(self, input_shape):
@@ -144,8 +145,8 @@ class MixerBlock(keras.layers.Layer):
         channels_mlp_dim: int. Hidden width D_C of channel mixing.
         activation: string. One of `variants.ACTIVATIONS`. Defaults to `"gelu"`.
         dropout: float in [0, 1). Dropout rate of both MLPs. Defaults to 0.
-        stochastic_depth: float in [0, 1). Rate of `StochasticDepth`, drawn independently for the
-            two branches. Defaults to 0.
+        stochastic_depth: float in [0, 1). Rate of `StochasticDepth`, which is sampled independently
+            for the two branches. Defaults to 0.
         token_mixing: bool. False omits token mixing and its LayerNorm. Defaults to True.
         channel_mixing: bool. False omits channel mixing and its LayerNorm. Defaults to True.
 

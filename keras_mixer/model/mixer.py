@@ -37,8 +37,8 @@ def build_mixer(
         tokens_mlp_dim: int. Hidden width D_S of token mixing. Defaults to half of `dim`.
         channels_mlp_dim: int. Hidden width D_C of channel mixing. Defaults to `4 * dim`.
         num_classes: int. Number of classes; 0 omits the head, and the model returns pre-logits.
-        variant: string, a key of `variants.VARIANTS` such as `"B/16"`, for whatever of the above
-            is not given.
+        variant: string, a key of `variants.VARIANTS` such as `"B/16"`, for all arguments above that
+            are not given.
         activation: string. One of `variants.ACTIVATIONS`. Defaults to `"gelu"`, its tanh form.
         token_mixing: bool. False omits token mixing from every layer.
         channel_mixing: bool. False omits channel mixing from every layer.
@@ -65,8 +65,8 @@ def build_mixer(
         59880472
 
     Reference:
-        Paper figure 1 and appendix E; `MlpMixer` of the official Flax code, which fixes the order
-        of operations, LayerNorm's epsilon, the tanh GELU, lecun-normal kernels and the zero head.
+        Paper figure 1 and appendix E; `MlpMixer` of the official Flax code for the order of
+        operations, LayerNorm's epsilon, the tanh GELU, lecun-normal kernels and the zero head.
     """
     architecture = Architecture.create(
         variant,

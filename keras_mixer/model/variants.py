@@ -1,7 +1,7 @@
 """Model variants of the paper's Table 1, and the names of models and activations.
 
 Source: Tolstikhin et al., "MLP-Mixer: An all-MLP Architecture for Vision", arXiv 2105.01601. The
-paper rounds parameter counts to millions; the exact ones here are tested on built models.
+paper rounds parameter counts to millions; these are exact.
 """
 
 from typing import NamedTuple

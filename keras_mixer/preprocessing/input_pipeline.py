@@ -18,7 +18,7 @@ from keras_mixer.log import logger, track
 from keras_mixer.preprocessing.augment import augment, inception_crop, mix
 from keras_mixer.preprocessing.decode import decode_image, refuse_large
 from keras_mixer.preprocessing.draws import Rows
-from keras_mixer.preprocessing.resize import fit_images, preprocess, to_inputs
+from keras_mixer.preprocessing.resize import fit_images, preprocess, to_model_range
 
 ORDER_SALT = 0x4D49  # so that order and augmentation have different seeds
 EVALUATION_BATCH_SIZE = 256
@@ -106,7 +106,7 @@ def training_batches(
         if part and mixes:
             images, labels = images[1:], labels[1:]
         smoothed = labels * (1 - label_smoothing) + label_smoothing / num_classes
-        inputs = to_inputs(images, spec)
+        inputs = to_model_range(images)
         if class_weights is None:
             return inputs, smoothed
         return inputs, smoothed, tf.linalg.matvec(labels, class_weights)

@@ -4,8 +4,8 @@ A Mixer that is trained on images with permuted patches, and pixels permuted wit
 as well as on the images themselves: nothing in it knows where a patch is, or a pixel in its patch.
 A permutation of all pixels tears patches apart. Neither leaves a convolution what it needs.
 
-`--permutation` of train is that study. Of a model trained on ordinary images, accuracy on permuted
-ones (`--permute` of evaluate) only says how much it relies on the order.
+Of a model trained on ordinary images, accuracy on permuted ones (`--permute` of evaluate) only says
+how much it relies on the order.
 
 Reference:
     Tolstikhin et al. 2021, section 3.4 and figure 4, https://arxiv.org/abs/2105.01601.
@@ -14,7 +14,6 @@ Reference:
 import numpy as np
 
 from keras_mixer.errors import InputError
-from keras_mixer.model.architecture import PERMUTATIONS
 
 
 def permute(images, kind, patch_shape, seed):
@@ -52,7 +51,7 @@ def pixel_order(kind, image_shape, patch_shape, seed):
     Returns:
         int array `(height * width,)`, a permutation of indices of pixels in row-major order.
     """
-    # NumPy promises the numbers of this generator for ever; a trained model depends on them.
+    # NumPy promises the numbers of this generator for ever.
     generator = np.random.RandomState([seed, *kind.encode()])
     return _ORDERS[kind](image_shape, patch_shape, generator)
 
@@ -74,4 +73,4 @@ def _global(image_shape, patch_shape, generator):
 
 
 _ORDERS = {"patches+pixels": _patches_and_pixels, "global": _global}
-KINDS = PERMUTATIONS[1:]
+KINDS = tuple(_ORDERS)

@@ -1,7 +1,5 @@
 """Preprocesses decoded images for a model: resizes them, then scales them to [-1, 1].
 
-Models of the paper's study of inductive biases get their pixels in another order, too.
-
 Training, evaluation, prediction and the exported model all call `preprocess` or, with augmentation
 in between, its two halves.
 """
@@ -9,10 +7,6 @@ in between, its two halves.
 import functools
 
 import tensorflow as tf
-
-from keras_mixer.preprocessing.permute import pixel_order
-
-PERMUTATION_SEED = 0  # one fixed order, as in the paper
 
 
 def preprocess(images, spec):
@@ -25,7 +19,7 @@ def preprocess(images, spec):
     Returns:
         float32 tensor `([batch,] *image_shape, channels)`.
     """
-    return to_inputs(fit_images(images, spec), spec)
+    return to_model_range(fit_images(images, spec))
 
 
 def fit_images(images, spec):
@@ -99,26 +93,3 @@ def _center(images, shape, image_shape):
 def to_model_range(images):
     """Scales pixel values of any type from [0, 255] to [-1, 1] in float32, as the official code."""
     return (tf.cast(images, tf.float32) - 127.5) / 127.5
-
-
-def to_inputs(images, spec):
-    """Scales pixel values to [-1, 1] and orders them as the model has it: the end of `preprocess`.
-
-    Args:
-        images: tensor `([batch,] *image_shape, channels)` with values from 0 to 255.
-        spec: `ModelSpec`.
-
-    Returns:
-        float32 tensor of the same shape.
-    """
-    return permuted(to_model_range(images), spec)
-
-
-def permuted(images, spec):
-    """Returns images `([batch,] *image_shape, channels)` with their pixels in the model's order."""
-    sizes, kind = spec.architecture, spec.preprocessing.permutation
-    if kind == "none":
-        return images
-    order = pixel_order(kind, sizes.image_shape, sizes.patch_shape, PERMUTATION_SEED)
-    pixels = tf.reshape(images, (-1, len(order), sizes.channels))
-    return tf.reshape(tf.gather(pixels, order, axis=1), tf.shape(images))

@@ -10,7 +10,7 @@ from keras_mixer.config.training import Config
 from keras_mixer.data.datasets import SPLITS
 from keras_mixer.errors import InputError, path_errors
 from keras_mixer.log import logger, printable
-from keras_mixer.model.architecture import OF_MIXER_LAYERS
+from keras_mixer.model.architecture import MIXER_FIELDS
 from keras_mixer.model.variants import MIXER
 from keras_mixer.reports.markdown import code, spread, table
 from keras_mixer.runs.run import (
@@ -161,7 +161,7 @@ def differences(runs):
 
 def _has_no(own, name):
     """Returns whether a run's model is a baseline, which the option would not change."""
-    return name in OF_MIXER_LAYERS and own.get("model", MIXER) != MIXER
+    return name in MIXER_FIELDS and own.get("model", MIXER) != MIXER
 
 
 def _shown(value):

@@ -36,7 +36,7 @@ from keras_mixer.runs.run import (
     write_records,
 )
 from keras_mixer.weights.model_folder import digest
-from keras_mixer.weights.pretrained import check_order, read_pretrained
+from keras_mixer.weights.pretrained import read_pretrained
 
 
 @contextlib.contextmanager
@@ -279,10 +279,6 @@ def check_sizes(run):
             f"--batch_size={run.config.batch_size}: there are only {len(run.dataset.train)} "
             f"training images; give at most that many"
         )
-    if run.pretrained:
-        shapes = run.spec.architecture.image_shape, run.spec.architecture.patch_shape
-        with errors_about(f"--checkpoint={run.config.checkpoint}"):
-            check_order(run.pretrained.spec, *shapes)
     if run.config.early_stopping and run.dataset.validation is None:
         raise InputError(
             f"--early_stopping={run.config.early_stopping} needs a validation split; "

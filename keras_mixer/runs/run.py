@@ -167,7 +167,7 @@ def _seals(run):
     if (run.directory / HISTORY).is_file():
         seals[HISTORY] = _sha256((run.directory / HISTORY).read_bytes())
     if (run.best / model_folder.WEIGHTS).exists():
-        seals[BEST] = model_folder.read_facts(run.best)["sha256"]
+        seals[BEST] = model_folder.read_metadata(run.best)["sha256"]
     return seals
 
 
@@ -244,7 +244,7 @@ def _sha256(content):
 
 def check_best(run):
     """Raises an `InputError` if best/ holds other weights than those the run saved last."""
-    metadata = model_folder.read_facts(run.best)
+    metadata = model_folder.read_metadata(run.best)
     sealed = _read_metrics_file(run.directory).get(_SEALS, {}).get(BEST, metadata["sha256"])
     if metadata.get("run") != run.identity or metadata["sha256"] != sealed:
         raise InputError(

@@ -11,7 +11,7 @@ from keras_mixer.training.finetuning import describe_trained, freeze_backbone, l
 from keras_mixer.training.losses import KERAS_LOSSES
 from keras_mixer.training.optimizers import build_optimizer
 from keras_mixer.weights.load import assign_weights
-from keras_mixer.weights.pretrained import adapt_pretrained, announce
+from keras_mixer.weights.pretrained import adapt_pretrained, log_pretrained
 
 
 def compile_model(run, plan, learning_rate, resumed=False):
@@ -55,7 +55,7 @@ def _build(run, plan, resumed):
 def _assign_pretrained(run, model):
     """Copies the pretrained weights into the model, adapted to its shapes."""
     config = run.config
-    pretrained = announce(run.pretrained, config.checkpoint)
+    pretrained = log_pretrained(run.pretrained, config.checkpoint)
     shapes = config.image_shape, config.patch_shape
     adapted = adapt_pretrained(pretrained, *shapes, config.resize_tokens)
     new_head = adapted.spec.class_names != run.dataset.class_names

@@ -1,8 +1,8 @@
-"""Reads .keras and .weights.h5 files of `build_mixer` models.
+"""Reads .keras and .weights.h5 files of `build_mixer` models, without Keras.
 
-Keras does not read them, since a .keras file can make it call any function and an HDF5 file can
-refer to other files: config.json is parsed as data and compared with what our layers write, and the
-tensors are read one by one with h5py.
+A .keras file can make Keras call any function, and an HDF5 file can refer to other files. Here
+config.json is parsed as data and compared with the layers of `build_mixer`, and the tensors are
+read one by one with h5py.
 """
 
 import io
@@ -17,7 +17,7 @@ from keras_mixer.weights.archives import open_archive
 from keras_mixer.weights.tensor_layouts import Layout, Tensor, infer_architecture, renamer, restore
 
 LAYOUT = Layout(
-    "a Mixer of this program in Keras's format",
+    "a Mixer of keras_mixer in Keras's format",
     renamer(
         (
             ("^stem/", "layers/conv2d/"),
@@ -34,7 +34,6 @@ LAYOUT = Layout(
 _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
 _MEMBERS = {"metadata.json", _CONFIG, _WEIGHTS}
 _LARGEST_CONFIG = 4 << 20  # bytes; that of a Mixer of 32 layers has 40 kB
-_MOST_OBJECTS, _DEEPEST = 100_000, 8
 _READ_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
 
 # Module, class and settings of each layer, as `build_mixer` builds it.
@@ -59,7 +58,7 @@ _BLOCK_FIELDS = tuple(name for name in FIELDS if name not in _OTHER_FIELDS)
 
 
 def read_archive(path, image_shape=None):
-    """Reads a .keras file. Args, Returns, Raises: As `official.read`."""
+    """Reads a .keras file; see `formats.Format`. It has an image shape of its own."""
     with open_archive(path, "a readable .keras file") as (archive, members):
         if members.keys() != _MEMBERS:
             raise InputError(
@@ -67,7 +66,7 @@ def read_archive(path, image_shape=None):
                 f"received {', '.join(map(repr, sorted(members)[:5])):.300}"
             )
         if members[_CONFIG].file_size > _LARGEST_CONFIG:
-            raise InputError(f"{path}: its config.json is larger than any Mixer's")
+            raise InputError(f"{path}: its config.json is larger than that of any Mixer")
         architecture = _read_config(path, archive.read(_CONFIG))
         content = io.BytesIO(archive.read(_WEIGHTS))
     return ModelSpec(architecture), _read(path, content, architecture)[1], LAYOUT.source
@@ -76,55 +75,47 @@ def read_archive(path, image_shape=None):
 def _read_config(path, config):
     try:
         layers = json.loads(config)["config"]["layers"]
-        faults = list(_faults(layers))
-        values = None if faults else _fields_of({x["name"]: x["config"] for x in layers})
+        difference = next(_differences(layers), None)
+        values = None if difference else _fields({x["name"]: x["config"] for x in layers})
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise InputError(
             f"{path}: not {LAYOUT.source} ({type(error).__name__}: {error!s:.200})"
         ) from error
-    if faults:
+    if difference:
         raise InputError(
-            f"{path}: not written from a model of build_mixer, and nothing else is ever "
-            f"deserialized: {faults[0]:.300}; load it where it comes from, and save its weights"
+            f"{path}: not a model of build_mixer, and other layers are never deserialized: "
+            f"{difference:.300}; load it in its own program, and save its weights"
         )
     with errors_about(path):
         return Architecture(**values)
 
 
-def _faults(layers):
+def _differences(layers):
     """Yields the differences between layers and those of `build_mixer`."""
     names = [str(layer["name"]) for layer in layers]
     depth = sum(name.startswith("mixer_block_") for name in names)
-    wanted = ["images", "stem", "tokens", *(f"mixer_block_{i}" for i in range(depth))]
-    wanted += ["pre_head_layer_norm", "pre_logits", *(["head"] if "head" in names else [])]
-    if names != wanted:
-        odd = next((n for n in names if n not in wanted), "some are missing or in another order")
-        yield f"its layers are others: {odd}"
+    expected = ["images", "stem", "tokens", *(f"mixer_block_{i}" for i in range(depth))]
+    expected += ["pre_head_layer_norm", "pre_logits", *(["head"] if "head" in names else [])]
+    if names != expected:
+        other = next((n for n in names if n not in expected), "some missing or in another order")
+        yield f"other layers: {other}"
         return
-    first = layers[3]["config"]
-    for before, layer in zip([None, *names], layers, strict=False):
-        name, config = layer["name"], layer["config"]
+    for layer, name in zip(layers, names, strict=True):
         kind = "mixer_block" if name.startswith("mixer_block_") else name
         module, class_name, settings = _LAYERS[kind]
         if (layer["module"], layer["class_name"]) != (module, class_name):
             yield f"{name} is a {layer['class_name']} of {layer['module']}"
         if kind == "mixer_block":
-            settings = {setting: first[setting] for setting in _BLOCK_FIELDS}
+            settings = {setting: layers[3]["config"][setting] for setting in _BLOCK_FIELDS}
         if kind == "stem":
-            settings = {**settings, "strides": config["kernel_size"]}
+            settings = {**settings, "strides": layer["config"]["kernel_size"]}
         for setting, value in settings.items():
-            if config[setting] != value or type(config[setting]) is not type(value):
-                yield f"{name} has {setting}={config[setting]!r}, expected {value!r}"
-        if before and _input_of(layer) != [before, 0, 0]:
-            yield f"{name} does not follow {before}"
+            if layer["config"][setting] != value:
+                yield f"{name} has {setting}={layer['config'][setting]!r}, expected {value!r}"
 
 
-def _input_of(layer):
-    ((node,), (tensor,)) = layer["inbound_nodes"], layer["inbound_nodes"][0]["args"]
-    return tensor["config"]["keras_history"] if node else None
-
-
-def _fields_of(configs):
+def _fields(configs):
+    """Returns the fields of the `Architecture` from the config of each layer, by name."""
     _, *image_shape, channels = configs["images"]["batch_shape"]
     return {
         "image_shape": tuple(image_shape),
@@ -141,7 +132,7 @@ def _fields_of(configs):
 
 
 def read_weights(path, image_shape=None):
-    """Reads a .weights.h5 file. Args, Returns, Raises: As `official.read`.
+    """Reads a .weights.h5 file; see `formats.Format`.
 
     The file does not contain the activation; the default, `"gelu"`, is assumed.
     """
@@ -152,10 +143,16 @@ def read_weights(path, image_shape=None):
 def _read(path, content, architecture, image_shape=None):
     import h5py
 
+    tensors, datasets = {}, {}
+
+    def add(name, item):
+        if isinstance(item, h5py.Dataset) and not name.startswith("optimizer/"):
+            _check_storage(name, item)
+            tensors[name], datasets[name] = Tensor(item.shape, item.dtype.name), item
+
     try:
         with h5py.File(content, "r") as file:
-            datasets = dict(_find_datasets(file))
-            tensors = {n: Tensor(d.shape, d.dtype.name) for n, d in datasets.items()}
+            file.visititems(add)  # each object once, and no links to others
             architecture = architecture or infer_architecture(
                 path, LAYOUT, tensors, image_shape, activation="gelu"
             )
@@ -167,33 +164,8 @@ def _read(path, content, architecture, image_shape=None):
         raise InputError(f"{path}: not a readable HDF5 file of weights ({error!s:.300})") from error
 
 
-def _find_datasets(file):
-    """Yields (path, dataset) of all datasets except those of the optimizer."""
-    import h5py
-
-    pending, seen = [("", file, 0)], 0
-    while pending:
-        prefix, group, depth = pending.pop()
-        seen += len(group)
-        if seen > _MOST_OBJECTS or depth > _DEEPEST:
-            raise ValueError("more objects, or deeper ones, than any Mixer has")
-        for name in group:
-            path = f"{prefix}{name}"
-            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                raise ValueError(f"{path} is a link, expected a tensor in the file itself")
-            if path == "optimizer":
-                continue
-            item = group[name]
-            if isinstance(item, h5py.Group):
-                pending.append((f"{path}/", item, depth + 1))
-            elif isinstance(item, h5py.Dataset):
-                yield path, _check_dataset(path, item)
-            else:
-                raise ValueError(f"{path} is neither a group nor a tensor")
-
-
-def _check_dataset(name, dataset):
-    """Returns the dataset if this file stores all its values, contiguous and uncompressed."""
+def _check_storage(name, dataset):
+    """Refuses a dataset unless this file stores all its values, contiguous and uncompressed."""
     plan = dataset.id.get_create_plist()
     if dataset.is_virtual or plan.get_external_count():
         raise ValueError(f"the values of {name} lie in another file")
@@ -201,5 +173,4 @@ def _check_dataset(name, dataset):
         raise ValueError(f"{name} is compressed or in chunks, which Keras does not write")
     size = dataset.dtype.itemsize * int(np.prod(dataset.shape or (0,), dtype=object))
     if dataset.shape is None or dataset.id.get_storage_size() != size:
-        raise ValueError(f"{name} declares {size} bytes, but holds others")
-    return dataset
+        raise ValueError(f"{name} declares {size} bytes, but holds another number")

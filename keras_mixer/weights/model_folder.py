@@ -13,13 +13,29 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from keras_mixer.errors import InputError, errors_about
-from keras_mixer.files import is_special, pack, read_regular, write_atomically
+from keras_mixer.files import pack, read_regular, write_atomically
 from keras_mixer.model.architecture import ModelSpec
+from keras_mixer.weights.tensor_layouts import check_fit, check_values
 
 SPEC, WEIGHTS = "model.json", "model.safetensors"
 _MOST_BYTES = 100_000_000  # of model.json
 # AttributeError and TypeError: number types that NumPy does not have.
-_DAMAGE = (OSError, ValueError, TypeError, AttributeError, RecursionError, SafetensorError)
+_READ_ERRORS = (OSError, ValueError, TypeError, AttributeError, RecursionError, SafetensorError)
+
+
+def read(folder, image_shape=None):
+    """Reads a model folder; see `formats.Format`. It has an image shape of its own."""
+    spec, (arrays, _) = read_spec(folder), read_weights(folder)
+    shapes = {name: array.shape for name, array in arrays.items()}
+    check_fit(folder, shapes, spec.architecture.shapes)
+    check_values(folder, arrays)
+    return spec, arrays, ""
+
+
+def write(folder, spec, arrays):
+    """Writes a new model folder; see `formats.Format`."""
+    write_spec(folder, spec)
+    write_weights(folder, arrays)
 
 
 def write_spec(folder, spec):
@@ -28,21 +44,21 @@ def write_spec(folder, spec):
     write_atomically(folder / SPEC, json.dumps(spec.to_json(), indent=2).encode() + b"\n")
 
 
-def write_weights(folder, arrays, **facts):
+def write_weights(folder, arrays, **metadata):
     """Writes model.safetensors atomically.
 
     Args:
         folder: `Path` of the model.
         arrays: dict from variable path, such as `"stem/kernel"`, to array.
-        **facts: JSON values kept with the weights, such as the epoch they come from.
+        **metadata: JSON values stored with the weights, such as the epoch they come from.
 
     Returns:
         The `digest` of the arrays.
     """
-    # One entry, since safetensors writes several in a varying order.
     sha256 = digest(arrays)
-    metadata = {"keras_mixer": json.dumps({"sha256": sha256, "facts": facts})}
-    write_atomically(folder / WEIGHTS, pack(arrays, metadata))
+    # One entry, because safetensors writes several in varying order.
+    entry = {"keras_mixer": json.dumps({"sha256": sha256, "facts": metadata})}
+    write_atomically(folder / WEIGHTS, pack(arrays, entry))
     return sha256
 
 
@@ -63,48 +79,45 @@ def read_spec(folder):
 
 
 def read_weights(folder):
-    """Reads (arrays, facts) from model.safetensors. Raises InputError if it is missing or damaged.
-
-    The arrays are checked against their sha256, which is one of the facts.
-    """
-    path = Path(folder) / WEIGHTS
-    with _open(path) as file:
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        facts = _facts(file)
-    if facts["sha256"] != digest(arrays):
-        raise InputError(f"{path}: damaged, its contents do not match its sha256")
-    return arrays, facts
-
-
-def read_facts(folder):
-    """Reads the facts of model.safetensors alone, without a check of the arrays.
-
-    Returns:
-        dict of what `write_weights` was given, and `sha256`.
+    """Reads (arrays, metadata) from model.safetensors, checked against their sha256.
 
     Raises:
         InputError: If it is missing or damaged.
     """
-    with _open(Path(folder) / WEIGHTS) as file:
-        return _facts(file)
+    path = Path(folder) / WEIGHTS
+    with _open(path) as (file, metadata):
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if metadata["sha256"] != digest(arrays):
+        raise InputError(f"{path}: damaged, its contents do not match its sha256")
+    return arrays, metadata
+
+
+def read_metadata(folder):
+    """Reads the metadata of model.safetensors, without reading the arrays.
+
+    Returns:
+        dict of the `metadata` given to `write_weights`, and `sha256`.
+
+    Raises:
+        InputError: If it is missing or damaged.
+    """
+    with _open(Path(folder) / WEIGHTS) as (_, metadata):
+        return metadata
 
 
 @contextlib.contextmanager
 def _open(path):
+    """Yields an open .safetensors file and its metadata."""
     try:
-        if is_special(path):
+        if path.exists() and not path.is_file():  # opening a pipe would block
             raise ValueError("not a regular file")
         with safe_open(path, framework="numpy") as file:
-            yield file
+            entry = json.loads((file.metadata() or {}).get("keras_mixer", "{}"))
+            yield file, entry.get("facts", {}) | {"sha256": entry.get("sha256")}
     except InputError:
         raise
-    except _DAMAGE as error:
+    except _READ_ERRORS as error:
         raise InputError(f"{path}: cannot be read ({error})") from error
-
-
-def _facts(file):
-    record = json.loads((file.metadata() or {}).get("keras_mixer", "{}"))
-    return record.get("facts", {}) | {"sha256": record.get("sha256")}
 
 
 def digest(arrays):

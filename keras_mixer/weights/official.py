@@ -1,6 +1,6 @@
 """Reads and writes official checkpoints: .npz files in the two layouts of the Flax code.
 
-Source of names and shapes: google-research/vision_transformer, `vit_jax/models_mixer.py`; for the
+Sources of names and shapes: google-research/vision_transformer, `vit_jax/models_mixer.py`; for the
 older layout, before Flax linen: google-research/big_vision, `models/mlp_mixer.py`. Kernels have the
 same axes as in Keras, so nothing is transposed.
 """
@@ -53,31 +53,19 @@ _HEADERS = {
 
 
 def read(path, image_shape=None):
-    """Reads an official checkpoint.
-
-    Args:
-        path: `Path` of the .npz file.
-        image_shape: (height, width) in pixels, or None. The file has the number of patches, not
-            their grid: a shape that fits is taken, else a square grid is, where there can be one.
-
-    Returns:
-        (spec, arrays, source): `ModelSpec`, a dict from variable path to array, and a string that
-        describes the file.
-
-    Raises:
-        InputError: If the file cannot be read, is not a Mixer, or needs an `image_shape`.
-    """
+    """Reads an official checkpoint; see `formats.Format`."""
     with open_archive(path, "a readable .npz checkpoint") as (archive, members):
         headers = {_name(name): _read_header(archive, info) for name, info in members.items()}
         layout = BEFORE_LINEN if "embedding/kernel" in headers else LINEN
         tensors = {
-            name: Tensor(_without_ones(name, shape), np.dtype(dtype).name)
-            for name, (shape, _, dtype) in headers.items()
+            name: Tensor(_without_ones(name, shape), dtype.name)
+            for name, (shape, dtype) in headers.items()
         }
         architecture = infer_architecture(path, layout, tensors, image_shape, activation="gelu")
 
         def load(name):
-            array = _read_array(archive, members[f"{name}.npy"], *headers[name])
+            with archive.open(members[f"{name}.npy"]) as file:
+                array = np.lib.format.read_array(file, allow_pickle=False)
             return array.reshape(tensors[name].shape)
 
         arrays = restore(path, layout, architecture, tensors, load)
@@ -88,18 +76,18 @@ def read(path, image_shape=None):
 
 def _name(member):
     if not member.endswith(".npy"):
-        raise ValueError(f"{member} is no array")
+        raise ValueError(f"{member} is not an array")
     return member.removesuffix(".npy")
 
 
 def _read_header(archive, info):
-    """Returns (shape, fortran_order, dtype) of a member, checked against its size."""
+    """Returns (shape, dtype) of a member, checked against its size, before NumPy allocates it."""
     with archive.open(info) as file:
         version = np.lib.format.read_magic(file)
         if version not in _HEADERS:
             raise ValueError(f"{info.filename} is of version {version} of the .npy format")
         try:
-            shape, fortran_order, dtype = _HEADERS[version](file)
+            shape, _, dtype = _HEADERS[version](file)
         except (ValueError, SyntaxError, tokenize.TokenError) as error:
             raise ValueError(f"{info.filename} has no readable header") from error
         size = info.file_size - file.tell()
@@ -107,15 +95,7 @@ def _read_header(archive, info):
         raise ValueError(f"{info.filename} holds Python objects, which are never unpickled")
     if any(side < 0 for side in shape) or dtype.itemsize * math.prod(shape) != size:
         raise ValueError(f"{info.filename} declares {dtype} {shape}, but holds {size} bytes")
-    return shape, fortran_order, dtype
-
-
-def _read_array(archive, info, shape, fortran_order, dtype):
-    size = dtype.itemsize * math.prod(shape)
-    with archive.open(info) as file:
-        file.read(info.file_size - size)
-        array = np.frombuffer(file.read(size), dtype)
-    return array.reshape(shape, order="F" if fortran_order else "C")
+    return shape, dtype
 
 
 def _without_ones(name, shape):
@@ -127,22 +107,13 @@ def _without_ones(name, shape):
 
 
 def write(path, spec, arrays):
-    """Writes a checkpoint in the linen layout.
-
-    Args:
-        path: `Path` of the .npz file, created or replaced atomically.
-        spec: `ModelSpec`.
-        arrays: dict from variable path to array.
-
-    Raises:
-        InputError: If the format has no such model.
-    """
+    """Writes an official checkpoint in the linen layout; see `formats.Format`."""
     for name in sorted(DEFAULTS.keys() - {"channels"}):
         value = getattr(spec.architecture, name)
         if value != DEFAULTS[name]:
             raise InputError(
-                f"{path}: official checkpoints are of Mixers with {name}={DEFAULTS[name]}, this "
-                f"one has {value}; convert it to a folder, or .safetensors for an activation"
+                f"{path}: official checkpoints only store a Mixer with {name}={DEFAULTS[name]}, "
+                f"received {value}; convert it to a model folder, or .safetensors for an activation"
             )
     content = io.BytesIO()
     np.savez(content, **store(LINEN, arrays))

@@ -1,4 +1,4 @@
-"""Reads pretrained weights of any known format into a `ModelSpec` and arrays.
+"""Reads pretrained weights of any format into a `ModelSpec` and arrays.
 
 TensorFlow is not imported, so that errors are reported within a second.
 """
@@ -11,41 +11,23 @@ import numpy as np
 
 from keras_mixer.errors import InputError, path_errors
 from keras_mixer.log import logger
-from keras_mixer.model.architecture import ModelSpec, variant_values
+from keras_mixer.model.architecture import ModelSpec, format_shape, variant_values
 from keras_mixer.model.variants import MIXER, VARIANTS
-from keras_mixer.weights import keras_files, model_folder, official, timm
-from keras_mixer.weights.download import fetch, release_named
+from keras_mixer.weights import model_folder
+from keras_mixer.weights.download import fetch
+from keras_mixer.weights.formats import find_format, list_formats
 from keras_mixer.weights.registry import SCHEME, release_of
 from keras_mixer.weights.resize import resize_weights
-from keras_mixer.weights.tensor_layouts import check_fit, check_values, expected_shapes
 
-# From file name ending to function of (path, image_shape) that returns (spec, arrays, source).
-READERS = {
-    ".npz": official.read,
-    ".safetensors": timm.read_safetensors,
-    ".pth": timm.read_torch,
-    ".pt": timm.read_torch,
-    ".bin": timm.read_torch,
-    ".keras": keras_files.read_archive,
-    ".weights.h5": keras_files.read_weights,
-}
-KNOWN = (
-    "a run directory, an official .npz, timm's .safetensors or .pth, our .keras or .weights.h5, "
-    "official:NAME for a released file, or preset:NAME for one that is included"
-)
 PRESET = "preset:"
 INCLUDED = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.safetensors"))}
 
-# What failed downloads contain instead of weights: (start of the file, what it is, advice).
-_FAILED_DOWNLOADS = (
-    (rb"\s*<(!doctype|html|\?xml)", "a web page", "download the file itself"),
-    (
-        rb"version https://git-lfs",
-        "the pointer that git keeps of a large file",
-        "run `git lfs pull`",
-    ),
-    (rb"$", "empty", "download it again"),
-)
+# What failed downloads contain instead of weights: start of the file, what it is and how to fix it.
+_FAILED_DOWNLOADS = {
+    rb"\s*<(!doctype|html|\?xml)": "a web page; download the file itself",
+    rb"version https://git-lfs": "a Git LFS pointer; run `git lfs pull`",
+    rb"$": "empty; download it again",
+}
 
 
 class Pretrained(NamedTuple):
@@ -63,12 +45,11 @@ class Pretrained(NamedTuple):
 
 
 def read_pretrained(path, image_shape=None):
-    """Reads pretrained weights of any known format, without executing code from the file.
+    """Reads pretrained weights of any format, without executing code from the file.
 
     Args:
         path: As in `load_mixer`.
-        image_shape: (height, width) in pixels, or None. Only for files that do not have it, but the
-            number of patches: it is taken where it fits, else a square grid is.
+        image_shape: As in `formats.Format`.
 
     Returns:
         A `Pretrained`.
@@ -76,126 +57,89 @@ def read_pretrained(path, image_shape=None):
     Raises:
         InputError: If the path does not exist, or is damaged or of an unknown format.
     """
-    if str(path).startswith(SCHEME):
-        return _read_release(release_named(str(path).removeprefix(SCHEME)), image_shape)
-    if str(path).startswith(PRESET):
-        return _recognize(_included(str(path).removeprefix(PRESET)), image_shape)
-    _refuse_remote(path)
+    text = str(path)
+    if text.startswith(SCHEME):
+        file = fetch(text.removeprefix(SCHEME))
+        try:
+            return _read(file, image_shape)
+        except InputError as error:
+            raise InputError(f"{error}; delete {file} to download it again") from error
+    if text.startswith(PRESET):
+        if (name := text.removeprefix(PRESET)) not in INCLUDED:
+            raise InputError(f"{path}: expected one of {', '.join(INCLUDED)}")
+        return _read(INCLUDED[name], image_shape)
+    if re.match(r"[a-zA-Z][\w+.-]+://|\\\\", text):
+        raise InputError(f"{path}: only local files are read; download it first")
     with path_errors(path):
-        return _recognize(Path(path), image_shape)
+        return _read(Path(path), image_shape)
+
+
+def _read(path, image_shape):
+    for folder in (path / "best", path):
+        if model_folder.is_model_folder(folder):
+            return Pretrained(*model_folder.read(folder))
+    if not path.exists():
+        hint = f"; did you mean {PRESET}{path}?" if str(path) in INCLUDED else ""
+        raise InputError(f"{path}: no such checkpoint{hint}")
+    form = find_format(path) if path.is_file() and path.suffix else None
+    if form is None:
+        raise InputError(
+            f"{path}: not a checkpoint; expected a run directory, {list_formats()}, "
+            f"{SCHEME}NAME (downloaded) or {PRESET}NAME (part of the package){_hint(path)}"
+        )
+    _check_start(path)
+    pretrained, release = Pretrained(*form.read(path, image_shape)), release_of(path)
+    if release:
+        return pretrained._replace(source=f"{pretrained.source} ({release.provenance})")
+    return pretrained
+
+
+def _hint(path):
+    if path.suffix in (".h5", ".hdf5"):
+        return "; a whole model in HDF5 can execute code: save it with model.save_weights"
+    return ""
+
+
+def _check_start(path):
+    with open(path, "rb") as file:
+        start = file.read(512)
+    for pattern, what in _FAILED_DOWNLOADS.items():
+        if re.match(pattern, start, re.IGNORECASE):
+            raise InputError(f"{path}: not weights, but {what}")
 
 
 def read_unadapted(path, image_shape=None):
-    """Reads pretrained weights that are used as they are, so that an image shape must be theirs.
+    """Reads pretrained weights that are used as they are, whose images must have the given shape.
 
     Args, Returns, Raises: As `read_pretrained`; also InputError if their images have another shape.
     """
     pretrained = read_pretrained(path, image_shape)
     own = pretrained.spec.architecture.image_shape
     if image_shape is not None and tuple(image_shape) != own:
-        given, own = (",".join(map(str, shape)) for shape in (image_shape, own))
         raise InputError(
-            f"{path}: --image_shape={given} is not that of its images, {own}, and weights are not "
-            f"adapted here; leave it out, or train with --checkpoint"
+            f"{path}: its images have the shape {format_shape(own)}, received --image_shape="
+            f"{format_shape(image_shape)}, to which this command does not adapt weights; leave it "
+            f"out, or train with --checkpoint"
         )
     return pretrained
-
-
-def _read_release(release, image_shape):
-    file = fetch(release.name)
-    try:
-        return _recognize(file, image_shape)
-    except InputError as error:
-        raise InputError(f"{error}; delete {file} to have it downloaded again") from error
-
-
-def _included(name):
-    """Returns the path of weights that are part of the package."""
-    if name not in INCLUDED:
-        raise InputError(f"{PRESET}{name}: expected one of {', '.join(INCLUDED)}")
-    return INCLUDED[name]
-
-
-def _recognize(path, image_shape):
-    for folder in (path / "best", path):
-        if model_folder.is_model_folder(folder):
-            return _read_folder(folder)
-    if not path.exists():
-        hint = f"; did you mean {PRESET}{path}?" if str(path) in INCLUDED else ""
-        raise InputError(f"{path}: no such checkpoint{hint}")
-    read = next((read for end, read in READERS.items() if path.name.endswith(end)), None)
-    if not path.is_file() or read is None:
-        raise InputError(f"{path}: not a checkpoint; expected {KNOWN}{_hint(path)}")
-    _refuse_failed_download(path)
-    pretrained, release = Pretrained(*read(path, image_shape)), release_of(path)
-    if release:
-        return pretrained._replace(source=f"{pretrained.source} ({release.provenance})")
-    return pretrained
-
-
-def _read_folder(folder):
-    spec, (arrays, _) = model_folder.read_spec(folder), model_folder.read_weights(folder)
-    shapes = {name: array.shape for name, array in arrays.items()}
-    check_fit(folder, shapes, expected_shapes(spec.architecture))
-    check_values(folder, arrays)
-    return Pretrained(spec, arrays)
-
-
-def _hint(path):
-    if path.suffix in (".h5", ".hdf5"):
-        return "; whole models in HDF5 are programs: save it with model.save_weights"
-    return ""
-
-
-def _refuse_remote(path):
-    if re.match(r"[a-zA-Z][\w+.-]+://|\\\\", str(path)):
-        raise InputError(f"{path}: only local files are read; download it first")
-
-
-def _refuse_failed_download(path):
-    with open(path, "rb") as file:
-        head = file.read(512)
-    for pattern, what, advice in _FAILED_DOWNLOADS:
-        if re.match(pattern, head, re.IGNORECASE):
-            raise InputError(f"{path}: not weights, but {what}; {advice}")
-
-
-def check_order(spec, image_shape=None, patch_shape=None):
-    """Refuses other shapes for a model of permuted pixels: their order would be another one.
-
-    Args:
-        spec: `ModelSpec` of the weights.
-        image_shape: (height, width) of the new images; None for the same.
-        patch_shape: The same of the new patches.
-    """
-    sizes, kind = spec.architecture, spec.preprocessing.permutation
-    shapes = sizes.image_shape, sizes.patch_shape
-    wanted = tuple(image_shape or shapes[0]), tuple(patch_shape or shapes[1])
-    if kind != "none" and wanted != shapes:
-        images, patches = ("x".join(map(str, shape)) for shape in shapes)
-        raise InputError(
-            f"weights of permuted pixels ({kind}) cannot be adapted to another size, where the "
-            f"order is another one; expected images of {images} and patches of {patches}"
-        )
 
 
 def adapt_pretrained(pretrained, image_shape=None, patch_shape=None, resize_tokens="auto"):
-    """Returns a `Pretrained` adapted to another image or patch shape, and prints the changes.
+    """Returns a `Pretrained` adapted to another image or patch shape, and logs the changes.
 
-    Args, Raises: As `resize.resize_weights`, and `check_order`.
+    Args, Raises: As `resize.resize_weights`.
     """
-    check_order(pretrained.spec, image_shape, patch_shape)
     architecture, arrays, changes = resize_weights(
         pretrained.spec.architecture, pretrained.arrays, image_shape, patch_shape, resize_tokens
     )
-    for sentence in changes:
-        logger.info(sentence)
+    for change in changes:
+        logger.info(change)
     spec = pretrained.spec.replace(architecture=architecture)
     return pretrained._replace(spec=spec, arrays=arrays)
 
 
-def announce(pretrained, path):
-    """Prints the summary of a `Pretrained` unless it is from a model folder; returns it."""
+def log_pretrained(pretrained, path):
+    """Logs the summary of a `Pretrained` unless it is a model folder; returns it."""
     if pretrained.source:
         logger.info(f"{path}: {summary(pretrained)}")
     return pretrained
@@ -220,5 +164,5 @@ def _describe_sizes(sizes):
         values = variant_values(name)
         if all(getattr(sizes, field) == values[field] for field in values.keys() - {"image_shape"}):
             return name
-    rows, columns = sizes.patch_shape
-    return f"{sizes.depth} layers of {sizes.dim} channels, patches of {rows}×{columns}"
+    height, width = sizes.patch_shape
+    return f"{sizes.depth} layers of {sizes.dim} channels, patches of {height}×{width}"

@@ -1,10 +1,10 @@
 """Official pretrained Mixers: the files, how they were trained and their published accuracy.
 
-The files do not contain this, and other projects give some of them wrong names. What is missing
-here, we could not find.
+The files do not contain this, and other projects give some of them wrong names. Values that are
+missing here were not found in any publication.
 
-Sources: names and sizes, the listing of the bucket in google-research/vision_transformer,
-`vit_jax/vit_jax.ipynb`; training, its README.md and the papers below.
+Sources: for names and sizes, the listing of the bucket in google-research/vision_transformer,
+`vit_jax/vit_jax.ipynb`; for training, its README.md and the papers below.
 """
 
 import math
@@ -33,7 +33,7 @@ class Published(NamedTuple):
 
 
 class Release(NamedTuple):
-    """A released file.
+    """An official checkpoint.
 
     Attributes:
         name: Folder and file, without suffix: `"imagenet21k/Mixer-B_16"`.
@@ -41,10 +41,10 @@ class Release(NamedTuple):
         variant: Such as `"B/16"`.
         num_classes: int.
         pretraining: Dataset and method of its training.
-        mislabelled: Wrong name given by another project, with a source; empty if none was found.
+        mislabeled: Wrong name given by another project, with a source; empty if none was found.
         published: dict from dataset to `Published` accuracy of the file itself.
-        finetuned: dict from dataset, or `avg5`, to `Published` accuracy after fine-tuning; for
-            `imagenet2012`, files trained on that dataset have their own accuracy here.
+        finetuned: dict from dataset, or `avg5`, to `Published` accuracy after fine-tuning; of files
+            trained on `imagenet2012`, the entry of that dataset is their own accuracy.
     """
 
     name: str
@@ -52,14 +52,9 @@ class Release(NamedTuple):
     variant: str
     num_classes: int
     pretraining: str
-    mislabelled: str = ""
+    mislabeled: str = ""
     published: dict[str, Published] = {}  # noqa: RUF012
     finetuned: dict[str, Published] = {}  # noqa: RUF012
-
-    @property
-    def url(self):
-        """URL of the file."""
-        return f"{SERVER}/{self.name}.npz"
 
     @property
     def sizes(self):
@@ -68,8 +63,8 @@ class Release(NamedTuple):
 
     @property
     def provenance(self):
-        """Training and, if any, the wrong name, as text."""
-        return "; ".join(filter(None, [f"trained on {self.pretraining}", self.mislabelled]))
+        """How it was trained and, if any, its wrong name, as text."""
+        return "; ".join(filter(None, [f"trained on {self.pretraining}", self.mislabeled]))
 
 
 _CROP = "short side to 256 pixels, central 224"
@@ -78,7 +73,7 @@ _README = "google-research/vision_transformer, README.md"
 
 
 def _table_3(top1, average):
-    """Returns a row of Table 3; avg5: ImageNet, CIFAR-10, CIFAR-100, Pets and Flowers."""
+    """Returns the figures of Table 3; avg5: ImageNet, CIFAR-10, CIFAR-100, Pets and Flowers."""
     return {
         "imagenet2012": Published(top1, _PAPER, f"{_CROP} (appendix C)"),
         "avg5": Published(average, _PAPER, "224 pixels"),
@@ -157,8 +152,8 @@ def release_of(path):
     """Returns the `Release` of a path, or None.
 
     Args:
-        path: `official:NAME`, or a path that ends in NAME.npz; if such a file exists, its size must
-            match, too.
+        path: `official:NAME`, or a path that ends in NAME.npz; if that file exists, its size must
+            match.
     """
     if str(path).startswith(SCHEME):
         return OFFICIAL.get(str(path).removeprefix(SCHEME))

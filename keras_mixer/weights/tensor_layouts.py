@@ -1,7 +1,7 @@
-"""Names and shapes of a Mixer's weights, in our variables and in files of other formats.
+"""Converts the names and shapes of a Mixer's weights between our variables and file formats.
 
-The architecture is inferred from names and shapes in a file's header, and the header is compared
-with that architecture before any tensor is read.
+The architecture is inferred from the names and shapes in a file's header, and the header is
+compared with that architecture before any tensor is read.
 """
 
 import math
@@ -11,12 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_mixer.errors import InputError, errors_about
+from keras_mixer.errors import InputError, errors_about, join_names
 from keras_mixer.model.architecture import Architecture
-from keras_mixer.model.variants import MIXER
 
-FLOATS = ("float16", "bfloat16", "float32")  # convertible to float32 without loss
-_LISTED = 12  # differences listed in one message
+FLOATS = ("float16", "bfloat16", "float32")  # exact in float32
+_MOST_LISTED = 12  # differences in one message
 _MOST_LAYERS = 1000
 
 
@@ -41,38 +40,6 @@ class Tensor(NamedTuple):
     type: str
 
 
-# === Names and shapes ===
-
-
-def expected_shapes(architecture):
-    """Returns a dict from variable path to shape of an `Architecture`, in the model's order."""
-    if architecture.model != MIXER:
-        return architecture.shapes
-    dim = architecture.dim
-    shapes = {
-        "stem/kernel": (*architecture.patch_shape, architecture.channels, dim),
-        "stem/bias": (dim,),
-    }
-    mixings = (
-        ("token_mixing", "layer_norm_0", architecture.patches, architecture.tokens_mlp_dim),
-        ("channel_mixing", "layer_norm_1", dim, architecture.channels_mlp_dim),
-    )
-    for index in range(architecture.depth):
-        for mixing, norm, features, hidden in mixings:
-            if getattr(architecture, mixing):
-                block = f"mixer_block_{index}"
-                shapes |= {f"{block}/{norm}/gamma": (dim,), f"{block}/{norm}/beta": (dim,)}
-                shapes |= _dense(f"{block}/{mixing}/dense_0", features, hidden)
-                shapes |= _dense(f"{block}/{mixing}/dense_1", hidden, features)
-    shapes |= {"pre_head_layer_norm/gamma": (dim,), "pre_head_layer_norm/beta": (dim,)}
-    classes = architecture.num_classes
-    return shapes | (_dense("head", dim, classes) if classes else {})
-
-
-def _dense(name, features, units):
-    return {f"{name}/kernel": (features, units), f"{name}/bias": (units,)}
-
-
 # === From a header to an architecture ===
 
 
@@ -83,9 +50,8 @@ def infer_architecture(path, layout, tensors, image_shape, activation):
         path: The file, for messages.
         layout: `Layout`.
         tensors: dict from name in the file to `Tensor`.
-        image_shape: (height, width) in pixels, or None. It is taken where it fits the patches;
-            else the patch grid is square.
-        activation: string, since no file contains it.
+        image_shape: As in `formats.Format`.
+        activation: string; no file contains it.
 
     Raises:
         InputError: If they are not those of a Mixer, or an `image_shape` is needed.
@@ -122,11 +88,8 @@ def _shape(path, layout, tensors, name, rank):
     """Returns the shape of a tensor with its axes in our order."""
     stored = layout.rename(name)
     if stored not in tensors:
-        some = ", ".join(f"{name:.60}" for name in list(tensors)[:3]) or "nothing"
-        raise InputError(
-            f"{path}: not {layout.source}: - {stored}; it holds {some}"
-            f"{f' and {len(tensors) - 3} more' if len(tensors) > 3 else ''}"
-        )
+        names = join_names([f"{name:.60}" for name in tensors], most=3) or "nothing"
+        raise InputError(f"{path}: not {layout.source}: - {stored}; it contains {names}")
     shape = tensors[stored].shape
     if len(shape) != rank or min(shape) < 1:
         raise InputError(
@@ -138,23 +101,23 @@ def _shape(path, layout, tensors, name, rank):
 def _image_shape(path, image_shape, patches, patch_shape):
     """Returns the given shape if it fits the patches, else that of a square grid of them.
 
-    One that does not fit a square grid is what the weights are to be adapted to, later.
+    A given shape that does not fit a square grid is the one that the weights are adapted to later.
     """
     if _fits(image_shape, patches, patch_shape):
         return image_shape
-    (rows, columns), side = patch_shape, math.isqrt(patches or 0)
+    (height, width), side = patch_shape, math.isqrt(patches or 0)
     if patches and side * side == patches:
-        return side * rows, side * columns
+        return side * height, side * width
     if image_shape is None:
-        what = "without token mixing" if patches is None else f"its {patches} patches are no square"
+        what = "no token mixing" if patches is None else f"{patches} patches, not a square number,"
         raise InputError(
-            f"{path}: {what} grid, so the file cannot tell the shape of its images; load_mixer and "
-            f"train.py take it as image_shape; convert with --image_shape writes a folder that has "
-            f"it"
+            f"{path}: it has {what} so the file does not determine the shape of its images; give "
+            f"image_shape to load_mixer or train.py, or make a folder that contains it with "
+            f"convert --image_shape"
         )
     count = f", and there are {patches} of them" if patches else ""
     raise InputError(
-        f"{path}: image_shape={_text(image_shape)} does not fit: its patches are {rows}×{columns} "
+        f"{path}: image_shape={image_shape!s:.60} does not fit: its patches are {height}×{width} "
         f"pixels{count}"
     )
 
@@ -162,37 +125,32 @@ def _image_shape(path, image_shape, patches, patch_shape):
 def _fits(image_shape, patches, patch_shape):
     try:
         counts = [divmod(side, patch) for side, patch in zip(image_shape, patch_shape, strict=True)]
-    except (TypeError, ValueError):  # no pair of numbers, which others report
+    except (TypeError, ValueError):  # not two numbers; `Architecture` reports it
         return False
     (rows, below), (columns, right) = counts
     return not (below or right) and patches in (None, rows * columns)
 
 
-def _text(shape):
-    return re.sub(r"[\s()\[\]]", "", f"{shape!s:.60}")
-
-
 # === Reading and writing weights ===
 
 
-def check_fit(path, found, wanted):
+def check_fit(path, found, expected):
     """Checks that two dicts from name to shape are equal.
 
     Raises:
         InputError: Lists missing (-) and extra (+) names and differing shapes (!); starts with
             `path`.
     """
-    faults = [f"- {name}" for name in wanted if name not in found]
-    faults += [f"+ {name:.100}" for name in found if name not in wanted]
+    faults = [f"- {name}" for name in expected if name not in found]
+    faults += [f"+ {name:.100}" for name in found if name not in expected]
     faults += [
         f"! {name} {tuple(found[name])!s:.60}, expected {shape}"
-        for name, shape in wanted.items()
+        for name, shape in expected.items()
         if name in found and tuple(found[name]) != shape
     ]
     if faults:
-        more = f"; and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
-        listed = "; ".join(faults[:_LISTED])
-        raise InputError(f"{path} does not fit the model: {listed}{more}")
+        more = f"; and {len(faults) - _MOST_LISTED} more" if len(faults) > _MOST_LISTED else ""
+        raise InputError(f"{path} does not fit the model: {'; '.join(faults[:_MOST_LISTED])}{more}")
 
 
 def restore(path, layout, architecture, tensors, read):
@@ -211,7 +169,7 @@ def restore(path, layout, architecture, tensors, read):
     Raises:
         InputError: If tensors are missing, extra, not finite, or of another shape or type.
     """
-    shapes = expected_shapes(architecture)
+    shapes = architecture.shapes
     stored = {
         layout.rename(name): tuple(shape[axis] for axis in layout.axes(name, len(shape)))
         for name, shape in shapes.items()
@@ -230,7 +188,7 @@ def restore(path, layout, architecture, tensors, read):
 
 
 def check_values(path, arrays):
-    """Raises an `InputError` for weights in our layout that are no floats, or not finite."""
+    """Raises an `InputError` for weights in our layout that are not finite floats."""
     for name, array in arrays.items():
         _check_type(path, name, array.dtype.name)
         _check_finite(path, name, array)
@@ -244,8 +202,8 @@ def _check_type(path, name, kind):
 def _check_finite(path, name, array):
     if not np.isfinite(array).all():
         raise InputError(
-            f"{path}: {name} holds NaN or infinity: the file is damaged, or its training diverged; "
-            f"take an earlier one"
+            f"{path}: {name} contains NaN or infinity: the file is damaged, or its training "
+            f"diverged; use an earlier checkpoint"
         )
 
 

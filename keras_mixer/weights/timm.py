@@ -1,9 +1,9 @@
 """Reads timm's Mixers from .safetensors and .pth (with torch), and writes .safetensors.
 
 Source of names and shapes: huggingface/pytorch-image-models, `timm/models/mlp_mixer.py`. Kernels
-have the output axis first, and GELU is exact. How images are prepared is in the config.json of the
-Hugging Face hub beside the file; what it does not say is assumed, and `source` tells so. A mean or
-std other than 0.5 is folded into the stem, so that the model's inputs are in [-1, 1] nevertheless.
+have the output axis first, and GELU is exact. The preprocessing is in the config.json of the
+Hugging Face hub beside the file; `source` lists values that it lacks and that are assumed. A mean
+or std other than 0.5 is folded into the stem, so that the model's inputs are always in [-1, 1].
 """
 
 import contextlib
@@ -26,10 +26,10 @@ from keras_mixer.weights.tensor_layouts import (
     store,
 )
 
-# What timm's Mixers have, all but those called miil, by key in config.json.
+# Values of timm's Mixers, except those called miil, by key in config.json.
 _ASSUMED = {"mean": 0.5, "std": 0.5, "crop_pct": 0.875, "interpolation": "bicubic"}
 _METADATA = "keras_mixer"  # key of the spec, as JSON, in files by `write`
-_OURS = "a Mixer of this program in timm's format"
+_WRITTEN_HERE = "a Mixer of keras_mixer in timm's format"
 _OLDEST_TORCH = (2, 10)  # weights_only is unsafe before: CVE-2025-32434, CVE-2026-24747
 _WRAPPERS = ("state_dict", "model")
 _LARGEST_JSON = 4 << 20  # bytes; the header of H/14 has 40 kB
@@ -67,59 +67,41 @@ LAYOUT = Layout(
 
 
 def read_safetensors(path, image_shape=None):
-    """Reads a .safetensors file by timm or `write`. Args, Returns, Raises: As `official.read`."""
+    """Reads a .safetensors file by timm or `write`; see `formats.Format`."""
     try:
-        _check_header(path)
         with safe_open(path, framework="numpy") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             tensors = {
                 name: Tensor(tuple(s.get_shape()), _TYPES.get(s.get_dtype(), s.get_dtype()))
                 for name, s in slices.items()
             }
-            spec = _spec(path, file.metadata(), tensors, image_shape)
+            written_here = (file.metadata() or {}).get(_METADATA)
+            if written_here:
+                with errors_about(f"{path}: its metadata does not describe a Mixer"):
+                    spec = ModelSpec.from_json(json.loads(written_here))
+            else:
+                spec = ModelSpec(
+                    infer_architecture(path, LAYOUT, tensors, image_shape, activation="gelu_erf")
+                )
             arrays = restore(path, LAYOUT, spec.architecture, tensors, file.get_tensor)
-            ours = _METADATA in (file.metadata() or {})
     except InputError:
         raise
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise InputError(f"{path}: not a readable .safetensors checkpoint ({error})") from error
-    return (spec, arrays, _OURS) if ours else _as_configured(path, spec, arrays)
-
-
-def _check_header(path):
-    """Refuses large headers and duplicate names, which safetensors accepts (up to 100 MB)."""
-
-    def unique(pairs):
-        if len(dict(pairs)) != len(pairs):
-            raise ValueError("a name comes twice")
-        return dict(pairs)
-
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > _LARGEST_JSON:
-            raise ValueError(f"a header of {length:,} bytes, more than any Mixer has")
-        json.loads(file.read(length), object_pairs_hook=unique)
-
-
-def _spec(path, metadata, tensors, image_shape):
-    if metadata and _METADATA in metadata:
-        with errors_about(f"{path}: its metadata describe no Mixer"):
-            return ModelSpec.from_json(json.loads(metadata[_METADATA]))
-    architecture = infer_architecture(path, LAYOUT, tensors, image_shape, activation="gelu_erf")
-    return ModelSpec(architecture)
+    return (spec, arrays, _WRITTEN_HERE) if written_here else _apply_config(path, spec, arrays)
 
 
 def write(path, spec, arrays):
     """Writes a .safetensors file that timm can load, with the spec in its metadata.
 
-    timm uses the exact GELU unless given another `act_layer`. Args, Raises: As `official.write`.
+    See `formats.Format`. timm uses the exact GELU unless given another `act_layer`.
     """
     for name in sorted(DEFAULTS.keys() - {"channels", "activation"}):
         value = getattr(spec.architecture, name)
         if value != DEFAULTS[name]:
             raise InputError(
                 f"{path}: timm has no Mixer with {name}={str(value).lower()}; convert it to a "
-                f"folder of our own"
+                f"model folder"
             )
     metadata = {_METADATA: json.dumps(spec.to_json())}
     write_atomically(path, pack(store(LAYOUT, arrays), metadata))
@@ -128,7 +110,7 @@ def write(path, spec, arrays):
 # === config.json ===
 
 
-def _as_configured(path, spec, arrays):
+def _apply_config(path, spec, arrays):
     """Returns (spec, arrays, source) after applying the config.json beside a file, if any."""
     config = path.with_name("config.json")
     try:
@@ -138,45 +120,42 @@ def _as_configured(path, spec, arrays):
         spec = spec.replace(preprocessing=Preprocessing(crop, interpolation))
         return spec, fold_normalization(arrays, values["mean"], values["std"]), source
     except (OSError, ValueError, OverflowError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(
-            f"{config}: not a config of timm that can be followed ({error}); mend it, or move it "
-            f"away"
-        ) from error
+        raise InputError(f"{config}: invalid timm config ({error}); fix or remove it") from error
 
 
 def _read_config(config):
-    """Returns (values, source): those values of a config.json that we know, as a dict."""
+    """Returns (values, source): the values of a config.json that are used, as a dict."""
     if config.stat().st_size > _LARGEST_JSON:
         raise ValueError("it is too large")
     content = json.loads(config.read_text())
-    values = content.get("pretrained_cfg", content)  # older files have the values themselves
+    values = content.get("pretrained_cfg", content)  # older files have the values at the top
     if not isinstance(values, dict):
-        raise ValueError("its pretrained_cfg is no object")
+        raise ValueError("its pretrained_cfg is not an object")
     known = {name: values[name] for name in _ASSUMED if values.get(name) is not None}
-    source = f"{LAYOUT.source} as its config.json has it"
+    source = f"{LAYOUT.source} with its config.json"
     return known, source if len(known) == len(_ASSUMED) else f"{source} ({_assumed(known)})"
 
 
 def _assumed(known):
-    """Returns, as text, what is assumed where only these values are known."""
+    """Returns the values that are assumed beside known ones, as text."""
     values = [f"{name} {value}" for name, value in _ASSUMED.items() if name not in known]
     return f"assumed: {', '.join(values)}"
 
 
-# The source of files whose mean and std nothing tells.
+# The source of files without a mean and std.
 UNCONFIGURED = (
     f"{LAYOUT.source} without the config.json of the Hugging Face hub beside it ({_assumed({})}; "
-    f"else put it there, or use keras-mixer convert FILE FOLDER --mean=M --std=S)"
+    f"otherwise put it there, or use keras-mixer convert FILE FOLDER --mean=M --std=S)"
 )
 
 
 def fold_normalization(arrays, mean, std):
-    """Folds the mean and std of timm's images into the stem, whose images are then in [-1, 1].
+    """Folds timm's normalization into the stem, which then takes images in [-1, 1].
 
     Args:
         arrays: dict from variable path to array, not modified.
-        mean, std: Subtracted from images in [0, 1], and what they are then divided by: a sequence
-            of one number for each channel, or a number for all.
+        mean, std: Subtracted from images in [0, 1], and divided by: a sequence of one number for
+            each channel, or a number for all.
 
     Returns:
         dict of arrays; the same if mean and std are 0.5.
@@ -184,9 +163,16 @@ def fold_normalization(arrays, mean, std):
     Raises:
         InputError: If they are not one number for each channel, or out of bounds.
     """
-    channels = arrays["stem/kernel"].shape[2]
-    mean, std = _per_channel("mean", mean, channels), _per_channel("std", std, channels)
-    return _from_model_range(arrays, mean, std)
+    kernel = arrays["stem/kernel"].astype(np.float64)
+    mean = _per_channel("mean", mean, kernel.shape[2])
+    std = _per_channel("std", std, kernel.shape[2])
+    if (mean == 0.5).all() and (std == 0.5).all():
+        return arrays
+    shift = (kernel * ((0.5 - mean) / std)[:, None]).sum((0, 1, 2))
+    return arrays | {
+        "stem/kernel": (kernel * (0.5 / std)[:, None]).astype(np.float32),
+        "stem/bias": (arrays["stem/bias"] + shift).astype(np.float32),
+    }
 
 
 def _per_channel(name, values, channels):
@@ -202,32 +188,20 @@ def _per_channel(name, values, channels):
     return array
 
 
-def _from_model_range(arrays, mean, std):
-    """Folds mean and std into the stem: `(image / 255 - mean) / std` from images in [-1, 1]."""
-    if (mean == 0.5).all() and (std == 0.5).all():
-        return arrays
-    kernel = arrays["stem/kernel"].astype(np.float64)
-    shift = (kernel * ((0.5 - mean) / std)[:, None]).sum((0, 1, 2))
-    return arrays | {
-        "stem/kernel": (kernel * (0.5 / std)[:, None]).astype(np.float32),
-        "stem/bias": (arrays["stem/bias"] + shift).astype(np.float32),
-    }
-
-
 # === .pth ===
 
 
 def read_torch(path, image_shape=None):
     """Reads a state dict saved by torch, with `torch.load(weights_only=True)`.
 
-    Args, Returns, Raises: As `official.read`; also if torch is missing or too old, or if the file
-    contains more than weights.
+    See `formats.Format`. An `InputError` is also raised if torch is missing or too old, or if the
+    file contains more than weights.
     """
-    torch = _torch(path)
+    torch = _import_torch(path)
     with open_archive(path, "a .pth file of torch 1.6 or later") as (_, members):
         size = sum(info.file_size for info in members.values())
-    state = _state(path, _unpickled(torch, path))
     with _torch_errors(path):
+        state = _unwrap(path, torch.load(path, map_location="cpu", weights_only=True))
         tensors = {
             name: Tensor(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
             for name, tensor in state.items()
@@ -239,11 +213,12 @@ def read_torch(path, image_shape=None):
         arrays = restore(
             path, LAYOUT, architecture, tensors, lambda name: state[name].detach().float().numpy()
         )
-    return _as_configured(path, ModelSpec(architecture), arrays)
+    return _apply_config(path, ModelSpec(architecture), arrays)
 
 
-def _torch(path):
-    advice = "or convert the file to .safetensors where torch is, which needs no torch here"
+def _import_torch(path):
+    advice = "or convert the file to .safetensors on a machine with torch"
+    oldest = ".".join(map(str, _OLDEST_TORCH))
     try:
         import torch
     except ImportError as error:
@@ -252,17 +227,11 @@ def _torch(path):
             f"pip install 'keras_mixer[torch]', {advice}"
         ) from error
     if tuple(map(int, torch.__version__.split(".")[:2])) < _OLDEST_TORCH:
-        oldest = ".".join(map(str, _OLDEST_TORCH))
         raise InputError(
-            f"{path}: .pth files can take over older versions of torch; expected torch >= "
+            f"{path}: .pth files can execute code in older versions of torch; expected torch >= "
             f"{oldest}, found {torch.__version__}: pip install -U 'torch>={oldest}', {advice}"
         )
     return torch
-
-
-def _unpickled(torch, path):
-    with _torch_errors(path):
-        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 @contextlib.contextmanager
@@ -274,12 +243,12 @@ def _torch_errors(path):
     except Exception as error:  # torch does not document what its unpickler raises
         first = "".join(str(error).strip().splitlines()[:1])
         raise InputError(
-            f"{path}: holds more than weights, or is damaged, and was not loaded; where you trust "
+            f"{path}: holds more than weights, or is damaged, and was not loaded; if you trust "
             f"it, save its state_dict as .safetensors ({type(error).__name__}: {first:.200})"
         ) from error
 
 
-def _state(path, content):
+def _unwrap(path, content):
     """Returns the state dict, which training scripts wrap in a dict under one of two keys."""
     if isinstance(content, dict):
         inner = [v for k, v in content.items() if k in _WRAPPERS and isinstance(v, dict)]
