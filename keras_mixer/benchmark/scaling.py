@@ -1,23 +1,20 @@
-"""How training scales with processes: measured on this computer, and a model of it for GPUs.
+"""How training scales with processes: measured on this computer, and calculated for GPUs.
 
 A step takes as long as its computation, which is divided among the devices, and then the exchange
-of the gradients, a ring all-reduce, which is not hidden behind it here:
+of the gradients, a ring all-reduce, which does not overlap with it here:
 
     step(P) = step(1) / P + 2 (P - 1) / P * 4 bytes * parameters / bandwidth
 """
 
 import contextlib
-import json
 import statistics
-import subprocess
 import sys
-import tempfile
 
+from keras_mixer.benchmark.measure import Worker
 from keras_mixer.compute.environment import cores
 from keras_mixer.compute.rank import free_port, variables_of
 from keras_mixer.config.options import options_of
 from keras_mixer.config.training import Config
-from keras_mixer.errors import RunError
 from keras_mixer.log import track
 from keras_mixer.model.architecture import Architecture
 from keras_mixer.reports.markdown import table
@@ -48,37 +45,27 @@ def measure(config, counts, repeats):
     Raises:
         RunError: If a process fails.
     """
-    values = options_of(config, Config) | {"repeats": repeats, "steps": _STEPS}
-    return {count: _measured(count, values) for count in track(counts, "measuring")}
+    options = options_of(config, Config) | {"repeats": repeats, "steps": _STEPS}
+    return {count: _measure(count, options) for count in track(counts, "measuring")}
 
 
-def _measured(count, values):
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        port = free_port()
-        processes = [_start(count, port, index, folder, stack) for index in range(count)]
-        for process in processes:
-            process.stdin.write(json.dumps(values) + "\n")
-            process.stdin.flush()
-        answer = processes[0].stdout.readline()
-        statuses = [process.wait() for process in processes]
-        if not answer or any(statuses):
-            with open(f"{folder}/{[*map(bool, statuses), True].index(True)}") as errors:
-                last = (errors.read().strip().splitlines() or ["no message"])[-1]
-            raise RunError(f"{count} processes cannot be measured: {last}")
-    return json.loads(answer)
+def _measure(count, options):
+    port = free_port()
+    with contextlib.ExitStack() as stack:
+        workers = [
+            stack.enter_context(_worker(count, port, index, options)) for index in range(count)
+        ]
+        failed = [worker for worker in workers if worker.process.wait()]
+        if failed:
+            raise failed[0].failure()
+        return workers[0].answer()
 
 
-def _start(count, port, index, folder, stack):
-    errors = stack.enter_context(open(f"{folder}/{index}", "w"))  # noqa: SIM115
-    command = [sys.executable, "-m", "keras_mixer.benchmark.scaling_worker", str(index % cores())]
-    process = subprocess.Popen(
-        command,
-        env=variables_of(port, count, index) | {"KERAS_BACKEND": "jax"},
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
-    )  # fmt: skip
-    stack.callback(process.communicate)
-    stack.callback(process.kill)
-    return process
+def _worker(count, port, index, options):
+    name, module = f"{count} processes", "keras_mixer.benchmark.scaling_worker"
+    command = [sys.executable, "-m", module, str(index % cores())]
+    variables = variables_of(port, count, index) | {"KERAS_BACKEND": "jax"}
+    return Worker(name, command, options, variables)
 
 
 # === Results ===

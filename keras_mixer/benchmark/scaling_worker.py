@@ -1,6 +1,6 @@
 """Measures the steps of one run in several processes, as one of them.
 
-Started as `python -m keras_mixer.benchmark.scaling_worker CORE`, with the place of the process in
+Started as `python -m keras_mixer.benchmark.scaling_worker CORE`, with the rank of the process in
 its environment. Standard input is a JSON object: the fields of a `Config`, `repeats`, `steps`.
 Process 0 answers with a JSON object of seconds: `step` (on random images) and `fit` (on the input
 pipeline), a list each; `exchange` of the gradients alone; `input` of this process's part of a
