@@ -12,15 +12,15 @@ from keras_mixer import Config, InputError, load_mixer
 from keras_mixer.commands.studies import _finetuning
 from keras_mixer.data.datasets import AVG5
 from keras_mixer.inference.evaluate import compute_logits
+from keras_mixer.jobs import JobSequence
 from keras_mixer.runs.run import read_history, read_metrics
 from keras_mixer.signals import Interrupted
+from keras_mixer.studies import transfer
 from keras_mixer.studies.resizing import Shape, parse_shape, study_resizing
 from keras_mixer.studies.transfer import (
     FINE_TUNED,
     SCRATCH,
     Result,
-    _has_validation,
-    _validation_accuracy,
     as_table,
     study_transfer,
 )
@@ -170,18 +170,19 @@ def test_transfer_chooses_on_held_out_images_and_tests_once(preset, tmp_path, co
 
 @pytest.mark.parametrize("own_split", [False, True])
 def test_learning_rates_are_compared_by_the_weights_that_final_runs_keep(
-    folder, tmp_path, own_split
+    folder, tmp_path, monkeypatch, own_split
 ):
     """The last ones; those of the best epoch if the data have a validation split of their own."""
     if own_split:
         for split in ("train", "val", "test"):
             shutil.copytree(folder, tmp_path / "split" / split)
-    data = tmp_path / "split" if own_split else folder
-    config = Config(dataset="folder", data_dir=str(data), validation_fraction=0.0)
     (tmp_path / "history.csv").write_text("epoch,val_accuracy\n1,0.75\n2,0.5\n")
-    run = SimpleNamespace(config=config, directory=tmp_path, scores={"validation": {"top1": 0.75}})
-    assert _has_validation(config) == own_split
-    assert _validation_accuracy(run, own_split) == (0.75 if own_split else 0.5)
+    run = SimpleNamespace(directory=tmp_path, scores={"validation": {"top1": 0.75}})
+    monkeypatch.setattr(transfer.JobSequence, "run", lambda self, name, config: run)
+    data = tmp_path / "split" if own_split else folder
+    config = Config(dataset="folder", data_dir=str(data))
+    result = transfer._train_arm(JobSequence(3), ("x", FINE_TUNED), config, [1, 2], [0], tmp_path)
+    assert set(result.choice.values()) == {0.75 if own_split else 0.5}
 
 
 def test_one_learning_rate_leaves_nothing_to_choose(preset, tmp_path, counted):

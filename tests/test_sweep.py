@@ -4,7 +4,6 @@ import base64
 import csv
 import json
 import os
-import random
 import re
 import shutil
 import signal
@@ -20,10 +19,10 @@ from conftest import ROOT
 
 from keras_mixer import Config, InputError, RunError
 from keras_mixer.commands.sweep import SweepOptions
+from keras_mixer.errors import InUseError
 from keras_mixer.runs.run import read_metrics
 from keras_mixer.signals import Interrupted
 from keras_mixer.studies import space, sweep, trials
-from keras_mixer.studies.pruning import pruning_of
 from keras_mixer.studies.space import Choice, Range, parse_space
 
 # === Spaces ===
@@ -86,14 +85,14 @@ def test_a_grid_has_every_combination_once():
         space.grid(parse_space("lr=1..2; dropout=0,0.1"))
 
 
-@pytest.mark.parametrize("name", ["lr", "decay", "depth"])
-def test_draws_are_within_their_range_and_even(name):
+@pytest.mark.parametrize("name, middle", [("lr", 1e-3), ("decay", 0.5), ("depth", 2.5)])
+def test_random_values_are_within_their_range_and_uniform(name, middle):
     values = parse_space("lr=1e-4..1e-2:log; decay=0..1; depth=1..4")[name]
-    drawn = [values.draw(random.Random(seed)) for seed in range(2000)]
-    assert values.low <= min(drawn) and max(drawn) <= values.high
-    middle = {"lr": 1e-3, "decay": 0.5, "depth": 2.5}[name]
-    assert 900 < sum(value < middle for value in drawn) < 1100
-    assert float(values.format_value(drawn[0])) == pytest.approx(drawn[0], rel=1e-3)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    sampled = [values.suggest(study.ask(), name) for _ in range(1000)]
+    assert values.low <= min(sampled) and max(sampled) <= values.high
+    assert 440 < sum(value < middle for value in sampled) < 560
+    assert float(values.format_value(sampled[0])) == pytest.approx(sampled[0], rel=1e-3)
 
 
 # === What is tried ===
@@ -132,7 +131,7 @@ def search(text="lr=0.01,0.1,1", sampler="grid", seeds=(0,), trials=4, prune=Fal
 
 def study_of(search, folder):
     folder.mkdir(exist_ok=True)
-    return sweep.open_study(search, f"sqlite:///{folder / 'study.db'}", "it")
+    return sweep.open_study(search, folder, name="it")
 
 
 def test_the_best_by_validation_is_scored_with_every_seed(jobs, tmp_path):
@@ -178,11 +177,11 @@ def test_more_trials_of_tpe_are_new_ones(jobs, tmp_path):
     assert len({lr for lr, _, _ in jobs.called}) == 5
 
 
-def test_drawn_settings_differ_if_there_are_enough():
+def test_random_settings_differ_if_there_are_enough():
     few = search("lr=0.1,0.2;dropout=0,0.1", "random", trials=9)
-    assert len(few.draw()) == 4
-    more = search("lr=0.1,0.2;dropout=0..0.1", "random", trials=9)
-    assert more.draw()[:3] == search("lr=0.1,0.2;dropout=0..0.1", "random", trials=3).draw()
+    assert len(few.settings()) == 4
+    more = search("lr=0.1,0.2;dropout=0..0.1", "random", trials=9).settings()
+    assert more[:3] == search("lr=0.1,0.2;dropout=0..0.1", "random", trials=3).settings()
 
 
 def test_a_failed_setting_is_told_and_ends_nothing(jobs, tmp_path, capsys):
@@ -216,13 +215,40 @@ def test_an_interrupted_setting_is_continued_by_the_next_call(jobs, tmp_path):
     assert [lr for lr, _, _ in jobs.called] == [0.01, 0.01, 0.1, 0.1, 1.0, 1.0, 0.1, 0.1]
 
 
-def test_what_two_workers_queued_at_once_is_tried_once(jobs, tmp_path):
+def test_a_setting_that_another_process_trains_is_waited_for(jobs, tmp_path, monkeypatch, caplog):
+    """As when that worker was suspended, and its setting queued again."""
+    monkeypatch.setattr(sweep.time, "sleep", lambda seconds: jobs.outcomes.clear())
+    jobs.outcomes[0.1, 0] = InUseError("--output_dir=x is in use")
+    it = search()
+    result = sweep.sweep(it, study_of(it, tmp_path), tmp_path, (0,))
+    assert [trial.state for trial in result.trials] == ["complete"] * 3
+    assert [lr for lr, _, _ in jobs.called] == [0.01, 0.1, 0.1, 1.0, 0.1]
+    assert caplog.text.count("waiting: --output_dir=x is in use") == 1
+
+
+def test_a_worker_goes_on_after_its_setting_was_taken_over(jobs, tmp_path, monkeypatch):
+    it, run = search(), jobs.run
+    study = study_of(it, tmp_path)
+
+    def run_and_lose(self, name, config, callbacks=()):
+        if config.lr == 0.1 and len(jobs.called) == 1:  # its heartbeat was late
+            [trial] = [t for t in study.trials if t.state.name == "RUNNING"]
+            study._storage.set_trial_state_values(trial._trial_id, optuna.trial.TrialState.FAIL)
+            study.enqueue_trial(trial.params, trial.user_attrs)
+        return run(self, name, config, callbacks)
+
+    monkeypatch.setattr(jobs, "run", run_and_lose)
+    result = sweep.sweep(it, study, tmp_path)
+    assert [trial.state for trial in result.trials] == ["complete"] * 3
+
+
+def test_a_trial_that_was_not_queued_is_left(jobs, tmp_path):
+    """Another worker took the last setting between the question and the answer."""
     it = search()
     study = study_of(it, tmp_path)
-    for index, setting in enumerate(it.queue()):  # as if another worker had not seen the first's
-        study.enqueue_trial(setting, user_attrs={trials.INDEX: index})
-    result = sweep.sweep(it, study, tmp_path)
-    assert len(jobs.called) == len(result.trials) == 3
+    worker = sweep._Worker(it, study, tmp_path)
+    study.optimize(worker._train, n_trials=4, catch=RunError)
+    assert len(jobs.called) == 3 == len(trials.list_trials(it, study, tmp_path))
 
 
 def test_what_a_killed_worker_left_is_tried_again(jobs, tmp_path):
@@ -274,8 +300,8 @@ def test_runs_are_counted_once_though_they_were_interrupted(jobs, tmp_path):
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             sweep.sweep(it, study_of(it, tmp_path), tmp_path)
-    work = sweep._Work(it, study_of(it, tmp_path), tmp_path)
-    assert (work.jobs.begun, work.jobs.total) == (2, 3)
+    worker = sweep._Worker(it, study_of(it, tmp_path), tmp_path)
+    assert (worker.jobs.begun, worker.jobs.total) == (2, 3)
 
 
 @pytest.mark.parametrize("behind", [0, 2, 3])
@@ -292,7 +318,7 @@ def test_a_continued_setting_is_pruned_by_all_of_its_epochs(tmp_path, behind):
     if behind:
         (tmp_path / "history.csv").write_text("epoch,val_accuracy\n" + "".join(rows))
     trial = study.ask()
-    pruning = pruning_of(trial, tmp_path)
+    pruning = sweep.pruning_callback(trial, tmp_path)
     pruning.on_train_begin()
     for epoch in range(behind, 3):
         pruning.on_epoch_end(epoch, {"val_accuracy": accuracies[epoch]})
@@ -302,17 +328,23 @@ def test_a_continued_setting_is_pruned_by_all_of_its_epochs(tmp_path, behind):
 
 
 def test_a_setting_that_is_no_folder_name():
-    found = trials.folder_of(ROOT, {"variant": "S/16", "randaugment": "2,9"})
+    found = trials.setting_folder(ROOT, {"variant": "S/16", "randaugment": "2,9"})
     assert found.parent == ROOT and "/" not in found.name
 
 
 def test_databases_that_cannot_be_opened(tmp_path):
     for url in ("sqlite:////no/such/folder/study.db", "nothing", "postgresql+nodriver://host/x"):
         with pytest.raises(InputError, match="--storage: "):
-            sweep.open_study(search(), url, "it")
+            sweep.open_study(search(), tmp_path, url)
     (tmp_path / "study.db").write_text("no database")
     with pytest.raises(InputError, match="--storage: the database .* cannot be opened"):
         study_of(search(), tmp_path)
+
+
+def test_the_database_is_in_the_folder_whatever_its_name(tmp_path):
+    folder = tmp_path / "lr=1?mode=ro%41 {x}#y"
+    study_of(search(), folder)
+    assert (folder / "study.db").exists() and list(tmp_path.iterdir()) == [folder]
 
 
 # === As a command ===
@@ -322,7 +354,7 @@ FLAGS = ["--depth=1", "--dim=8", "--batch_size=64", "--num_steps=2", "--jit=fals
 
 def test_command(run, tmp_path, monkeypatch):
     measured = SimpleNamespace(rate=1000.0, first_call=2.0)
-    monkeypatch.setattr("keras_mixer.benchmark.benchmark.measure_training", lambda config: measured)
+    monkeypatch.setattr("keras_mixer.benchmark.measure.measure_training", lambda config: measured)
     space = "lr=0.1,0.001;optimizer=adam;tokens_mlp_dim+channels_mlp_dim=5"
     words = [f"--space={space}", "--output_dir=s", "--test_seeds=0,1"]
     words += ["--output=s.md", "--csv=s.csv", "--", *FLAGS]

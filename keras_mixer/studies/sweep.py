@@ -166,8 +166,8 @@ class _Worker:
                 self.study.optimize(self._train, n_trials=1, catch=(InputError, RunError))
             except _Stopped as stopped:
                 raise stopped.__cause__ from None
-            except ValueError as error:
-                if "Cannot tell" not in str(error):
+            except (ValueError, AssertionError) as error:  # Optuna raises one while the other
+                if "Cannot tell" not in f"{error} {error.__context__}":
                     raise
                 logger.warning("another worker took over a setting while this one was suspended")
 

@@ -142,16 +142,15 @@ def _row(trial, search):
 
 
 def _scored(result):
-    """Returns lines on the scores of the best setting; none without runs of it."""
-    if not result.runs:
-        return []
-    split = result.runs[0].config.eval_split
-    top1 = [100 * run.scores[split]["top1"] for run in result.runs]
-    images, seeds = len(result.runs[0].dataset.split(split)), _over(len(result.runs))
-    return [
-        f"**The best by validation, {describe_setting(result.trials[0].setting)}: {spread(top1)}% of "
-        f"{images:,} {split} images, {seeds}.**\n"
-    ]
+    """Yields a line on the scores of the best setting, if it was scored."""
+    if result.runs:
+        best, split = result.trials[0].setting, result.runs[0].config.eval_split
+        top1 = [100 * run.scores[split]["top1"] for run in result.runs]
+        images, seeds = len(result.runs[0].dataset.split(split)), _over(len(result.runs))
+        yield (
+            f"**The best by validation, {describe_setting(best)}: {spread(top1)}% of {images:,} "
+            f"{split} images, {seeds}.**\n"
+        )
 
 
 def run_directories(trial, search):
