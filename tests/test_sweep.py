@@ -17,7 +17,7 @@ import optuna
 import pytest
 from conftest import ROOT
 
-from keras_mixer import Config, InputError, RunError
+from keras_mixer import InputError, RunError
 from keras_mixer.commands.sweep import SweepOptions
 from keras_mixer.errors import InUseError
 from keras_mixer.runs.run import read_metrics
@@ -123,10 +123,7 @@ def jobs(monkeypatch):
 
 
 def search(text="lr=0.01,0.1,1", sampler="grid", seeds=(0,), trials=4, prune=False, flags=()):
-    def make(setting):
-        return Config(**{name: float(value) for name, value in setting.items()})
-
-    return sweep.Search(parse_space(text), sampler, trials, seeds, prune, make, flags)
+    return sweep.Search(parse_space(text), sampler, trials, seeds, prune, flags)
 
 
 def study_of(search, folder):

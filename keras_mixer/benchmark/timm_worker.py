@@ -1,7 +1,7 @@
-"""Measures timm's Mixer in a process of its own, with the protocol of `benchmark_worker`.
+"""Process of a benchmark of timm's Mixer, with the protocol of worker.py.
 
-A script for a Python with torch and timm. It imports nothing of this package, so what both workers
-do stands here. Its first line of input has the `measure`, the sizes of the model, `batch_size`,
+A script for a Python with torch and timm: it imports nothing of this package, so what both workers
+share is here. Its first line of input has the `measure`, the sizes of the model, `batch_size`,
 `precision`, `optimizer`, `momentum`, `lr` and whether the model is `compiled`; for `fit`, also
 `train_images` and `crop_padding`.
 """
@@ -123,7 +123,7 @@ def cropped_batches(options, device):
             yield padded[image, channel, row + top, column + left], labels[chosen]
 
 
-# === What both workers do ===
+# === Shared by both workers ===
 
 
 def answer_lines(lines, answer, call, wait, images, memory):

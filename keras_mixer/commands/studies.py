@@ -1,4 +1,4 @@
-"""Commands for many runs, and for none: report, transfer, resizing, benchmark."""
+"""The commands `report`, `transfer`, `resizing` and `benchmark`."""
 
 import dataclasses
 import io
@@ -102,7 +102,7 @@ class TransferOptions:
     datasets: tuple[str, ...] = option(
         AVG5,
         "Datasets: NAME means --preset=finetune_NAME, or --preset=NAME where there is none; a path "
-        "ending in .flags is used as given. --data_dir after -- is for those whose flagfile has "
+        "ending in .flags is used as given. --data_dir after -- is for datasets whose flagfile has "
         "none.",
     )
     seeds: tuple[int, ...] = option((0, 1, 2), "Seeds; one run each.", **SEED)
@@ -241,7 +241,7 @@ class BenchmarkOptions(Config):
     )
     processes: tuple[int, ...] | None = option(
         None,
-        "Measure nothing but how training scales with these numbers of processes, on Keras's JAX "
+        "Measure how training scales with these numbers of processes instead, on Keras's JAX "
         "backend, each on a core of its own; and calculate it for up to 64 GPUs.",
         low=1,
         high=64,

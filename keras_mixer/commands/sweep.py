@@ -1,14 +1,11 @@
 """The command `sweep`."""
 
 import dataclasses
-import functools
 from pathlib import Path
 from shlex import quote
 
 from keras_mixer.commands.shared import check_outputs, publish_table, refuse_options, write
-from keras_mixer.config.command_line import parse
 from keras_mixer.config.options import COUNT, SEED, option
-from keras_mixer.config.training import Config
 from keras_mixer.errors import InputError, path_errors
 from keras_mixer.log import duration, logger
 from keras_mixer.studies import sweep as study_sweep
@@ -90,7 +87,6 @@ def sweep(options, arguments):
         options.trials,
         tuple(dict.fromkeys(options.seeds)),
         options.prune,
-        functools.partial(_config, tuple(arguments)),
         tuple(arguments),
     )
     test_seeds = tuple(dict.fromkeys(options.test_seeds)) if options.score else ()
@@ -126,12 +122,6 @@ def _check(options, arguments, space):
     varied = {name for names in space for name in names.split("+")}
     set_here = {name: "is set by the sweep for every run" for name in SET_BY_STUDIES}
     refuse_options(arguments, set_here | dict.fromkeys(varied, "is in --space"))
-
-
-def _config(flags, setting):
-    """Returns the config of a setting and the flags after --."""
-    given = [f"--{name}={value}" for names, value in setting.items() for name in names.split("+")]
-    return parse(Config, [*flags, *given])[0]
 
 
 def _log_cost(search, runs, test_seeds):

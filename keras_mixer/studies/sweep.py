@@ -11,10 +11,10 @@ import dataclasses
 import re
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from keras_mixer.backend import quiet_tensorflow
+from keras_mixer.config.command_line import parse
 from keras_mixer.config.resolve import resolve
 from keras_mixer.config.training import Config
 from keras_mixer.errors import InputError, InUseError, RunError
@@ -51,8 +51,7 @@ class Search:
         seeds: Seeds that each setting is trained with.
         prune: bool. Stop settings whose best validation accuracy so far is below the median of
             what the finished ones had at the same epoch: Optuna's MedianPruner, by the first seed.
-        make: Function from a setting, a dict from option to string, to the `Config` of its runs.
-        flags: list of strings that tells what `make` does, for comparing searches.
+        flags: Flags of train that apply to all settings.
     """
 
     space: dict
@@ -60,7 +59,6 @@ class Search:
     trials: int
     seeds: tuple[int, ...]
     prune: bool
-    make: Callable[[dict], Config]
     flags: tuple[str, ...] = ()
 
     def settings(self):
@@ -95,16 +93,16 @@ class Search:
             "flags after --": " ".join(self.flags),
         }
 
-    def config(self, setting, seed, folder, eval_split):
+    def config(self, setting):
+        """Returns the `Config` of a setting, a dict from options, joined by +, to string."""
+        pairs = ((name, value) for names, value in setting.items() for name in names.split("+"))
+        return parse(Config, [*self.flags, *(f"--{name}={value}" for name, value in pairs)])[0]
+
+    def run_config(self, setting, seed, folder, eval_split):
         """Returns the `Config` of a run of a setting; an `eval_split` of None is the test split."""
-        return dataclasses.replace(
-            self.make(setting),
-            seed=seed,
-            eval_split=eval_split,
-            export=False,
-            overwrite=False,
-            output_dir=str(setting_folder(folder, setting) / f"seed-{seed}"),
-        )
+        directory = str(setting_folder(folder, setting) / f"seed-{seed}")
+        own = {"seed": seed, "eval_split": eval_split, "output_dir": directory}
+        return dataclasses.replace(self.config(setting), **own, export=False, overwrite=False)
 
 
 # === Training ===
@@ -138,7 +136,7 @@ def sweep(search, study, folder, test_seeds=()):
         worker.run(
             jobs,
             f"the best, {describe_setting(best)}, seed {seed}",
-            search.config(best, seed, folder, None),
+            search.run_config(best, seed, folder, None),
         )
         for seed in test_seeds
     ]
@@ -221,7 +219,7 @@ class _Worker:
 
     def _validation_top1(self, trial, setting):
         for seed in self.search.seeds:
-            config = self.search.config(setting, seed, self.folder, "validation")
+            config = self.search.run_config(setting, seed, self.folder, "validation")
             pruned = self.search.prune and seed == self.search.seeds[0]
             callbacks = [pruning_callback(trial, config.output_dir)] if pruned else []
             name = f"{describe_setting(setting)}, seed {seed}"
@@ -376,7 +374,7 @@ def plan_settings(search):
     runs, errors = [], []
     for params in search.settings():
         try:
-            config = search.make(format_setting(search.space, params))
+            config = search.config(format_setting(search.space, params))
             runs.append(_planned(config, runs[0].dataset if runs else None))
         except InputError as error:
             errors.append(error)
