@@ -123,7 +123,7 @@ def jobs(monkeypatch):
 
 
 def search(text="lr=0.01,0.1,1", sampler="grid", seeds=(0,), trials=4, prune=False, flags=()):
-    return sweep.Search(parse_space(text), sampler, trials, seeds, prune, flags)
+    return space.Search(parse_space(text), sampler, trials, seeds, prune, flags)
 
 
 def study_of(search, folder):
@@ -325,7 +325,7 @@ def test_a_continued_setting_is_pruned_by_all_of_its_epochs(tmp_path, behind):
 
 
 def test_a_setting_that_is_no_folder_name():
-    found = trials.setting_folder(ROOT, {"variant": "S/16", "randaugment": "2,9"})
+    found = space.setting_folder(ROOT, {"variant": "S/16", "randaugment": "2,9"})
     assert found.parent == ROOT and "/" not in found.name
 
 

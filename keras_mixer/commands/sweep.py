@@ -10,7 +10,7 @@ from keras_mixer.errors import InputError, path_errors
 from keras_mixer.log import duration, logger
 from keras_mixer.studies import sweep as study_sweep
 from keras_mixer.studies import trials as study_trials
-from keras_mixer.studies.space import SET_BY_STUDIES, parse_space
+from keras_mixer.studies.space import SAMPLERS, SET_BY_STUDIES, Search, parse_space
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class SweepOptions:
         "grid",
         "How settings are chosen. grid: all combinations; random: --trials at random; tpe: near "
         "the best so far (tree-structured Parzen estimator).",
-        choices=study_sweep.SAMPLERS,
+        choices=SAMPLERS,
         basic=True,
     )
     trials: int = option(
@@ -81,7 +81,7 @@ def sweep(options, arguments):
     """
     space = parse_space(options.space or "")
     _check(options, arguments, space)
-    search = study_sweep.Search(
+    search = Search(
         space,
         options.sampler,
         options.trials,

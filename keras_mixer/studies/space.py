@@ -1,10 +1,13 @@
-"""Search space of a sweep: the options that it varies, and their values."""
+"""What a sweep searches: the options that it varies, their values, and the settings to try."""
 
+import contextlib
 import dataclasses
 import itertools
 import math
 import re
+import warnings
 
+from keras_mixer.config.command_line import parse
 from keras_mixer.config.data import DatasetOptions
 from keras_mixer.config.options import kind_of, nearest
 from keras_mixer.config.training import Config
@@ -162,3 +165,99 @@ def grid(space):
 def format_setting(space, params):
     """Returns the parameters of an Optuna trial as they are written on the command line."""
     return {name: values.format_value(params[name]) for name, values in space.items()}
+
+
+def setting_folder(folder, setting):
+    """Returns the folder of the runs of a setting."""
+    name = ",".join(f"{name}={value}" for name, value in setting.items())
+    return folder / re.sub(r"[^\w.,=+-]", "_", name)
+
+
+def describe_setting(setting):
+    """Returns a setting in words, for the terminal."""
+    return ", ".join(f"{name} {value}" for name, value in setting.items())
+
+
+# === Searches ===
+
+SAMPLERS = ("grid", "random", "tpe")
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """What a sweep searches, and how.
+
+    Attributes:
+        space: dict from option to `Choice` or `Range`.
+        sampler: One of `SAMPLERS`.
+        trials: int. Number of settings, for random and tpe.
+        seeds: Seeds that each setting is trained with.
+        prune: bool. Stop settings whose best validation accuracy so far is below the median of
+            what the finished ones had at the same epoch: Optuna's MedianPruner, by the first seed.
+        flags: Flags of train that apply to all settings.
+    """
+
+    space: dict
+    sampler: str
+    trials: int
+    seeds: tuple[int, ...]
+    prune: bool
+    flags: tuple[str, ...] = ()
+
+    def settings(self):
+        """Returns the parameters of all settings in the order of the search; random ones for tpe.
+
+        Of random settings, no two are equal, and a larger number of trials begins with the same.
+        """
+        return grid(self.space) if self.sampler == "grid" else self._random_settings()
+
+    def _random_settings(self):
+        import optuna
+
+        found = {}
+        with quiet_optuna():
+            study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=self.seeds[0]))
+            for _ in range(100 * self.trials):  # a small space may have fewer settings
+                trial = study.ask()
+                for name, values in self.space.items():
+                    values.suggest(trial, name)
+                found.setdefault(tuple(trial.params.values()), trial.params)
+                if len(found) == self.trials:
+                    break
+        return list(found.values())
+
+    def describe(self):
+        """Returns what must be the same for workers of one study, as a dict of JSON values."""
+        return {
+            "--space": "; ".join(f"{name}={values}" for name, values in self.space.items()),
+            "--sampler": self.sampler,
+            "--seeds": list(self.seeds),
+            "--prune": self.prune,
+            "flags after --": " ".join(self.flags),
+        }
+
+    def config(self, setting):
+        """Returns the `Config` of a setting, a dict from options, joined by +, to string."""
+        pairs = ((name, value) for names, value in setting.items() for name in names.split("+"))
+        return parse(Config, [*self.flags, *(f"--{name}={value}" for name, value in pairs)])[0]
+
+    def run_config(self, setting, seed, folder, eval_split):
+        """Returns the `Config` of a run of a setting; an `eval_split` of None is the test split."""
+        directory = str(setting_folder(folder, setting) / f"seed-{seed}")
+        own = {"seed": seed, "eval_split": eval_split, "output_dir": directory}
+        return dataclasses.replace(self.config(setting), **own, export=False, overwrite=False)
+
+
+@contextlib.contextmanager
+def quiet_optuna():
+    """Hides Optuna's own messages and its warnings that heartbeats are experimental."""
+    import optuna
+
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(before)

@@ -7,102 +7,26 @@ All settings are queued in the study when it is opened. Several workers share th
 hands each setting to one of them, and queues it again when that worker's heartbeat stops.
 """
 
-import dataclasses
 import re
 import statistics
 import time
 from pathlib import Path
 
 from keras_mixer.backend import quiet_tensorflow
-from keras_mixer.config.command_line import parse
 from keras_mixer.config.resolve import resolve
-from keras_mixer.config.training import Config
 from keras_mixer.errors import InputError, InUseError, RunError
 from keras_mixer.files import locked_in_turn
 from keras_mixer.jobs import JobSequence
 from keras_mixer.log import logger
 from keras_mixer.runs.open_run import check_sizes, plan_run
 from keras_mixer.runs.run import HISTORY, Run, read_history
-from keras_mixer.studies.space import format_setting, grid
-from keras_mixer.studies.trials import (
-    Result,
-    counts,
-    describe_setting,
-    list_trials,
-    quiet_optuna,
-    setting_folder,
-)
+from keras_mixer.studies.space import describe_setting, format_setting, quiet_optuna
+from keras_mixer.studies.trials import Result, counts, list_trials
 
-SAMPLERS = ("grid", "random", "tpe")
 HEARTBEAT = 10  # seconds between two heartbeats of a worker
 GRACE = 4 * HEARTBEAT  # without one for this long, its setting is queued again
 _MOST_RETRIES = 4  # of a setting whose process was killed
 _SEARCH = "search"  # user attribute of the study
-
-
-@dataclasses.dataclass(frozen=True)
-class Search:
-    """What a sweep searches, and how.
-
-    Attributes:
-        space: dict from option to `Choice` or `Range`.
-        sampler: One of `SAMPLERS`.
-        trials: int. Number of settings, for random and tpe.
-        seeds: Seeds that each setting is trained with.
-        prune: bool. Stop settings whose best validation accuracy so far is below the median of
-            what the finished ones had at the same epoch: Optuna's MedianPruner, by the first seed.
-        flags: Flags of train that apply to all settings.
-    """
-
-    space: dict
-    sampler: str
-    trials: int
-    seeds: tuple[int, ...]
-    prune: bool
-    flags: tuple[str, ...] = ()
-
-    def settings(self):
-        """Returns the parameters of all settings in the order of the search; random ones for tpe.
-
-        Of random settings, no two are equal, and a larger number of trials begins with the same.
-        """
-        return grid(self.space) if self.sampler == "grid" else self._random_settings()
-
-    def _random_settings(self):
-        import optuna
-
-        found = {}
-        with quiet_optuna():
-            study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=self.seeds[0]))
-            for _ in range(100 * self.trials):  # a small space may have fewer settings
-                trial = study.ask()
-                for name, values in self.space.items():
-                    values.suggest(trial, name)
-                found.setdefault(tuple(trial.params.values()), trial.params)
-                if len(found) == self.trials:
-                    break
-        return list(found.values())
-
-    def describe(self):
-        """Returns what must be the same for workers of one study, as a dict of JSON values."""
-        return {
-            "--space": "; ".join(f"{name}={values}" for name, values in self.space.items()),
-            "--sampler": self.sampler,
-            "--seeds": list(self.seeds),
-            "--prune": self.prune,
-            "flags after --": " ".join(self.flags),
-        }
-
-    def config(self, setting):
-        """Returns the `Config` of a setting, a dict from options, joined by +, to string."""
-        pairs = ((name, value) for names, value in setting.items() for name in names.split("+"))
-        return parse(Config, [*self.flags, *(f"--{name}={value}" for name, value in pairs)])[0]
-
-    def run_config(self, setting, seed, folder, eval_split):
-        """Returns the `Config` of a run of a setting; an `eval_split` of None is the test split."""
-        directory = str(setting_folder(folder, setting) / f"seed-{seed}")
-        own = {"seed": seed, "eval_split": eval_split, "output_dir": directory}
-        return dataclasses.replace(self.config(setting), **own, export=False, overwrite=False)
 
 
 # === Training ===

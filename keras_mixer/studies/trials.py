@@ -1,8 +1,6 @@
 """Trials of a sweep: the settings that an Optuna study holds, as tables and plots."""
 
-import contextlib
 import io
-import re
 import statistics
 import warnings
 from pathlib import Path
@@ -14,7 +12,12 @@ from keras_mixer.log import logger
 from keras_mixer.reports.markdown import spread, table
 from keras_mixer.reports.report import made_on
 from keras_mixer.runs.run import HISTORY, Run, read_history, read_metrics
-from keras_mixer.studies.space import format_setting
+from keras_mixer.studies.space import (
+    describe_setting,
+    format_setting,
+    quiet_optuna,
+    setting_folder,
+)
 
 _STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
 
@@ -76,17 +79,6 @@ def _read_trial(trial, search, folder):
     state, error = _STATES[trial.state.name], trial.user_attrs.get("error", "")
     top1 = trial.value if state == "complete" else None
     return Trial(setting, state, top1, setting_folder(folder, setting), error)
-
-
-def setting_folder(folder, setting):
-    """Returns the folder of the runs of a setting."""
-    name = ",".join(f"{name}={value}" for name, value in setting.items())
-    return folder / re.sub(r"[^\w.,=+-]", "_", name)
-
-
-def describe_setting(setting):
-    """Returns a setting in words, for the terminal."""
-    return ", ".join(f"{name} {value}" for name, value in setting.items())
 
 
 # === Tables ===
@@ -228,18 +220,3 @@ def drawn_plots(folder):
     with path_errors(folder):
         paths = {Path(folder) / _FOLDER / f"{name}.svg": text for name, text in PLOTS.items()}
         return [(path.read_bytes(), text) for path, text in paths.items() if path.is_file()]
-
-
-@contextlib.contextmanager
-def quiet_optuna():
-    """Hides Optuna's own messages and its warnings that heartbeats are experimental."""
-    import optuna
-
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            yield
-    finally:
-        optuna.logging.set_verbosity(before)
