@@ -265,7 +265,7 @@ def test_transfer_compares_checkpoints(run, trained, tmp_path):
     assert folders == {*starts[:2], "from-scratch,-as-one.safetensors"}
 
 
-def test_transfer_leaves_datasets_the_places_they_have(tmp_path, monkeypatch):
+def test_data_dir_is_for_datasets_in_files_whose_flagfile_has_none(tmp_path, monkeypatch):
     """--data_dir after -- is not for embedded images, nor for a flagfile with its own."""
     monkeypatch.chdir(tmp_path)
     Path("birds.flags").write_text("--dataset=folder\n--data_dir=birds\n")

@@ -20,8 +20,8 @@ _WARM_UP = 0.3  # seconds
 def import_timm():
     """Imports timm's `MlpMixer`, also where torchvision's binary does not fit torch's.
 
-    timm imports torchvision, which fails at the first operator that its binary does not bring.
-    Those are defined by name here, without an implementation; the model does not use them.
+    timm imports torchvision, which fails at the first operator that its binary lacks. Each of these
+    is defined here without an implementation; the model does not use them.
     """
     import torch
 

@@ -75,30 +75,14 @@ def _training(run):
 
     size = run.config.batch_size
     images, labels = random_batch(run, size)
-    if keras.backend.backend() != "tensorflow":
-        return _training_by_keras(run, images, labels)
     prepare_threads(run.config)
     model, _ = compiled_model(run, run.config.lr)
+    if keras.backend.backend() != "tensorflow":
+        return lambda: model.train_on_batch(images, labels), lambda: None, size
     batches = tf.data.Dataset.from_tensors((images, labels)).repeat()
     batches, logs = iter(batches.prefetch(2)), {}
     model.make_train_function()
     return (lambda: logs.update(model.train_function(batches)), lambda: float(logs["loss"]), size)
-
-
-def _training_by_keras(run, images, labels):
-    """The same on another backend of Keras, by its own trainer, compiled."""
-    from keras_mixer.model.baselines import build_model
-    from keras_mixer.training.fit import POLICIES
-    from keras_mixer.training.losses import KERAS_LOSSES
-    from keras_mixer.training.optimizers import build_optimizer
-
-    config = run.config
-    model = build_model(run.spec.architecture, dtype=POLICIES[config.precision])
-    weights = model.trainable_variables
-    options = {"momentum": config.momentum, "decay": config.decay, "clip_norm": config.clip_norm}
-    optimizer = build_optimizer(config.optimizer, config.lr, weights, **options)
-    model.compile(optimizer, KERAS_LOSSES[config.loss](), jit_compile=True)
-    return lambda: model.train_on_batch(images, labels), lambda: None, len(images)
 
 
 def _inference(run, size=None):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
 import re
@@ -204,8 +205,9 @@ class Search:
     prune: bool
     flags: tuple[str, ...] = ()
 
+    @functools.cached_property
     def settings(self):
-        """Returns the parameters of all settings in the order of the search; random ones for tpe.
+        """The parameters of all settings in the order of the search; random ones for tpe.
 
         Of random settings, no two are equal, and a larger number of trials begins with the same.
         """

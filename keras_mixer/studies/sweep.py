@@ -77,7 +77,7 @@ class _Worker:
     def __init__(self, search, study, folder):
         self.search, self.study, self.folder = search, study, folder
         seeds, done = len(search.seeds), len(list_trials(search, study, folder))
-        count = search.trials if search.sampler == "tpe" else len(search.settings())
+        count = search.trials if search.sampler == "tpe" else len(search.settings)
         self.jobs = JobSequence(count * seeds, done * seeds)
         self._announced = set()
 
@@ -276,12 +276,14 @@ def _check_search(study, search, name):
 
 def _fill_queue(study, search):
     """Queues the settings that the study does not have: all, or the rest of a larger --trials."""
-    queue = search.settings()
-    if search.sampler == "tpe":  # which suggests each setting when its turn comes
-        known = sum(map(counts, study.get_trials(deepcopy=False)))
-        queue = [{}] * (search.trials - known)
+    trials = study.get_trials(deepcopy=False)
+    if search.sampler == "tpe":  # suggests each setting when its turn comes
+        queue = [{}] * (search.trials - sum(map(counts, trials)))
+    else:
+        known = [trial.user_attrs.get("setting", trial.params) for trial in trials]
+        queue = [params for params in search.settings if params not in known]
     for params in queue:
-        study.enqueue_trial(params, {"queued": True}, skip_if_exists=bool(params))
+        study.enqueue_trial(params, user_attrs={"setting": params})
 
 
 # === Cost ===
@@ -296,7 +298,7 @@ def plan_settings(search):
         InputError: If no setting is valid.
     """
     runs, errors = [], []
-    for params in search.settings():
+    for params in search.settings:
         try:
             config = search.config(format_setting(search.space, params))
             runs.append(_planned(config, runs[0].dataset if runs else None))

@@ -62,7 +62,7 @@ def list_trials(search, study, folder):
         if trial.state.name in _STATES:
             found = _read_trial(trial, search, folder)
             trials.setdefault(found.folder, found)
-    settings = search.settings() if search.sampler != "tpe" else []
+    settings = search.settings if search.sampler != "tpe" else []
     folders = [setting_folder(folder, format_setting(search.space, s)) for s in settings]
     order = {path: position for position, path in enumerate(folders)}
     in_order = sorted(trials.values(), key=lambda trial: order.get(trial.folder, len(order)))
@@ -156,20 +156,14 @@ def run_directories(trial, search):
 
 def as_csv(result, search):
     """Returns a CSV table with a row for each epoch of each run, as text."""
-    scored = [run.directory for run in result.runs]
-    runs = [(trial, run) for trial in result.trials for run in run_directories(trial, search)]
-    runs += [(result.trials[0], run) for run in scored if run not in dict(map(reversed, runs))]
-    rows = [
-        {"run": str(run), "seed": run.name.removeprefix("seed-"), **trial.setting, **_epoch(row)}
-        for trial, run in runs
-        for row in read_history(run)
-    ]
+    trial_of = {path: trial for trial in result.trials for path in run_directories(trial, search)}
+    trial_of |= {run.directory: result.trials[0] for run in result.runs}
+    rows = []
+    for path, trial in trial_of.items():
+        start = {"run": str(path), "seed": path.name.removeprefix("seed-"), **trial.setting}
+        for epoch in read_history(path):  # a setting may have an lr, too
+            rows.append(start | {"current_lr" if n == "lr" else n: v for n, v in epoch.items()})
     return rows_as_csv(rows, ["run"])
-
-
-def _epoch(row):
-    """Returns a row of history.csv, in which `lr` is the rate at the end of the epoch."""
-    return {"current_lr" if name == "lr" else name: value for name, value in row.items()}
 
 
 # === Plots ===
