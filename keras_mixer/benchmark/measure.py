@@ -196,15 +196,10 @@ class Worker:
 
 
 def vary(config, names, repeats, seconds, channels=None):
-    """Measures training at multiples of some sizes, one after the other.
-
-    Args:
-        config: `Config`.
-        names: list of strings of `VARIED`.
-        repeats, seconds, channels: As `measure`'s.
+    """Measures training at multiples of some sizes of `VARIED`, one after the other.
 
     Returns:
-        dict from the name to a list of (value, `Measurement`).
+        dict from the name of a size to a list of (value, `Measurement`).
     """
     planned = plan_run(config).config
     results = {name: [] for name in names}
@@ -238,13 +233,7 @@ _COLUMNS = (
 
 
 def as_table(measurements, architecture, precision):
-    """Returns what `measure` returned as a Markdown table.
-
-    Args:
-        measurements: list of `Measurement`.
-        architecture: `Architecture` of the model.
-        precision: string, of the config.
-    """
+    """Returns what `measure` returned for a model in a precision as a Markdown table."""
     *found, products = measurements
     found.sort(key=lambda one: MEASURES.index(one.measure))
     lines = [

@@ -34,8 +34,8 @@ from keras_mixer.runs.open_run import plan_run
 _STEPS = 20  # of a repeat
 _BYTES = 4  # of a gradient, float32
 
-# What the model assumes of a GPU: NVIDIA's figure for the H100 SXM, dense bfloat16, and the share
-# of it that training reaches: a guess, between 23% (measured by others, small ViTs) and 45%.
+# Assumed of a GPU: NVIDIA's figure for the H100 SXM, dense bfloat16, and the share of it that
+# training reaches: a guess, between 23% (measured by others, small ViTs) and 45%.
 PEAK, REACHED = 989.4e12, 0.35
 BANDWIDTHS = {"25 Gb/s": 25e9 / 8, "100 Gb/s": 100e9 / 8, "400 Gb/s": 400e9 / 8}  # of each GPU
 GPUS = (1, 2, 4, 8, 16, 32, 64)
@@ -103,12 +103,12 @@ def main(options, answer):
         with connected(group):
             devices = choose_devices("all", group)
             with sharing(devices, run.config.batch_size):
-                measured = _measure_steps(run, repeats, steps)
+                measured = _measure_as_one(run, repeats, steps)
     if group.is_main:
         answer(measured)
 
 
-def _measure_steps(run, repeats, steps):
+def _measure_as_one(run, repeats, steps):
     import keras
 
     from keras_mixer.training.fit import batches_of, compiled_model
@@ -116,15 +116,15 @@ def _measure_steps(run, repeats, steps):
     keras.utils.set_random_seed(run.config.seed)
     model, _ = compiled_model(run, run.config.lr)
     carried = _carried()
-    random = [_seconds_of_step(model, _random_batches(run), steps) for _ in range(repeats)]
+    random = [_measure_step(model, _random_batches(run), steps) for _ in range(repeats)]
     carried = (_carried() - carried) / (repeats * (steps + _WARM_UP))
     batches = batches_of(run, run.dataset.train)
     return {
         "step": random,
-        "fit": [_seconds_of_step(model, batches, steps) for _ in range(repeats)],
-        "exchange": _seconds_of_exchange(run, [v.shape for v in model.trainable_variables], steps),
+        "fit": [_measure_step(model, batches, steps) for _ in range(repeats)],
+        "exchange": _measure_exchange(run, [v.shape for v in model.trainable_variables], steps),
         "weights": len(model.trainable_variables),
-        "input": _seconds_of_input(batches, steps),
+        "input": _mean_seconds(iter(batches).__next__, 2 * steps),
         "bytes": carried,
     }
 
@@ -136,7 +136,7 @@ def _random_batches(run):
     return tf.data.Dataset.from_tensors(batch).repeat()
 
 
-def _seconds_of_step(model, batches, steps):
+def _measure_step(model, batches, steps):
     import keras
 
     class Timer(keras.callbacks.Callback):
@@ -151,7 +151,7 @@ def _seconds_of_step(model, batches, steps):
     return (timer.ended - timer.begun) / steps
 
 
-def _seconds_of_exchange(run, shapes, steps):
+def _measure_exchange(run, shapes, steps):
     """Returns the seconds of adding up arrays of the weights' shapes, one of each device's.
 
     XLA adds up every gradient by itself on a CPU, as here; on GPUs it puts them together.
@@ -169,11 +169,6 @@ def _seconds_of_exchange(run, shapes, steps):
     arrays = [jax.make_array_from_process_local_data(dealt, array) for array in ones]
     add_up = jax.jit(lambda arrays: [a.sum(axis=0) for a in arrays], out_shardings=whole)
     return _mean_seconds(lambda: jax.block_until_ready(add_up(arrays)), steps)
-
-
-def _seconds_of_input(batches, steps):
-    iterator = iter(batches)
-    return _mean_seconds(lambda: next(iterator), 2 * steps)
 
 
 def _mean_seconds(call, times):
@@ -196,13 +191,7 @@ def _carried():
 
 
 def as_table(results, architecture, batch_size):
-    """Returns what `measure` returned, and the model for GPUs, as Markdown tables.
-
-    Args:
-        results: dict from the number of processes to a dict.
-        architecture: `Architecture` of what was measured.
-        batch_size: int.
-    """
+    """Returns what `measure` returned, and the calculation for GPUs, as Markdown tables."""
     alone = statistics.median(results[min(results)]["step"]) * min(min(results), cores())
     rows = (
         _cells(count, found, alone, architecture.parameters, batch_size)
@@ -260,7 +249,7 @@ _GPU_COLUMNS = ("model", "GPUs", "images of each", "compute, ms", *BANDWIDTHS, "
 
 
 def _predictions():
-    """Yields rows of the model: the step time, and the share of perfect scaling, by bandwidth."""
+    """Yields cells for GPUs: the step time, and the share of perfect scaling, by bandwidth."""
     for name in VARIANTS:
         architecture = Architecture.create(name, num_classes=1000)
         for count in GPUS:
@@ -282,17 +271,14 @@ def _predictions():
 
 
 def seconds_of_compute(architecture, images):
-    """Returns the seconds of a step on images, forward and backward, on the GPU of the model."""
+    """Returns the seconds of a step on images, forward and backward, on one GPU."""
     return images * 3 * 2 * architecture.multiply_adds / (PEAK * REACHED)
 
 
 def seconds_of_exchange(parameters, count, bandwidth):
-    """Returns the seconds of a ring all-reduce of the gradients.
+    """Returns the seconds of a ring all-reduce of the gradients among `count` devices.
 
-    Args:
-        parameters: int.
-        count: int. Number of devices.
-        bandwidth: Bytes per second that each sends and receives.
+    Each sends and receives `bandwidth` bytes per second.
     """
     return 2 * (count - 1) / count * _BYTES * parameters / bandwidth
 

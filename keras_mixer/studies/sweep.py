@@ -163,11 +163,9 @@ class _Worker:
 
 
 def pruning_callback(trial, directory):
-    """Returns a Keras callback that reports validation accuracy to an Optuna trial, which may stop.
+    """Returns a Keras callback that reports validation accuracies to an Optuna trial, to prune it.
 
-    Args:
-        trial: `optuna.Trial`.
-        directory: Path of the run directory, whose earlier epochs are reported, too.
+    Earlier epochs of the run in the directory are reported, too.
     """
     with quiet_tensorflow():
         import keras
@@ -329,12 +327,8 @@ def _planned(config, dataset):
 def estimate(search, runs, test_seeds=()):
     """Returns (steps, seconds) of a search, by the speed of one setting, measured here.
 
-    The time of the others is scaled by their multiply-adds; all take as long to start.
-
-    Args:
-        search: `Search`.
-        runs: list of `Run`, from `plan_settings`.
-        test_seeds: Seeds of the runs of the best setting; counted as an average one's.
+    The time of the others is scaled by their multiply-adds; all take as long to start. The best
+    setting, which is trained with the `test_seeds`, too, counts as an average one.
     """
     from keras_mixer.benchmark.measure import measure_training
 

@@ -178,12 +178,7 @@ _FOLDER = "plots"  # in the folder of the sweep
 
 
 def draw_plots(study, folder):
-    """Writes Optuna's plots of a study as SVG files; those that need more trials are left out.
-
-    Args:
-        study: Optuna study.
-        folder: `Path` of the sweep.
-    """
+    """Writes Optuna's plots of a study as SVG files; those that need more trials are left out."""
     import matplotlib
 
     folder = folder / _FOLDER
