@@ -159,11 +159,11 @@ def test_a_larger_search_goes_on_and_another_one_is_refused(jobs, tmp_path):
     assert "--seeds" not in message
 
 
-def test_tpe_draws_near_the_best(jobs, tmp_path):
-    it = search("lr=0.01,0.03,0.1,0.3,1", "tpe", trials=40)
+def test_tpe_samples_near_the_best(jobs, tmp_path):
+    it = search("lr=0.01,0.03,0.1,0.3,1", "tpe", trials=25)
     sweep.sweep(it, study_of(it, tmp_path), tmp_path)
-    rates = [lr for lr, _, _ in jobs.called]
-    assert rates[10:].count(0.1) > 1.5 * rates[:10].count(0.1) + 6
+    rates = [lr for lr, _, _ in jobs.called]  # the first ten are random
+    assert rates[10:].count(0.1) > 3 * rates[:10].count(0.1) and rates[10:].count(0.1) > 7
 
 
 def test_more_trials_of_tpe_are_new_ones(jobs, tmp_path):
