@@ -15,6 +15,10 @@ class InputError(ValueError):
         super().__init__(" ".join(str(text).splitlines()))
 
 
+class InUseError(InputError):
+    """Another process trains in the directory."""
+
+
 class RunError(RuntimeError):
     """A run cannot continue, e.g. with a loss of NaN. The command line exits with status 1."""
 
