@@ -33,7 +33,8 @@ def save_curves(path, experiments):
     from matplotlib.lines import Line2D
 
     # "default": without the user's matplotlibrc. Flags may contain $.
-    with style.context(["default", {"text.parse_math": False, "font.size": 8}]):
+    look = {"text.parse_math": False, "font.size": 8, "axes.grid": True, "grid.alpha": 0.3}
+    with style.context(["default", look]):
         figure = Figure(figsize=(11, 6 + 0.17 * len(experiments)), layout="constrained")
         columns = with_values(experiments)
         for axes, column in itertools.zip_longest(figure.subplots(2, 3).flat, columns):
@@ -71,7 +72,6 @@ def plot_column(axes, experiments, column):
             color = _look(experiment)["color"]
             axes.fill_between(list(values), low, high, color=color, alpha=0.16, linewidth=0)
     axes.set_xlabel("epoch")
-    axes.grid(alpha=0.3)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
 

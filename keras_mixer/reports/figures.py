@@ -84,18 +84,12 @@ _LONGEST_NAME = 18
 
 
 def _confusion(found, name):
-    names = list(map(one_line, found.names))
-    return [(svg(name, "Confusion matrix", plot_confusion, found.scores["confusion"], names), "")]
+    names, text = list(map(one_line, found.names)), f"Confusion matrix; its data: {name}.csv"
+    return [(svg(name, text, plot_confusion, found.scores["confusion"], names), "")]
 
 
 def plot_confusion(figure, confusion, names):
-    """Plots a confusion matrix; cells are colored by their share of the images of the true class.
-
-    Args:
-        figure: matplotlib `Figure`.
-        confusion: list of lists of ints: a list for each true class.
-        names: Names of the classes.
-    """
+    """Plots a confusion matrix, a list of counts by predicted class for each true class."""
     counts = np.array(confusion)
     figure.set_size_inches(*[min(2.4 + 0.36 * len(names), 8.5)] * 2)
     axes = figure.subplots()
@@ -103,6 +97,7 @@ def plot_confusion(figure, confusion, names):
     # The root makes a few mistakes visible; transparent cells suit light and dark.
     cells = LinearSegmentedColormap.from_list("cells", ["#2f7fd100", "#2f7fd19e"])
     axes.imshow(np.sqrt(shares), cells, vmin=0, vmax=1, interpolation="none")
+    axes.grid(visible=False)
     axes.set(xlabel="predicted", ylabel="true")
     short = [n if len(n) <= _LONGEST_NAME else f"{n[: _LONGEST_NAME - 1]}…" for n in names]
     labels = short if len(names) <= MOST_NAMES else []
@@ -127,7 +122,7 @@ def _confusion_data(found):
 
 
 def _reliability(found, name):
-    text = "Accuracy and number of images by confidence"
+    text = f"Accuracy and number of images by confidence; the data: {name}.csv"
     return [(svg(name, text, _plot_reliability, _reliability_data(found)), "")]
 
 
@@ -146,8 +141,6 @@ def _plot_reliability(figure, bins):
     lower.set(xlabel="confidence", ylabel="images")
     for axis in (upper.yaxis, lower.xaxis):
         axis.set_major_formatter(PercentFormatter(1))
-    for axes in (upper, lower):
-        axes.grid()
     lower.yaxis.set_major_locator(MaxNLocator(3, integer=True))
     lower.tick_params(axis="x", pad=7)
 
@@ -209,13 +202,9 @@ def _stem(found, name):
 
 
 def stem_tiles(kernel):
-    """Returns the kernels of a stem as colors, each normalized to its own range.
+    """Returns the kernels of a stem `(height, width, channels, dim)` as colors from 0 to 1.
 
-    Args:
-        kernel: array `(height, width, channels, dim)`.
-
-    Returns:
-        float array `(dim, height, width, 3)`, from 0 to 1.
+    The colors `(dim, height, width, 3)` of each kernel are normalized to its own range.
     """
     kernels = np.moveaxis(kernel, -1, 0).astype(np.float64)
     kernels = kernels if kernels.shape[-1] == 3 else kernels.mean(axis=-1, keepdims=True)
@@ -238,13 +227,9 @@ def _token_mixing(found, name):
 
 
 def weight_tiles(kernels):
-    """Returns kernels as colors: blue for negative weights, white for 0, red for positive ones.
+    """Returns kernels `(n, height, width)` as colors `(n, height, width, 3)` from 0 to 1.
 
-    Args:
-        kernels: array `(n, height, width)`; each is scaled by its largest weight.
-
-    Returns:
-        float array `(n, height, width, 3)`, from 0 to 1.
+    Negative weights are blue, positive ones red; each kernel is scaled by its largest weight.
     """
     largest = np.abs(kernels).max(axis=(1, 2), keepdims=True)
     return colormaps["RdBu_r"](0.5 + kernels / np.where(largest > 0, 2 * largest, 1))[..., :3]
@@ -276,8 +261,8 @@ FIGURES = (
     Figure(
         "confusion",
         "Confusion matrix",
-        "Number of images by true and predicted class. The darker a cell, the larger its share of "
-        "the images of the true class.",
+        "Number of images by true and predicted class. The stronger the color of a cell, the "
+        "larger its share of the images of the true class.",
         _confusion,
         _confusion_data,
     ),

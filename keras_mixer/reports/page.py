@@ -47,8 +47,32 @@ def write_page(folder, report, command="", plots=()):
             findings[number] = found._replace(model=None)  # frees its memory
         except InputError as error:
             logger.warning(f"{directory}: the page shows its curves and scores alone: {error}")
-    tables = {name: rows for name, rows in _tables(report.experiments, findings).items() if rows}
-    html = _render(report, findings, drawn, tables, command, plots)
+    runs = _runs(report.experiments)
+    comparisons = _comparisons(report.experiments, findings)
+    tables = _tables(report.experiments, findings, runs, comparisons)
+    tables = {name: rows for name, rows in tables.items() if rows}
+    html = (
+        _environment()
+        .get_template("page.html")
+        .render(
+            version=importlib.metadata.version("keras_mixer"),
+            command=command,
+            files=tables,
+            experiments=report.experiments,
+            findings=findings,
+            drawn=drawn,
+            data_sets=list(
+                dict.fromkeys(run.data for e in report.experiments for run in e.runs[:1])
+            ),
+            machines=report.machines,
+            differences=differences(report.experiments),
+            runs=runs,
+            scored=SCORED,
+            curves=_curves(report.experiments),
+            comparisons=comparisons,
+            plots=[(img(content, "svg+xml", caption), caption) for content, caption in plots],
+        )
+    )
     for name, rows in tables.items():
         plain = [{column: _plain(value) for column, value in row.items()} for row in rows]
         write_atomically(Path(folder) / name, rows_as_csv(plain).encode())
@@ -59,14 +83,20 @@ def write_page(folder, report, command="", plots=()):
 # === Data ===
 
 
-def _tables(experiments, findings):
+def _tables(experiments, findings, runs, comparisons):
     """Returns a dict from the name of a CSV file to its rows, a list of dicts."""
+    histories = [run.history for experiment in experiments for run in experiment.runs]
     tables = {
-        "runs.csv": _runs(experiments),
-        "curves.csv": _epochs(experiments),
+        "runs.csv": runs,
+        "curves.csv": [
+            {name: run[name] for name in ("experiment", "run", "seed")}
+            | {name: epoch.get(name) for name in ("epoch", *CURVES)}
+            for run, history in zip(runs, histories, strict=True)
+            for epoch in history
+        ],
         "comparison.csv": [
             {"best": group["best"].number, "experiment": other.number, **compared._asdict()}
-            for group in _comparisons(experiments, findings)
+            for group in comparisons
             for other, compared in group["others"]
         ],
     }
@@ -117,17 +147,6 @@ def _parameters(run):
         return None
 
 
-def _epochs(experiments):
-    """Returns a dict per epoch of each run."""
-    runs = [run for experiment in experiments for run in experiment.runs]
-    return [
-        {name: values[name] for name in ("experiment", "run", "seed")}
-        | {name: row.get(name) for name in ("epoch", *CURVES)}
-        for values, run in zip(_runs(experiments), runs, strict=True)
-        for row in run.history
-    ]
-
-
 def _comparisons(experiments, findings):
     """Returns a dict per set of images: the `best` experiment and the `others`.
 
@@ -149,36 +168,20 @@ def _comparisons(experiments, findings):
 # === Rendering ===
 
 
-def _render(report, findings, drawn, files, command, plots):
-    """Returns the page as a string of HTML; `files` are the names of its CSV files."""
-    experiments = report.experiments
-    template = _environment().get_template("page.html")
-    return template.render(
-        version=importlib.metadata.version("keras_mixer"),
-        command=command,
-        files=files,
-        experiments=experiments,
-        findings=findings,
-        drawn=drawn,
-        data_sets=list(dict.fromkeys(e.runs[0].data for e in experiments)),
-        machines=report.machines,
-        differences=differences(experiments),
-        runs=_runs(experiments),
-        scored=SCORED,
-        curves={CURVES[c]: _curve(experiments, c) for c in with_values(experiments)},
-        comparisons=_comparisons(experiments, findings),
-        plots=[(img(content, "svg+xml", caption), caption) for content, caption in plots],
-    )
+def _curves(experiments):
+    """Returns a dict from the title of each curve to its SVG element."""
 
-
-def _curve(experiments, column):
-    """Returns the curves of a column of history.csv as an SVG element."""
-
-    def plot(figure):
+    def plot(figure, column):
         figure.set_size_inches(4.4, 2.6)
         plot_column(figure.subplots(), experiments, column)
 
-    return svg(column.replace("_", "-"), f"{CURVES[column]} by epoch", plot)
+    titles = {column: CURVES[column] for column in with_values(experiments)}
+    return {
+        title: svg(
+            column.replace("_", "-"), f"{title} by epoch; the data: curves.csv", plot, column
+        )
+        for column, title in titles.items()
+    }
 
 
 def _environment():

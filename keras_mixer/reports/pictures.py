@@ -32,6 +32,7 @@ _STYLE = {
     "axes.facecolor": "none",
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "axes.grid": True,
     "axes.axisbelow": True,
     "axes.prop_cycle": cycler(color=_SERIES),
     "xtick.major.size": 0,
