@@ -17,6 +17,7 @@ _HOMES = {
     "load_mixer": "keras_mixer.weights.load",
     "predict": "keras_mixer.inference.predict",
     "preprocess": "keras_mixer.inference.predict",
+    "report": "keras_mixer.reports.report",
     "run_job": "keras_mixer.jobs",
 }
 

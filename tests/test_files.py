@@ -38,7 +38,7 @@ def test_links_stay_and_what_they_lead_to_is_replaced_at_once(tmp_path, exists):
         target.write_bytes(b"old")
     link.symlink_to("far/file")
     with open(target if exists else os.devnull, "rb") as reader:
-        files.write_through(str(link), b"new")
+        files.write_output(str(link), b"new")
         assert reader.read() == (b"old" if exists else b"")
     assert link.is_symlink()
     assert target.read_bytes() == b"new"
@@ -50,7 +50,7 @@ def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path):
     os.mkfifo(pipe)
     reader = threading.Thread(target=lambda: received.append(pipe.read_bytes()), daemon=True)
     reader.start()
-    files.write_through(str(pipe), b"content" * 20_000)
+    files.write_output(str(pipe), b"content" * 20_000)
     reader.join(timeout=30)
     assert received == [b"content" * 20_000]
     assert pipe.is_fifo()
@@ -70,7 +70,7 @@ def full(tmp_path):
 @pytest.mark.parametrize("size", [1, 100_000])
 def test_a_full_device_is_an_error_and_stays_a_device(full, size):
     with pytest.raises(OSError, match="No space left"):
-        files.write_through(str(full), bytes(size))
+        files.write_output(str(full), bytes(size))
     assert full.is_char_device()
     assert [p.name for p in full.parent.iterdir()] == ["full"]
 

@@ -156,7 +156,7 @@ def test_light_modules_import_nothing_heavy(module):
 def test_public_names_are_loaded_when_used():
     assert set(keras_mixer.__all__) == {
         "Config", "InputError", "RunError", "build_mixer", "fit", "load_mixer", "predict",
-        "preprocess", "run_job",
+        "preprocess", "report", "run_job",
     }  # fmt: skip
     for name in keras_mixer.__all__:
         assert callable(getattr(keras_mixer, name))
@@ -190,7 +190,7 @@ def test_files_and_public_names_have_docstrings(path):
 
 
 @pytest.mark.parametrize(
-    "name", ["build_mixer", "fit", "load_mixer", "predict", "preprocess", "run_job"]
+    "name", ["build_mixer", "fit", "load_mixer", "predict", "preprocess", "report", "run_job"]
 )
 def test_public_functions_explain_their_arguments(name):
     function = getattr(keras_mixer, name)

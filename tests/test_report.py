@@ -7,17 +7,18 @@ import statistics
 import pytest
 from conftest import rewrite
 
+import keras_mixer
 from keras_mixer import InputError
 from keras_mixer.files import write_sealed
-from keras_mixer.reports.report import as_table, read_experiments
+from keras_mixer.reports.experiments import read_experiments
 from keras_mixer.runs.run import FORMAT
 
 DATA = "photos: 1,000, 20, 30"
 ENVIRONMENT = {"cpu": "a CPU", "cores": "2", "python": "3", "tensorflow": "2", "keras": "3"}
 
 
-def tabulate(directories, presets=None):
-    return as_table(read_experiments(directories, presets))
+def tabulate(directories):
+    return keras_mixer.report(directories).table
 
 
 @pytest.fixture
@@ -61,6 +62,30 @@ def test_seeds_of_an_experiment_share_a_row(runs):
     assert table[4].startswith(f"| `the defaults` | {DATA} | 1 |")
     assert table[-3].startswith("Accuracy in percent, mean ± sample standard deviation")
     assert table[-1] == "Made on a CPU, 2 cores, Python 3, TensorFlow 2, Keras 3."
+
+
+def test_from_python_a_report_is_data(runs, tmp_path):
+    made = keras_mixer.report(
+        [*runs[:3], runs[4]], output=tmp_path / "t.md", plot=tmp_path / "p.png"
+    )
+    first, last = made
+    assert first["experiment"] == "--dim=8" and first["data"] == DATA
+    assert (first["runs"], first["directories"]) == (3, list(map(str, runs[:3])))
+    assert first["test_mean"] == pytest.approx(0.93)
+    assert first["test_std"] == pytest.approx(statistics.stdev([0.9, 0.92, 0.97]))
+    assert (last["validation_mean"], last["validation_std"]) == (0.24, None)
+    assert (first["min_epochs"], first["max_epochs"], first["seconds"]) == (4, 4, 10)
+    text = (tmp_path / "t.md").read_text()
+    assert text.startswith(str(made)) and f"--plot={tmp_path}/p.png`" in text
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    assert keras_mixer.report(runs[0]) == keras_mixer.report([str(runs[0])])
+    for wrong in (
+        {"plot": "p.doc"},
+        {"html": runs[0] / "flags.txt"},
+        {"output": tmp_path / "no/t"},
+    ):
+        with pytest.raises(InputError, match=f"^{next(iter(wrong))}="):
+            keras_mixer.report(runs, **wrong)
 
 
 def test_one_core_is_one(runs):
@@ -118,8 +143,7 @@ def test_runs_of_a_sweep_that_were_scored_later_share_a_row(runs):
 def test_the_same_seed_twice_is_said(runs, tmp_path, capsys):
     shutil.copytree(runs[0], tmp_path / "copy")
     tabulate([runs[0], tmp_path / "copy"])
-    said = f"the same experiment with the same seed 0: {runs[0]}, {tmp_path}/copy\n"
-    assert capsys.readouterr().err == said
+    assert capsys.readouterr().err == "2 runs of --dim=8 have the same seed, 0\n"
 
 
 def test_names_do_not_break_the_table(runs):
@@ -148,22 +172,35 @@ def test_flags_that_change_no_result_do_not_separate_runs(runs):
     assert f"| `--dim=8` | {DATA} | 3 |" in tabulate(runs)
 
 
+def test_labels_are_the_words_that_differ(runs):
+    names = ["--dim=4 --lr=1", "--dim=8 --lr=1", "--lr=1"]
+    for run, name in zip(runs, names, strict=False):
+        (run / "flags.txt").write_text(name.replace(" ", "\n"))
+    labels = [experiment.label for experiment in read_experiments(runs[:3])]
+    assert labels == [["--dim=4"], ["--dim=8"], ["common flags only"]]
+    assert read_experiments(runs[:1])[0].label == ["--dim=4", "--lr=1"], "of one, all of them"
+
+
+PRESET = ["--dataset=mnist", "--dim=8", "--ema=0.98", "--mixup=0.1"]
+
+
 @pytest.mark.parametrize(
-    "flags, name",
+    "preset, flags, name",
     [
-        (["--dim=8", "--dataset=mnist", "--lr=0.1"], "--preset=b --lr=0.1"),
-        (["--dim=8", "--lr=0.1"], "--preset=b --dataset=digits --lr=0.1"),
-        (["--dim=8", "--dataset=folder", "--lr=0.1"], "--preset=b --dataset=folder --lr=0.1"),
-        (["--dim=9", "--dataset=mnist"], "--dim=9 --dataset=mnist"),
-        (["--a=1", "--b=2", "--c=3", "--d=5"], "--preset=c --dataset=digits --d=5"),
-        (["--a=1", "--b=2", "--c=4", "--d=5"], "--a=1 --b=2 --c=4 --d=5"),
-        (["--a=1", "--b=2", "--c=3"], "--a=1 --b=2 --c=3"),
+        ("p", PRESET, "--preset=p"),
+        ("p", [*PRESET[:2], "--ema=0.5", "--lr=0.1", "--seed=3"],
+         "--preset=p --mixup=0.0 --ema=0.5 --lr=0.1"),
+        ("p", PRESET[2:], "--preset=p --dataset=digits"),
+        ("gone", ["--ema=0.5"], "--ema=0.5"),
+        (None, PRESET, " ".join(PRESET)),
     ],
-)
-def test_runs_are_named_by_their_preset_and_what_differs_from_it(runs, flags, name):
+)  # fmt: skip
+def test_runs_are_named_by_their_preset_and_what_differs(
+    runs, tmp_path, monkeypatch, preset, flags, name
+):
+    (tmp_path / "flags").mkdir()
+    (tmp_path / "flags" / "p.flags").write_text("\n".join(PRESET))
+    monkeypatch.setattr("keras_mixer.config.presets._PACKAGE", tmp_path)
     (runs[0] / "flags.txt").write_text("".join(f"{flag}\n" for flag in flags))
-    presets = {
-        "--preset=a": {"--dim=4"}, "--preset=b": {"--dim=8", "--dataset=mnist"},
-        "--preset=c": {"--a=1", "--b=2", "--c=3", "--d=4", "--dataset=mnist"},
-    }  # fmt: skip
-    assert f"| `{name}` |" in tabulate(runs[:1], presets)
+    rewrite(runs[0] / "config.json", lambda record: record.update(preset=preset))
+    assert read_experiments(runs[:1])[0].name == name

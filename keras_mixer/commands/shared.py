@@ -9,17 +9,12 @@ import os
 import re
 import shlex
 import sys
-from pathlib import Path
 
-from keras_mixer.config.command_line import parse
 from keras_mixer.config.options import as_flags
-from keras_mixer.config.presets import preset_folder
 from keras_mixer.config.training import Config
 from keras_mixer.data.image_checks import starts_like_image
 from keras_mixer.errors import InputError, path_errors
 from keras_mixer.files import write_output
-from keras_mixer.reports.report import read_experiments
-from keras_mixer.runs.run import CONFIG, describe_scores, read_metrics
 from keras_mixer.studies.space import resolve_alias
 
 
@@ -73,37 +68,6 @@ _INSTEAD = {
     "output_dir": ", and give --output_dir before --",
     "seed": ", and give --seeds before --",
 }
-
-
-# === Runs by their presets ===
-
-
-def presets_in(folder=None):
-    """Returns a dict from the flag that names a preset to the set of its flags.
-
-    Args:
-        folder: Folder of flagfiles; None for that of `--preset`.
-    """
-    presets, paths = {}, sorted(Path(folder or preset_folder()).glob("*.flags"))
-    if folder and not paths:
-        raise InputError(f"--presets={folder}: expected a folder of .flags files")
-    for path in paths:
-        name = f"--flagfile={path.as_posix()}" if folder else f"--preset={path.stem}"
-        try:
-            presets[name] = set(as_flags(parse(Config, [f"--flagfile={path}"])[0]))
-        except InputError as error:
-            raise InputError(f"{path}: {error}; fix it, or give another --presets") from error
-    return presets
-
-
-def provenance_of(source):
-    """Returns how a run was trained, and its scores, as text; empty for what is no finished run."""
-    with path_errors(source):
-        if not (Path(source) / CONFIG).exists() or not read_metrics(source)[0]:
-            return ""
-    (((name, _), (run,)),) = read_experiments([source], presets_in()).items()
-    scores = describe_scores(run["scores"])
-    return f"trained by {name} on {run['data']} images (training, validation, test); {scores}"
 
 
 # === Standard input ===

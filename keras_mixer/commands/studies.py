@@ -1,4 +1,4 @@
-"""The commands `report`, `transfer`, `resizing` and `benchmark`."""
+"""The commands `transfer`, `resizing` and `benchmark`."""
 
 import dataclasses
 import io
@@ -11,85 +11,16 @@ from pathlib import Path
 from keras_mixer.backend import check_installed, quiet_tensorflow
 from keras_mixer.benchmark import measure as speed
 from keras_mixer.benchmark import scaling
-from keras_mixer.commands.shared import (
-    check_outputs,
-    check_writable,
-    command_line,
-    presets_in,
-    publish_table,
-    refuse_options,
-    write,
-)
+from keras_mixer.commands.shared import check_writable, publish_table, refuse_options, write
 from keras_mixer.config.command_line import parse
 from keras_mixer.config.options import COUNT, SEED, option, options_of
 from keras_mixer.config.presets import preset_names, preset_path
 from keras_mixer.config.training import Config
 from keras_mixer.data.datasets import AVG5, dataset_row
 from keras_mixer.errors import InputError, errors_about
-from keras_mixer.log import logger
-from keras_mixer.reports.curves import draw_curves
-from keras_mixer.reports.page_folder import INDEX, check_page_folder
-from keras_mixer.reports.report import as_table, read_experiments
 from keras_mixer.runs.open_run import plan_run
 from keras_mixer.studies.space import SET_BY_STUDIES
 from keras_mixer.weights.registry import release_of
-
-PICTURES = (".png", ".svg", ".pdf")
-
-
-@dataclasses.dataclass(frozen=True)
-class ReportOptions:
-    """Flags of `report`."""
-
-    output: str | None = option(None, "Write the table to this file instead of printing it.")
-    html: str | None = option(
-        None,
-        "Folder for a page, too: curves, intervals, confusion, calibration, mistakes and weights.",
-    )
-    plot: str | None = option(
-        None, "Draw loss, accuracy and learning rate by epoch to this file (.png, .svg, .pdf)."
-    )
-    presets: str | None = option(
-        None,
-        "Folder of flagfiles; runs that use one are listed under its name (default: that of "
-        "--preset).",
-    )
-
-
-def report(options, arguments):
-    """Tabulates finished runs: mean ± std over runs that differ only in their seed.
-
-    The folder of a sweep stands for its runs. With --html, a page with figures is written as well.
-    """
-    if not arguments:
-        raise InputError("expected at least one RUN")
-    check_outputs(options, "output", "plot")
-    if options.plot and Path(options.plot).suffix not in PICTURES:
-        raise InputError(f"--plot={options.plot}: expected a name in {', '.join(PICTURES)}")
-    if options.html:
-        check_page_folder(options.html)
-    experiments = read_experiments(arguments, presets_in(options.presets))
-    publish_table("report", options, arguments, as_table(experiments))
-    if options.plot:
-        draw_curves(options.plot, experiments)
-    if options.html:
-        _write_page(options, arguments, experiments)
-
-
-def _write_page(options, arguments, experiments):
-    with quiet_tensorflow():
-        from keras_mixer.reports.page import write_page
-        from keras_mixer.studies.trials import drawn_plots
-
-    drawn = {folder: drawn_plots(folder) for folder in arguments}
-    several = sum(map(bool, drawn.values())) > 1
-    plots = [
-        (picture, f"{folder}: {text}" if several else text)
-        for folder, pictures in drawn.items()
-        for picture, text in pictures
-    ]
-    write_page(options.html, experiments, command_line("report", options, arguments), plots)
-    logger.info(f"page: {Path(options.html) / INDEX}")
 
 
 @dataclasses.dataclass(frozen=True)

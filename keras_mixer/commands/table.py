@@ -2,7 +2,16 @@
 
 from typing import NamedTuple
 
-from keras_mixer.commands import few_shot, launch, models, studies, sweep, training, weights
+from keras_mixer.commands import (
+    few_shot,
+    launch,
+    models,
+    report,
+    studies,
+    sweep,
+    training,
+    weights,
+)
 from keras_mixer.config.training import Config
 
 
@@ -96,8 +105,8 @@ COMMANDS = {
         ),
     ),
     "report": Command(
-        studies.report,
-        studies.ReportOptions,
+        report.report,
+        report.ReportOptions,
         "RUN...",
         (
             "keras-mixer report runs/* --output=results/runs.md",

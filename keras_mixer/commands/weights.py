@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 from keras_mixer.backend import quiet_tensorflow
-from keras_mixer.commands.shared import only, provenance_of
+from keras_mixer.commands.shared import only
 from keras_mixer.config.data import DatasetOptions
 from keras_mixer.config.options import FRACTION, PIXELS, named_as_flags, option
 from keras_mixer.data.datasets import SPLITS
@@ -18,6 +18,7 @@ from keras_mixer.inference.verify import (
     verify_accuracy,
 )
 from keras_mixer.log import logger, printable
+from keras_mixer.reports.experiments import provenance_of
 from keras_mixer.runs.open_run import read_run
 from keras_mixer.weights.convert import convert_weights
 from keras_mixer.weights.pretrained import log_pretrained, read_unadapted, summary

@@ -1,12 +1,9 @@
-"""Analysis of outputs and weights: intervals, mistakes, paired comparison, opposite phases."""
+"""Statistics of reports: intervals of accuracies, paired comparison, pairs of opposite kernels."""
 
-import itertools
 from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import binomtest, norm
-
-_Z = norm.ppf(0.975)  # of intervals of 95%
 
 
 def accuracy_interval(correct, count):
@@ -20,28 +17,13 @@ def accuracy_interval(correct, count):
     return float(interval.low), float(interval.high)
 
 
-def confident_mistakes(confidence, correct, most):
-    """Returns the indices of at most `most` images that are wrong, most confident first.
-
-    Args:
-        confidence: array `(n,)`: the probability of the predicted class.
-        correct: bool array `(n,)`.
-        most: int.
-    """
-    wrong = np.flatnonzero(~correct)
-    return wrong[np.argsort(-confidence[wrong], kind="stable")][:most]
-
-
-# === Comparison ===
-
-
 class Comparison(NamedTuple):
     """Two models on the same images.
 
     Attributes:
         gained: Number of images that only the model classifies correctly.
         lost: Number of images that only the reference classifies correctly.
-        difference: Accuracy of the model less that of the reference.
+        difference: Accuracy of the model minus that of the reference.
         low, high: 95% interval of the difference.
         p: p-value of McNemar's exact test that the accuracies are equal.
     """
@@ -73,61 +55,39 @@ def compare(correct, reference):
     gained, lost = int((correct & ~reference).sum()), int((~correct & reference).sum())
     count, discordant = len(correct) + 2, gained + lost + 1
     center = (gained - lost) / count
-    margin = _Z * np.sqrt(discordant - (gained - lost) ** 2 / count) / count
+    margin = norm.ppf(0.975) * np.sqrt(discordant - (gained - lost) ** 2 / count) / count
+    low, high = np.clip([center - margin, center + margin], -1, 1)
     p = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
     difference = (gained - lost) / len(correct)
-    low, high = np.clip([center - margin, center + margin], -1, 1)
     return Comparison(gained, lost, difference, float(low), float(high), float(p))
 
 
-# === Opposite phases ===
-
-
 def pair_opposites(kernels):
-    """Returns an order of units in which each stands beside the one most opposite in phase.
+    """Returns an order of kernels in which each stands beside the one most opposite in phase.
 
-    The two units with the most negative correlation are a pair, then those of the others, and so
-    on; pairs are sorted by spatial frequency, low ones first. A unit that is left over is the last.
+    The two kernels with the most negative correlation are a pair, then those of the others, and so
+    on. Pairs are sorted by mean spatial frequency, low ones first; a kernel without a partner is
+    the last (paper, figures 5 and 6).
 
     Args:
-        kernels: float array `(units, rows, columns)`.
+        kernels: float array `(n, height, width)`.
 
     Returns:
-        int array `(units,)`; a pair is at 2k and 2k + 1.
-
-    Reference:
-        Paper figures 5 and 6.
+        int array `(n,)`; a pair is at 2k and 2k + 1.
     """
-    correlations = _correlations(kernels.reshape(len(kernels), -1))
-    pairs, free = [], set(range(len(kernels)))
-    for pair in _from_most_negative(correlations):
-        if free.issuperset(pair):
-            free.difference_update(pair)
-            pairs.append(pair)
-        if len(free) < 2:
-            break
-    frequencies = _frequencies(kernels)
-    pairs.sort(key=lambda pair: frequencies[list(pair)].mean())
-    return np.array([*itertools.chain.from_iterable(pairs), *free], int)
-
-
-def _correlations(vectors):
-    """Returns the correlations `(n, n)` of vectors `(n, m)`; 0 for one whose values are equal."""
-    centered = vectors - vectors.mean(axis=1, keepdims=True)
-    lengths = np.linalg.norm(centered, axis=1, keepdims=True)
-    units = centered / np.where(lengths > 0, lengths, 1)
-    return units @ units.T
-
-
-def _from_most_negative(correlations):
-    first, second = np.triu_indices(len(correlations), 1)
-    order = np.argsort(correlations[first, second], kind="stable")
-    return zip(first[order].tolist(), second[order].tolist(), strict=True)
-
-
-def _frequencies(kernels):
-    """Returns the mean spatial frequency `(n,)` of kernels `(n, rows, columns)`, by power."""
+    vectors = kernels.reshape(len(kernels), -1)
+    with np.errstate(divide="ignore", invalid="ignore"):  # kernels of equal values
+        correlations = np.nan_to_num(np.atleast_2d(np.corrcoef(vectors)))
+    np.fill_diagonal(correlations, np.inf)
+    pairs = []
+    for _ in range(len(kernels) // 2):
+        pair = np.unravel_index(correlations.argmin(), correlations.shape)
+        correlations[pair, :] = correlations[:, pair] = np.inf
+        pairs.append(sorted(map(int, pair)))
     power = np.abs(np.fft.fft2(kernels)) ** 2
     rows, columns = map(np.fft.fftfreq, kernels.shape[1:])
     weighted = (power * np.hypot(rows[:, None], columns)).sum(axis=(1, 2))
-    return weighted / np.maximum(power.sum(axis=(1, 2)), np.finfo(float).tiny)
+    frequencies = weighted / np.maximum(power.sum(axis=(1, 2)), np.finfo(float).tiny)
+    pairs.sort(key=lambda pair: frequencies[pair].mean())
+    paired = np.array(pairs, int).reshape(-1)
+    return np.concatenate([paired, np.setdiff1d(np.arange(len(kernels)), paired)])

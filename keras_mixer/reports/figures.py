@@ -1,265 +1,210 @@
-"""Figures of the HTML report: inline SVG by matplotlib, and pictures as PNG in data URIs.
+"""Figures of the page on an experiment: what the best weights of its first run do.
 
-An SVG has no colors and fonts of its own, but the page's, and so its light or dark scheme.
+To add a figure, write a function of `Findings` and add it to `FIGURES`, the table at the end.
 """
 
-import base64
-import functools
-import io
-import re
-import warnings
-from xml.etree import ElementTree
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
-from matplotlib import style
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-from PIL import Image
+from keras.ops import convert_to_numpy
+from matplotlib import colormaps
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from keras_mixer.reports.curves import COLORS, line_style
-
-# Colors that matplotlib draws with, by what the page has for them.
-_INK, _LINE, _ACCENT = "#f0f2f0", "#f0f2f1", "#f0f2f2"
-_SERIES = [f"#f0f1{number:02x}" for number in range(COLORS)]
-_CSS = {_INK: "currentColor", _LINE: "var(--line)", _ACCENT: "var(--accent)"}
-_CSS |= {color: f"var(--series-{number})" for number, color in enumerate(_SERIES)}
-
-_STYLE = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,  # a class may be called $x$
-    "font.size": 9,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _LINE,
-    "grid.linewidth": 0.8,
-    "lines.linewidth": 1.6,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
-    "axes.edgecolor": _LINE,
-}
+from keras_mixer.compute.fast_mixing import use_threads_for
+from keras_mixer.inference.calibration import probabilities_of, reliability_bins
+from keras_mixer.inference.evaluate import compute_logits, score
+from keras_mixer.log import one_line
+from keras_mixer.model.layers import MixerBlock
+from keras_mixer.preprocessing.bad_images import broken_images_named
+from keras_mixer.preprocessing.input_pipeline import EVALUATION_BATCH_SIZE, evaluation_batches
+from keras_mixer.reports.analysis import pair_opposites
+from keras_mixer.reports.pictures import ACCENT, INK, mosaic, png, svg
+from keras_mixer.reports.preview import as_picture, contact_sheet
+from keras_mixer.runs.open_run import read_run
+from keras_mixer.weights.load import load_mixer
 
 
-def _drawn(draw):
-    """Decorator: of a function that draws on a `Figure`, makes one that returns SVG as text.
+class Findings(NamedTuple):
+    """The best weights of a run, and their outputs for the images of a split.
 
-    It takes a name, unique in the page, and a description of the figure before other arguments.
+    Attributes:
+        run: `Run`.
+        model: `keras.Model` from `load_mixer`.
+        split: Name of the split.
+        images: `Images` of the split.
+        labels: int array `(n,)`.
+        predicted: int array `(n,)`.
+        probabilities: float array `(n, num_classes)`.
+        scores: dict, see `evaluate.score`.
+        names: Names of the classes, a list.
     """
 
-    @functools.wraps(draw)
-    def drawn(name, description, *arguments):
-        # The default style first: a user's would give other figures.
-        with style.context(["default", _STYLE | {"svg.hashsalt": name}]), warnings.catch_warnings():
-            # The browser has a glyph where the font that matplotlib measures with has none.
-            warnings.filterwarnings("ignore", message="Glyph")
-            figure = Figure(layout="constrained")
-            draw(figure, *arguments)
-            text = io.StringIO()
-            figure.savefig(text, format="svg", metadata={"Date": None})
-        return _inline(text.getvalue(), name, description)
-
-    return drawn
+    run: object
+    model: object
+    split: str
+    images: object
+    labels: np.ndarray
+    predicted: np.ndarray
+    probabilities: np.ndarray
+    scores: dict
+    names: list
 
 
-# === SVG of the page ===
+def examine(directory, description="examining"):
+    """Evaluates the best weights of the run in a directory, and returns the `Findings`.
 
-_SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
-ElementTree.register_namespace("", _SVG)
-ElementTree.register_namespace("xlink", _XLINK)
-_OURS = re.compile("|".join(_CSS))
+    Args:
+        directory: Path of a run directory.
+        description: Text of the progress bar.
 
-
-def _inline(text, name, description):
-    """Returns a file of matplotlib's as an element for HTML, with ids that begin with a name."""
-    root = ElementTree.fromstring(text)
-    for tag in ("metadata", "defs"):
-        for element in root.findall(f"{{{_SVG}}}{tag}"):
-            if tag == "metadata" or element.find(f"{{{_SVG}}}style") is not None:
-                root.remove(element)  # that style would hold for the whole page
-    for element in root.iter():
-        for attribute, value in element.items():
-            element.set(attribute, _adapted(attribute, value, name))
-    for side in ("width", "height"):
-        del root.attrib[side]
-    width = float(root.get("viewBox").split()[2])
-    root.attrib |= {"role": "img", "aria-label": description, "style": f"max-width: {width:g}pt"}
-    return ElementTree.tostring(root, encoding="unicode")
-
-
-def _adapted(attribute, value, name):
-    """Returns the value of an attribute with the page's ids, colors and fonts."""
-    if attribute == "id":
-        return f"{name}-{value}"
-    if attribute == f"{{{_XLINK}}}href":
-        return re.sub("^#", f"#{name}-", value)
-    value = value.replace("url(#", f"url(#{name}-")
-    value = _OURS.sub(lambda match: _CSS[match[0]], value)
-    # Earlier versions of matplotlib write size and family as one property.
-    value = re.sub(r"font: ([\d.]+px) [^;]*", r"font-size: \1", value)
-    return re.sub(r"font-family: [^;]*; ?", "", value)
+    Raises:
+        InputError: If the data or the weights are missing, damaged, or not those of the run.
+    """
+    run = read_run(directory)
+    use_threads_for(EVALUATION_BATCH_SIZE)
+    # A run of a sweep is trained for its validation score; the best ones are tested later.
+    model, split = load_mixer(run.best), "test" if "test" in run.scores else run.config.eval_split
+    images = run.dataset.split(split)
+    logits, labels = compute_logits(model, run.spec, images, f"{description}: {split} images")
+    scores = score(logits, labels, run.spec)
+    probabilities = probabilities_of(logits, run.spec.loss)
+    return Findings(
+        run, model, split, images, labels, logits.argmax(axis=1), probabilities, scores,
+        names=[row["name"] for row in scores["classes"]],
+    )  # fmt: skip
 
 
-# === Figures ===
+# === Confusion matrix ===
 
-
-@_drawn
-def draw_lines(figure, lines):
-    """Draws a list of `curves.Line`, each with a band from the lowest to the highest run."""
-    figure.set_size_inches(4.4, 2.6)
-    axes = figure.subplots()
-    for line in lines:
-        index, dashes = line_style(line.number)
-        look = {"color": _SERIES[index], "marker": "o" if len(line.epochs) == 1 else ""}
-        axes.plot(line.epochs, line.mean, linestyle=(0, dashes) if dashes else "-", **look)
-        if line.low != line.high:
-            axes.fill_between(
-                line.epochs, line.low, line.high, color=_SERIES[index], alpha=0.18, linewidth=0
-            )
-    axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-
-
-MOST_NUMBERS = 20  # classes of a confusion matrix whose cells have their numbers
-MOST_NAMES = 60  # and whose axes have the names
+MOST_NUMBERS = 20  # classes of a confusion matrix whose cells show their counts
+MOST_NAMES = 60  # and whose axes show the names of the classes
 _LONGEST_NAME = 18
 
 
-@_drawn
-def draw_confusion(figure, confusion, names):
-    """Draws a confusion matrix; cells are colored by their share of the images of the true class.
+def _confusion(found, name):
+    names, text = list(map(one_line, found.names)), f"Confusion matrix; its data: {name}.csv"
+    return [(svg(name, text, plot_confusion, found.scores["confusion"], names), "")]
 
-    Args:
-        figure: `Figure`.
-        confusion: Rows of ints: true classes; columns: predicted classes.
-        names: Name of each class.
-    """
+
+def plot_confusion(figure, confusion, names):
+    """Plots a confusion matrix, a list of counts by predicted class for each true class."""
     counts = np.array(confusion)
     figure.set_size_inches(*[min(2.4 + 0.36 * len(names), 8.5)] * 2)
     axes = figure.subplots()
-    axes.imshow(_cells(counts), interpolation="none")
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    # The root makes a few mistakes visible; transparent cells suit light and dark.
+    cells = LinearSegmentedColormap.from_list("cells", ["#2f7fd100", "#2f7fd19e"])
+    axes.imshow(np.sqrt(shares), cells, vmin=0, vmax=1, interpolation="none")
     axes.grid(visible=False)
     axes.set(xlabel="predicted", ylabel="true")
-    labels = [_shortened(name) for name in names] if len(names) <= MOST_NAMES else []
+    short = [n if len(n) <= _LONGEST_NAME else f"{n[: _LONGEST_NAME - 1]}…" for n in names]
+    labels = short if len(names) <= MOST_NAMES else []
     axes.set_xticks(range(len(labels)), labels, rotation=90 if max(map(len, names)) > 2 else 0)
     axes.set_yticks(range(len(labels)), labels)
     if len(names) <= MOST_NUMBERS:
-        for row, column in np.argwhere(counts):
-            axes.text(column, row, counts[row, column], ha="center", va="center", fontsize=8)
+        for true, predicted in np.argwhere(counts):
+            count = counts[true, predicted]
+            axes.text(predicted, true, count, ha="center", va="center", fontsize=8)
 
 
-def _cells(counts):
-    """Returns the colors of cells, uint8 `(rows, columns, 4)`; transparent ones suit any scheme."""
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    # The root, so that a few mistakes can be seen; not opaque, so that numbers can be read.
-    alpha = np.round(0.62 * 255 * np.sqrt(shares)).astype(np.uint8)
-    color = np.broadcast_to(np.array([47, 127, 209], np.uint8), (*counts.shape, 3))
-    return np.concatenate([color, alpha[..., None]], axis=2)
+def _confusion_data(found):
+    return [
+        {"true": name, "predicted": other, "images": count}
+        for name, counts in zip(found.names, found.scores["confusion"], strict=True)
+        for other, count in zip(found.names, counts, strict=True)
+        if count
+    ]
 
 
-def _shortened(name):
-    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+# === Reliability ===
 
 
-@_drawn
-def draw_reliability(figure, bins):
-    """Draws accuracy by confidence, and below it the number of images.
+def _reliability(found, name):
+    text = f"Accuracy and number of images by confidence; the data: {name}.csv"
+    return [(svg(name, text, _plot_reliability, _reliability_data(found)), "")]
 
-    Args:
-        figure: `Figure`.
-        bins: list of (confidence, accuracy, count), see `calibration.reliability_bins`.
-    """
+
+def _plot_reliability(figure, bins):
     figure.set_size_inches(4.4, 4.2)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    width, filled = 1 / len(bins), [(i, *values) for i, values in enumerate(bins) if values[2]]
-    middles = [(i + 0.5) * width for i, *_ in filled]
-    bars = {"width": 0.9 * width, "color": _ACCENT, "alpha": 0.45}
-    upper.bar(middles, [accuracy for _, _, accuracy, _ in filled], **bars)
-    upper.plot([0, 1], [0, 1], color=_INK, linestyle=(0, (3, 3)), linewidth=1)
-    points = [(confidence, accuracy) for _, confidence, accuracy, _ in filled]
-    upper.plot(*zip(*points, strict=True), "o", color=_ACCENT, markersize=4)
-    lower.bar(middles, [count for *_, count in filled], **bars)
+    filled = [((i + 0.5) / len(bins), row) for i, row in enumerate(bins) if row["images"]]
+    middles, rows = zip(*filled, strict=True)
+    confidence, accuracy, images = zip(*(row.values() for row in rows), strict=True)
+    bars = {"width": 0.9 / len(bins), "color": ACCENT, "alpha": 0.45}
+    upper.bar(middles, accuracy, **bars)
+    upper.plot([0, 1], [0, 1], color=INK, linestyle=(0, (3, 3)), linewidth=1)
+    upper.plot(confidence, accuracy, "o", color=ACCENT, markersize=4)
+    lower.bar(middles, images, **bars)
     upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
     lower.set(xlabel="confidence", ylabel="images")
+    for axis in (upper.yaxis, lower.xaxis):
+        axis.set_major_formatter(PercentFormatter(1))
     lower.yaxis.set_major_locator(MaxNLocator(3, integer=True))
     lower.tick_params(axis="x", pad=7)
 
 
-# === Pictures ===
+def _reliability_data(found):
+    columns = ("confidence", "accuracy", "images")
+    bins = reliability_bins(found.probabilities, found.labels)
+    return [dict(zip(columns, values, strict=True)) for values in bins]
 
 
-def picture(image, description, smallest=0):
-    """Returns a picture for the page: a dict of `uri`, `width`, `height`, `alt` and `sharp`.
+# === Images ===
 
-    Args:
-        image: `PIL.Image.Image`.
-        description: Text for those who do not see it.
-        smallest: int. Width in pixels to which smaller images are enlarged, by a whole factor.
-    """
-    content = io.BytesIO()
-    image.save(content, "PNG")
-    factor = max(1, -(-smallest // image.width))
-    return {
-        "uri": f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}",
-        "width": factor * image.width,
-        "height": factor * image.height,
-        "alt": description,
-        "sharp": factor > 1,
-    }
+MOST_MISTAKES = 16
+_SMALLEST, _LARGEST, _LARGEST_SHEET = 96, 192, 1600  # pixels of width
+IMAGES, VERSIONS = 4, 6  # of the contact sheet
 
 
-def vector_picture(svg, description):
-    """Returns an SVG file as a picture, which can neither run scripts nor load what it links to.
-
-    Args:
-        svg: bytes, by matplotlib, with a width and a height in points.
-        description: Text for those who do not see it.
-    """
-    root = ElementTree.fromstring(svg)
-    width, height = (
-        round(float(root.get(side).removesuffix("pt"))) for side in ("width", "height")
-    )
-    uri = f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
-    return {"uri": uri, "width": width, "height": height, "alt": description, "sharp": False}
-
-
-_TILE = 28  # pixels of width to which smaller tiles are enlarged
-_WIDEST = 960  # pixels of a mosaic
-_GAP = (128, 128, 128, 110)  # color between tiles, seen on light and dark
+def _mistakes(found, name):
+    confidence = found.probabilities.max(axis=1)
+    wrong = np.flatnonzero(found.predicted != found.labels)
+    chosen = wrong[np.argsort(-confidence[wrong], kind="stable")][:MOST_MISTAKES]
+    if not len(chosen):
+        return []
+    few, pictures = found.images.take(chosen), []
+    images, _ = next(iter(evaluation_batches(few, found.run.spec, MOST_MISTAKES)))
+    for image, index in zip(np.asarray(images), chosen, strict=True):
+        true, predicted = (found.names[of[index]] for of in (found.labels, found.predicted))
+        text = f"true: {true}, predicted: {predicted}, probability {confidence[index]:.1%}"
+        picture = as_picture(image)
+        picture.thumbnail((_LARGEST, _LARGEST))
+        pictures.append((png(picture, text, _SMALLEST), text))
+    return pictures
 
 
-def mosaic(tiles, description):
-    """Returns a picture of tiles in rows of an even number, so that pairs stay together.
+def _augmentation(found, name):
+    train = found.run.dataset.train
+    images = min(IMAGES, len(train))
+    with broken_images_named(train):
+        sheet = contact_sheet(found.run, images, VERSIONS)
+    sheet.thumbnail((_LARGEST_SHEET, _LARGEST_SHEET))
+    text = f"{images} training images: each as it is, then {VERSIONS} times augmented"
+    return [(png(sheet, text), "")]
 
-    Args:
-        tiles: float array `(n, height, width, 3)`, from 0 to 1.
-        description: Text for those who do not see it.
-    """
-    count, height, width, _ = tiles.shape
-    factor = max(1, _TILE // width)
-    columns = min(int(np.sqrt(2 * count)) + 1, _WIDEST // (factor * (width + 1)))
-    columns = max(2, columns // 2 * 2)
-    rows = -(-count // columns)
-    pixels = np.zeros((rows * columns, height + 1, width + 1, 4), np.uint8)
-    pixels[:count] = _GAP  # a row and a column after each tile
-    pixels[:count, :height, :width, :3] = np.round(255 * tiles)
-    pixels[:count, :height, :width, 3] = 255
-    pixels = pixels.reshape(rows, columns, height + 1, width + 1, 4).swapaxes(1, 2)
-    image = Image.fromarray(pixels.reshape(rows * (height + 1), columns * (width + 1), 4))
-    return picture(image, description, factor * image.width) | {"sharp": True}
+
+# === Weights ===
+
+LAYERS = 3  # mixer layers whose token mixing is shown, as in the paper's figure 5
+
+
+def _mixer_blocks(model):
+    return [layer for layer in model.layers if isinstance(layer, MixerBlock)]
+
+
+def _stem(found, name):
+    if not _mixer_blocks(found.model):
+        return []
+    tiles = stem_tiles(convert_to_numpy(found.model.get_layer("stem").kernel))
+    return [(mosaic(tiles, f"the {len(tiles):,} kernels of the stem"), "")]
 
 
 def stem_tiles(kernel):
-    """Returns the kernels of a stem as colors, each normalized to its own range.
+    """Returns the kernels of a stem `(height, width, channels, dim)` as colors from 0 to 1.
 
-    Args:
-        kernel: array `(height, width, channels, dim)`.
-
-    Returns:
-        float array `(dim, height, width, 3)`, from 0 to 1.
+    The colors `(dim, height, width, 3)` of each kernel are normalized to its own range.
     """
     kernels = np.moveaxis(kernel, -1, 0).astype(np.float64)
     kernels = kernels if kernels.shape[-1] == 3 else kernels.mean(axis=-1, keepdims=True)
@@ -268,18 +213,93 @@ def stem_tiles(kernel):
     return np.broadcast_to(scaled, (*scaled.shape[:3], 3))
 
 
-_NEGATIVE, _POSITIVE = np.array([33, 102, 172]) / 255, np.array([178, 24, 43]) / 255
+def _token_mixing(found, name):
+    pictures = []
+    for number, block in enumerate(_mixer_blocks(found.model)[:LAYERS], 1):
+        if block.token_mixing:
+            kernel = convert_to_numpy(block.tokens_mlp.dense_0.kernel)  # (patches, units)
+            grid = found.model.spec.architecture.grid
+            kernels = kernel.astype(np.float64).T.reshape(-1, *grid)
+            tiles = weight_tiles(kernels[pair_opposites(kernels)])
+            text = f"the weights of {len(tiles):,} hidden units of token mixing, layer {number}"
+            pictures.append((mosaic(tiles, text), f"Mixer layer {number}"))
+    return pictures
 
 
 def weight_tiles(kernels):
-    """Returns kernels as colors: blue for negative weights, white for 0, red for positive ones.
+    """Returns kernels `(n, height, width)` as colors `(n, height, width, 3)` from 0 to 1.
 
-    Args:
-        kernels: array `(n, rows, columns)`; each is scaled by its largest weight.
-
-    Returns:
-        float array `(n, rows, columns, 3)`, from 0 to 1.
+    Negative weights are blue, positive ones red; each kernel is scaled by its largest weight.
     """
     largest = np.abs(kernels).max(axis=(1, 2), keepdims=True)
-    scaled = (kernels / np.where(largest > 0, largest, 1))[..., None]
-    return 1 - np.abs(scaled) * (1 - np.where(scaled < 0, _NEGATIVE, _POSITIVE))
+    return colormaps["RdBu_r"](0.5 + kernels / np.where(largest > 0, 2 * largest, 1))[..., :3]
+
+
+# === The table of figures ===
+
+
+class Figure(NamedTuple):
+    """A figure of the page.
+
+    Attributes:
+        name: The figure's data are NAME-1.csv for the first experiment, and so on.
+        title: Heading.
+        caption: How to read it.
+        draw: Function of `Findings` and a prefix for ids, unique in the page, that returns a list
+            of (<img> or <svg> element as `Markup`, caption); an empty list leaves the figure out.
+        data: Function of `Findings` that returns the rows of the CSV file, a list of dicts.
+    """
+
+    name: str
+    title: str
+    caption: str
+    draw: Callable
+    data: Callable = lambda found: []
+
+
+FIGURES = (
+    Figure(
+        "confusion",
+        "Confusion matrix",
+        "Number of images by true and predicted class. The stronger the color of a cell, the "
+        "larger its share of the images of the true class.",
+        _confusion,
+        _confusion_data,
+    ),
+    Figure(
+        "reliability",
+        "Reliability diagram",
+        "Accuracy by confidence, the probability of the predicted class, in bins of equal width. "
+        "On the dashed line, a model is right as often as it says; ECE is the mean distance from "
+        "it over the images.",
+        _reliability,
+        _reliability_data,
+    ),
+    Figure(
+        "mistakes",
+        "Most confident mistakes",
+        "Wrongly classified images with the highest probability of the predicted class, as the "
+        "model sees them.",
+        _mistakes,
+    ),
+    Figure(
+        "augmentation",
+        "Training images",
+        "From left to right: an image as evaluation sees it, then as training augments it.",
+        _augmentation,
+    ),
+    Figure(
+        "stem",
+        "Stem",
+        "Kernels of the patch embedding, each normalized to its own range (paper, figure 7).",
+        _stem,
+    ),
+    Figure(
+        "token-mixing",
+        "Token mixing",
+        "Input weights of each hidden unit, on the grid of patches: blue is negative, red is "
+        "positive. Units are paired with the one most opposite in phase, and pairs are sorted by "
+        "frequency (paper, figures 5 and 6).",
+        _token_mixing,
+    ),
+)

@@ -1,278 +1,187 @@
-"""Page: finished runs as one HTML file with figures, which needs neither a network nor a script.
+"""HTML page on finished runs: one file with figures, which needs neither a network nor a script.
 
-The first run of each experiment is examined: its best weights, and what they say of the images of
-its `eval_split`. All text goes through Jinja's autoescape, since classes and files have any name.
+Jinja's autoescape escapes all text, since classes and files may have any name.
 """
 
 import base64
 import hashlib
 import importlib.metadata
-import itertools
 import math
 import os
 import shlex
 import statistics
 from pathlib import Path
-from typing import NamedTuple
 
 import jinja2
 from markupsafe import Markup
 
 from keras_mixer.errors import InputError
-from keras_mixer.files import rows_as_csv
+from keras_mixer.files import rows_as_csv, write_atomically
 from keras_mixer.jobs import without_retracing_warnings
 from keras_mixer.log import duration, logger, one_line
-from keras_mixer.reports import figures
 from keras_mixer.reports.analysis import accuracy_interval, compare
-from keras_mixer.reports.curves import CURVES, line_of, line_style, number_in
-from keras_mixer.reports.examination import Findings, examine
-from keras_mixer.reports.page_folder import GENERATOR, INDEX, write_page_folder
-from keras_mixer.reports.report import differences, made_on
+from keras_mixer.reports.curves import CURVES, line_style, plot_column, with_values
+from keras_mixer.reports.experiments import SCORED, differences
+from keras_mixer.reports.figures import FIGURES, examine
+from keras_mixer.reports.pictures import img, svg
 from keras_mixer.runs.run import BEST
 from keras_mixer.weights.model_folder import read_spec
 
-SCORED = ("validation", "test")
 
-
-class Experiment(NamedTuple):
-    """Runs that differ only in their seed.
-
-    Attributes:
-        number: int, from 1.
-        name: Flags that are not at their default, or their preset.
-        runs: list of dicts, see `report.read_experiments`.
-        findings: `Findings` on the first run; None if its data or weights are missing.
-        shared: Words that the names of all experiments have.
-    """
-
-    number: int
-    name: str
-    runs: list[dict]
-    findings: Findings | None
-    shared: tuple[str, ...] = ()
-
-    @property
-    def label(self):
-        """What tells it from the others: a list of the words of its name that not all have."""
-        words = [word for word in self.name.split(" ") if word not in self.shared]
-        return words or ["nothing else"]
-
-    @property
-    def data(self):
-        """The dataset and the numbers of its images, as text."""
-        return self.runs[0]["data"]
-
-    @property
-    def command(self):
-        """The command line that repeats the first run, a list of quoted words."""
-        return ["keras-mixer", "train", *map(shlex.quote, self.runs[0]["flags"])]
-
-    @property
-    def line(self):
-        """(index of the color, dashes) of its lines in the curves."""
-        return line_style(self.number)
-
-
-def write_page(folder, experiments, command, plots=()):
-    """Writes the page, index.html, and the data of its figures, .csv, to a folder.
+def write_page(folder, report, command="", plots=()):
+    """Writes the page, index.html, and the data of its figures as CSV files; returns its path.
 
     Args:
-        folder: Path, see `page_folder.check_page_folder`.
-        experiments: dict, see `report.read_experiments`.
+        folder: Path of a folder that exists.
+        report: `Report`.
         command: Command line that makes the page, for its foot.
-        plots: list of (SVG file as bytes, description), on the search of a sweep.
+        plots: list of (SVG file as bytes, caption), of the search of a sweep.
     """
-    numbered, shared = enumerate(experiments.items(), 1), _shared([name for name, _ in experiments])
-    experiments = [
-        Experiment(
-            number, name, runs, _examine(runs[0]["directory"], number, len(experiments)), shared
+    findings, drawn = {}, {}
+    for number, experiment in enumerate(report.experiments, 1):
+        directory = experiment.runs[0].directory
+        try:
+            with without_retracing_warnings():
+                found = examine(directory, f"examining run {number} of {len(report)}")
+            drawn[number] = [(f, f.draw(found, f"{f.name}-{number}")) for f in FIGURES]
+            findings[number] = found._replace(model=None)  # frees its memory
+        except InputError as error:
+            logger.warning(f"{directory}: the page shows its curves and scores alone: {error}")
+    runs = _runs(report.experiments)
+    comparisons = _comparisons(report.experiments, findings)
+    tables = _tables(report.experiments, findings, runs, comparisons)
+    tables = {name: rows for name, rows in tables.items() if rows}
+    html = (
+        _environment()
+        .get_template("page.html")
+        .render(
+            version=importlib.metadata.version("keras_mixer"),
+            command=command,
+            files=tables,
+            experiments=report.experiments,
+            findings=findings,
+            drawn=drawn,
+            data_sets=list(
+                dict.fromkeys(run.data for e in report.experiments for run in e.runs[:1])
+            ),
+            machines=report.machines,
+            differences=differences(report.experiments),
+            runs=runs,
+            scored=SCORED,
+            curves=_curves(report.experiments),
+            comparisons=comparisons,
+            plots=[(img(content, "svg+xml", caption), caption) for content, caption in plots],
         )
-        for number, ((name, _), runs) in numbered
-    ]
-    files = {
-        name: _as_csv(rows)
-        for name, rows in itertools.chain(_of_all(experiments), *map(_of_one, experiments))
-        if rows
+    )
+    for name, rows in tables.items():
+        plain = [{column: _plain(value) for column, value in row.items()} for row in rows]
+        write_atomically(Path(folder) / name, rows_as_csv(plain).encode())
+    write_atomically(Path(folder) / "index.html", html.encode())
+    return Path(folder) / "index.html"
+
+
+# === Data ===
+
+
+def _tables(experiments, findings, runs, comparisons):
+    """Returns a dict from the name of a CSV file to its rows, a list of dicts."""
+    histories = [run.history for experiment in experiments for run in experiment.runs]
+    tables = {
+        "runs.csv": runs,
+        "curves.csv": [
+            {name: run[name] for name in ("experiment", "run", "seed")}
+            | {name: epoch.get(name) for name in ("epoch", *CURVES)}
+            for run, history in zip(runs, histories, strict=True)
+            for epoch in history
+        ],
+        "comparison.csv": [
+            {"best": group["best"].number, "experiment": other.number, **compared._asdict()}
+            for group in comparisons
+            for other, compared in group["others"]
+        ],
     }
-    html = render(experiments, command, files, plots)
-    write_page_folder(folder, {INDEX: html.encode(), **files})
+    for number, found in findings.items():
+        tables[f"classes-{number}.csv"] = found.scores["classes"]
+        for figure in FIGURES:
+            tables[f"{figure.name}-{number}.csv"] = figure.data(found)
+    return tables
 
 
-def _shared(names):
-    """Returns the words, of the first of several names, that all of them have."""
-    words = [name.split(" ") for name in names]
-    return tuple(w for w in words[0] if all(w in other for other in words)) * (len(names) > 1)
-
-
-def _examine(directory, number, count):
-    """Returns the `Findings` on a run; None, with a warning, without its data or weights."""
-    try:
-        with without_retracing_warnings():
-            return examine(directory, f"examining run {number} of {count}")
-    except InputError as error:
-        logger.warning(f"{directory}: only its curves and scores are shown: {error}")
-        return None
-
-
-# === Tables ===
-
-
-def _run_rows(experiments):
-    """Returns a dict per run, with its numbers as they are."""
-    directories = [str(run["directory"]) for e in experiments for run in e.runs]
-    above = os.path.commonpath([os.path.dirname(directory) for directory in directories])
+def _runs(experiments):
+    """Returns a dict per run."""
+    runs = [(experiment, run) for experiment in experiments for run in experiment.runs]
+    above = os.path.commonpath([os.path.dirname(run.directory) for _, run in runs])
     return [
         {
             "experiment": experiment.number,
             "name": experiment.name,
-            "run": os.path.relpath(run["directory"], above),
-            "seed": run["record"]["config"].get("seed"),
-            **{split: _score(run["scores"].get(split)) for split in SCORED},
-            "epochs": run["epochs"],
-            "seconds": run["seconds"],
-            "images_per_second": _median(run["rows"], "images_per_second"),
-            "parameters": _parameters(run["directory"]),
+            "run": os.path.relpath(run.directory, above),
+            "seed": run.record["config"].get("seed"),
+            **_scores(run, "validation"),
+            **_scores(run, "test"),
+            "epochs": len(run.history),
+            "seconds": run.seconds,
+            "images_per_second": _median(run.column("images_per_second")),
+            "parameters": _parameters(run),
         }
-        for experiment in experiments
-        for run in experiment.runs
+        for experiment, run in runs
     ]
 
 
-def _score(scores):
-    """Returns (top-1, low, high) with a 95% interval; None without a score."""
-    if not scores:
-        return None
-    count = scores.get("n")
-    interval = accuracy_interval(round(scores["top1"] * count), count) if count else (None, None)
-    return scores["top1"], *interval
+def _scores(run, split):
+    """Returns the top-1 accuracy on a split with its 95% interval, as a dict."""
+    top1, count = (run.scores.get(split, {}).get(name) for name in ("top1", "n"))
+    low, high = accuracy_interval(round(top1 * count), count) if count else (None, None)
+    return {split: top1, f"{split}_low": low, f"{split}_high": high}
 
 
-def _median(rows, column):
-    values = [value for row in rows if math.isfinite(value := number_in(row, column))]
-    return statistics.median(values) if values else None
+def _median(values):
+    finite = [value for value in values if math.isfinite(value)]
+    return statistics.median(finite) if finite else None
 
 
-def _parameters(directory):
+def _parameters(run):
     try:
-        return read_spec(Path(directory) / BEST).architecture.parameters
+        return read_spec(run.directory / BEST).architecture.parameters
     except InputError:
         return None
 
 
-def _comparisons(experiments):
-    """Returns a dict per set of images: the `best` experiment and `rows` of (other, Comparison)."""
+def _comparisons(experiments, findings):
+    """Returns a dict per set of images: the `best` experiment and the `others`.
+
+    The others are a list of (`Experiment`, its `Comparison` with the best).
+    """
     groups = {}
     for experiment in experiments:
-        if found := experiment.findings:
-            groups.setdefault((found.identity, found.split), []).append(experiment)
-    return [_comparison(group) for group in groups.values() if len(group) > 1]
-
-
-def _comparison(group):
-    best = max(group, key=lambda experiment: experiment.findings.scores["top1"])
-    rows = [
-        (other, compare(other.findings.correct, best.findings.correct))
-        for other in group
-        if other is not best
-    ]
-    return {"best": best, "rows": rows}
-
-
-# === Data of the figures, as CSV ===
-
-
-def _of_all(experiments):
-    """Yields (name, rows) of the files on all runs."""
-    runs = _run_rows(experiments)
-    for row in runs:
-        for split in SCORED:
-            names = (split, f"{split}_low", f"{split}_high")
-            row |= dict(zip(names, row[split] or (None,) * 3, strict=True))
-    yield "runs.csv", runs
-    places = iter(runs)
-    yield (
-        "curves.csv",
-        [
-            {"experiment": experiment.number, "run": place["run"], "seed": place["seed"]}
-            | {name: row.get(name) for name in ("epoch", *CURVES)}
-            for experiment in experiments
-            for run, place in zip(experiment.runs, places, strict=False)
-            for row in run["rows"]
-        ],
-    )
-    yield (
-        "comparison.csv",
-        [
-            {"best": group["best"].number, "experiment": other.number, **compared._asdict()}
-            for group in _comparisons(experiments)
-            for other, compared in group["rows"]
-        ],
-    )
-
-
-def _of_one(experiment):
-    """Yields (name, rows) of the files on one experiment."""
-    if not (found := experiment.findings):
-        return
-    scores, number = found.scores, experiment.number
-    names = [row["name"] for row in scores["classes"]]
-    yield f"classes-{number}.csv", scores["classes"]
-    yield (
-        f"confusion-{number}.csv",
-        [
-            {"true": name, "predicted": other, "images": count}
-            for name, counts in zip(names, scores["confusion"], strict=True)
-            for other, count in zip(names, counts, strict=True)
-            if count
-        ],
-    )
-    columns = ("confidence", "accuracy", "images")
-    yield f"reliability-{number}.csv", [dict(zip(columns, b, strict=True)) for b in found.bins]
-
-
-def _as_csv(rows):
-    return rows_as_csv(
-        [{name: _plain(value) for name, value in row.items()} for row in rows]
-    ).encode()
-
-
-def _plain(value):
-    """Returns a value; text on one line, with characters that cannot be seen or saved escaped."""
-    if not isinstance(value, str) or isinstance(value, Markup):
-        return value
-    return one_line(value)
+        if found := findings.get(experiment.number):
+            correct, images = found.predicted == found.labels, found.run.dataset.identity
+            groups.setdefault((images, found.split), []).append((experiment, correct))
+    comparisons = []
+    for group in groups.values():
+        best, reference = max(group, key=lambda pair: pair[1].mean())
+        others = [(e, compare(correct, reference)) for e, correct in group if e is not best]
+        comparisons += [{"best": best, "others": others}] if others else []
+    return comparisons
 
 
 # === Rendering ===
 
 
-def render(experiments, command="", files=(), plots=()):
-    """Returns the page as a string of HTML.
+def _curves(experiments):
+    """Returns a dict from the title of each curve to its SVG element."""
 
-    Args:
-        experiments: list of `Experiment`.
-        command: Command line that makes the page.
-        files: Names of the .csv files beside it.
-        plots: As for `write_page`.
-    """
-    runs = [run for experiment in experiments for run in experiment.runs]
-    template = _environment().get_template("page.html")
-    return template.render(
-        generator=GENERATOR,
-        version=importlib.metadata.version("keras_mixer"),
-        command=command,
-        files=list(files),
-        experiments=experiments,
-        data_sets=list(dict.fromkeys(experiment.data for experiment in experiments)),
-        machines=made_on(run["directory"] for run in runs),
-        differences=differences(experiment.runs[0] for experiment in experiments),
-        runs=_run_rows(experiments),
-        scored=SCORED,
-        curves=_draw_curves(experiments),
-        comparisons=_comparisons(experiments),
-        plots=list(itertools.starmap(figures.vector_picture, plots)),
-        drawn={e.number: _draw_findings(e) for e in experiments if e.findings},
-    )
+    def plot(figure, column):
+        figure.set_size_inches(4.4, 2.6)
+        plot_column(figure.subplots(), experiments, column)
+
+    titles = {column: CURVES[column] for column in with_values(experiments)}
+    return {
+        title: svg(
+            column.replace("_", "-"), f"{title} by epoch; the data: curves.csv", plot, column
+        )
+        for column, title in titles.items()
+    }
 
 
 def _environment():
@@ -288,44 +197,22 @@ def _environment():
     return environment
 
 
+def _plain(value):
+    """Returns a value; text on one line, with unprintable characters escaped."""
+    return one_line(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 def _source_hash(script):
     """Returns the hash by which the page's Content-Security-Policy allows its only script."""
     return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
 
 
 _FILTERS = {
-    "percent": lambda value: f"{100 * value:.2f}",
+    "percent": lambda value: "–" if value is None else f"{value:.2%}",
     "points": lambda value: f"{100 * value:+.2f}".replace("-", "−"),
+    "count": lambda value: "–" if value is None else f"{value:,.0f}",
     "duration": duration,
+    "quote": shlex.quote,
+    "line_style": line_style,
     "source_hash": _source_hash,
 }
-
-
-def _draw_curves(experiments):
-    """Returns a list of (title, SVG) for the columns of history.csv that have values."""
-    drawn = []
-    for column, title in CURVES.items():
-        lines = [line_of(e.number, e.runs, column) for e in experiments]
-        if lines := [line for line in lines if line.epochs]:
-            description = f"{title} by epoch; the numbers are in curves.csv"
-            name = column.replace("_", "-")
-            drawn.append((title, figures.draw_lines(name, description, lines)))
-    return drawn
-
-
-def _draw_findings(experiment):
-    """Returns the figures of an experiment, a dict of SVG by name."""
-    found, number = experiment.findings, experiment.number
-    names = [_plain(row["name"]) for row in found.scores["classes"]]
-    beside = f"the numbers are in confusion-{number}.csv"
-    return {
-        "confusion": figures.draw_confusion(
-            f"confusion-{number}", f"Confusion matrix; {beside}", found.scores["confusion"], names
-        ),
-        "reliability": figures.draw_reliability(
-            f"reliability-{number}",
-            f"Accuracy and number of images by confidence; the numbers are in "
-            f"reliability-{number}.csv",
-            found.bins,
-        ),
-    }

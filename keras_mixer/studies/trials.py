@@ -6,10 +6,10 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
-from keras_mixer.errors import path_errors
 from keras_mixer.files import rows_as_csv, write_atomically
 from keras_mixer.log import logger
 from keras_mixer.reports.markdown import spread, table
+from keras_mixer.reports.report import SWEEP_PLOTS as PLOTS
 from keras_mixer.reports.report import made_on
 from keras_mixer.runs.run import HISTORY, Run, read_history, read_metrics
 from keras_mixer.studies.space import (
@@ -168,12 +168,6 @@ def as_csv(result, search):
 
 # === Plots ===
 
-PLOTS = {
-    "optimization_history": "Validation top-1 of each setting in the order of trials, and the best",
-    "param_importances": "Share of the variance of validation top-1 that each option explains",
-    "parallel_coordinate": "A line for each setting through its values and its validation top-1",
-    "slice": "Validation top-1 by the values of each option",
-}
 _FOLDER = "plots"  # in the folder of the sweep
 
 
@@ -202,10 +196,3 @@ def _write_plot(study, name, path):
     figure.savefig(picture, format="svg", bbox_inches="tight", metadata={"Date": None})
     plt.close("all")
     write_atomically(path, picture.getvalue())
-
-
-def drawn_plots(folder):
-    """Returns a list of (SVG file as bytes, description) of the plots in the folder of a sweep."""
-    with path_errors(folder):
-        paths = {Path(folder) / _FOLDER / f"{name}.svg": text for name, text in PLOTS.items()}
-        return [(path.read_bytes(), text) for path, text in paths.items() if path.is_file()]
