@@ -295,7 +295,6 @@ def test_parts_of_earlier_attempts(server, capsys, content, etag, asked):
     assert left_over() == ["Mixer-B_16.npz"]
 
 
-@pytest.mark.usefixtures("default_signals")
 def test_ctrl_c_leaves_the_part_for_the_next_time(server, tmp_path):
     """A process of its own is stopped while it waits for the second half."""
     half, released = threading.Event(), threading.Event()

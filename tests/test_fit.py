@@ -374,7 +374,6 @@ def test_killed_runs_end_as_if_nothing_had_happened():
     assert "| 1 | 1 | 1 |" in done.stdout
 
 
-@pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signalled_process_saves_and_tells_how_to_go_on(tmp_path, number, status):
     flags = ["--depth=2", "--dim=8", "--save_every=1000", "--num_steps=1000", "--output_dir=run"]
