@@ -89,6 +89,17 @@ def rewrite(path, change):
 
 
 @pytest.fixture(autouse=True, scope="session")
+def default_interrupt():
+    """SIGINT acts as in a terminal, here and in the processes that tests start.
+
+    A suite that was started in the background ignores it, and so would its children.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(autouse=True, scope="session")
 def cache(tmp_path_factory):
     """The folder that stands in for the user's cache folder, which tests leave alone."""
     os.environ["KERAS_MIXER_CACHE"] = str(tmp_path_factory.mktemp("cache"))
@@ -114,20 +125,7 @@ def command(tmp_path):
 
 
 @pytest.fixture
-def default_signals():
-    """SIGINT and SIGHUP act as in a terminal, here and in processes started meanwhile.
-
-    A suite that was started in the background ignores them, and so would its children.
-    """
-    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
-    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.fixture
-def interrupted(monkeypatch, default_signals):
+def interrupted(monkeypatch):
     """Trains, and sends this process a signal after so many steps, as a terminal would."""
     import keras_mixer
     from keras_mixer.signals import Interrupted
@@ -149,7 +147,9 @@ def interrupted(monkeypatch, default_signals):
                 keras_mixer.fit(config)
         return error.value
 
-    return run
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores
+    yield run
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture

@@ -268,7 +268,6 @@ def test_parts_of_earlier_attempts(server, capsys, content, asked):
     assert left_over() == ["Mixer-B_16.npz"]
 
 
-@pytest.mark.usefixtures("default_signals")
 def test_ctrl_c_keeps_the_part(server, tmp_path):
     """A process is interrupted while it waits for the second half."""
     half, released = threading.Event(), threading.Event()

@@ -366,7 +366,6 @@ def test_killed_runs_end_as_if_nothing_had_happened():
     assert "| 1 | 1 | 1 |" in done.stdout
 
 
-@pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_the_run_and_prints_how_to_continue(tmp_path, number, status):
     flags = ["--depth=2", "--dim=8", "--save_every=1000", "--num_steps=1000", "--output_dir=run"]

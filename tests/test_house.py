@@ -1,9 +1,12 @@
 """Tests the house itself: who may import whom, what importing costs, what is documented."""
 
 import ast
+import functools
 import inspect
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,9 @@ import keras_mixer
 PACKAGE = ROOT / "keras_mixer"
 FILES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = [ROOT / "train.py"]
+
+# Private functions of up to three lines with one call, whose names say more than their code.
+SHORT_FUNCTIONS_CALLED_ONCE = 54
 
 # Floors, from the ground up: a file imports from its own folder or from floors below.
 FLOORS = [
@@ -46,6 +52,11 @@ LAZY = {
 }
 
 
+@functools.cache
+def parsed(path):
+    return ast.parse(path.read_text())
+
+
 def module_of(path):
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
 
@@ -56,7 +67,7 @@ def floor_of(module):
 
 def imports_of(path):
     """The modules of this package that a file imports, wherever in it: `training.run`, `errors`."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
             if node.module.split(".")[0] == "keras_mixer":
@@ -100,7 +111,7 @@ def test_within_a_folder_imports_go_one_way():
 
 def outer_imports(path):
     """(library, function or None) for every import in a file, with the function it stands in."""
-    tree = ast.parse(path.read_text())
+    tree = parsed(path)
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     within = {id(n): f.name for f in functions for n in ast.walk(f)}
     for node in ast.walk(tree):
@@ -134,23 +145,25 @@ def test_flags_are_defined_and_read_in_one_place():
 
 
 HEAVY = ("tensorflow", "keras", "jax", "torch", "sklearn", "scipy")
+LIGHT = [
+    "keras_mixer", "keras_mixer.__main__", "keras_mixer.jobs", "keras_mixer.config.training",
+    "keras_mixer.runs.open_run", "keras_mixer.runs.checkpoints",
+    "keras_mixer.data.sources", "keras_mixer.weights.pretrained",
+    "keras_mixer.inference.verify", "keras_mixer.inference.export.versions",
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "keras_mixer", "keras_mixer.__main__", "keras_mixer.jobs", "keras_mixer.config.training",
-        "keras_mixer.runs.open_run", "keras_mixer.runs.checkpoints",
-        "keras_mixer.data.sources", "keras_mixer.weights.pretrained",
-        "keras_mixer.inference.verify", "keras_mixer.inference.export.versions",
-    ],
-)  # fmt: skip
-def test_light_modules_import_nothing_heavy(module):
-    code = f"import sys, {module}; print([m for m in {HEAVY!r} if m in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+def test_light_modules_import_nothing_heavy():
+    """The first of them that imports something heavy ends the process."""
+    code = (
+        f"import importlib, sys\n"
+        f"for module in {LIGHT!r}:\n"
+        f"    importlib.import_module(module)\n"
+        f"    heavy = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        f"    if heavy: sys.exit(f'{{module}} imports {{heavy}}')\n"
     )
-    assert done.stdout.strip() == "[]"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_public_names_are_loaded_when_used():
@@ -170,7 +183,7 @@ def test_public_names_are_loaded_when_used():
 
 def definitions(path):
     """Public functions and classes of a file, and public methods of public classes."""
-    for node in ast.parse(path.read_text()).body:
+    for node in parsed(path).body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
             yield node
             for part in getattr(node, "body", []):
@@ -183,7 +196,7 @@ INHERITED = {"build", "call", "compute_output_shape", "get_config", "parse"}
 
 @pytest.mark.parametrize("path", [*FILES, *SCRIPTS], ids=str)
 def test_files_and_public_names_have_docstrings(path):
-    assert ast.get_docstring(ast.parse(path.read_text())), path
+    assert ast.get_docstring(parsed(path)), path
     for node in definitions(path):
         inherited = node.name in INHERITED or node.name.startswith(("_", "on_"))
         assert inherited or ast.get_docstring(node), f"{path}: {node.name} has no docstring"
@@ -201,16 +214,38 @@ def test_public_functions_explain_their_arguments(name):
         assert f"{argument}:" in text, f"{name} does not explain {argument}"
 
 
+def functions(path):
+    """(function, number of lines of its body without the docstring) for every function."""
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.FunctionDef):
+            body = node.body[bool(ast.get_docstring(node)) :] or node.body
+            yield node, body[-1].end_lineno - body[0].lineno + 1
+
+
 def test_functions_read_like_paragraphs():
     """Well-known codebases have a median of 7 to 16 lines and few functions above 45."""
-    lengths = sorted(
-        node.body[-1].end_lineno - node.body[bool(ast.get_docstring(node))].lineno + 1
+    lengths = sorted(length for path in FILES for _, length in functions(path))
+    assert lengths[len(lengths) // 2] <= 12
+    assert lengths[int(0.97 * len(lengths))] < 40
+
+
+def test_short_private_functions_have_more_than_one_caller():
+    """A function of up to three lines that is called once reads better where it is called."""
+    words = Counter(word for path in FILES for word in re.findall(r"\w+", path.read_text()))
+    calls = Counter(
+        node.func.id
         for path in FILES
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.FunctionDef) and len(node.body) > bool(ast.get_docstring(node))
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
     )
-    assert lengths[len(lengths) // 2] <= 8
-    assert lengths[int(0.97 * len(lengths))] <= 25
+    short = [
+        f"{module_of(path)}.{node.name}"
+        for path in FILES
+        for node, length in functions(path)
+        if re.match("_[^_]", node.name) and length <= 3
+        if words[node.name] == 2 and calls[node.name] == 1
+    ]
+    assert len(short) <= SHORT_FUNCTIONS_CALLED_ONCE, "inline them:\n" + "\n".join(short)
 
 
 def test_every_module_has_its_tests():
@@ -241,8 +276,8 @@ def test_nothing_tracked_names_a_machine_or_a_registry():
             assert place not in text, f"{name} names {place}"
 
 
-def test_sizes_of_the_house():
-    """Few files, each with one idea."""
+def test_files_are_short():
+    """Each holds one idea."""
     for path in FILES:
-        assert len(path.read_text().splitlines()) <= 400, f"{path} holds two ideas"
+        assert len(path.read_text().splitlines()) <= 600, f"{path} holds two ideas"
     assert Path(ROOT / "train.py").read_text().count("\n") <= 30

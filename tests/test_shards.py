@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
@@ -51,13 +53,23 @@ def contents(folder):
     return first + "".join(text.split("\n", 1)[1] for text in others)
 
 
+NUMBER = re.compile(r"(?<=,)[\d.]+(?:e-\d+)?")
+
+
+def assert_same_predictions(received, expected):
+    """The same images and classes; the last bits of probabilities depend on the batch size."""
+    assert NUMBER.sub("#", received) == NUMBER.sub("#", expected)
+    numbers = (list(map(float, NUMBER.findall(text))) for text in (received, expected))
+    np.testing.assert_allclose(*numbers, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("format", ["csv", "kaggle"])
 def test_shards_together_are_the_predictions_of_all_images(opened, model, images, format):
     whole, failed = predictions_as_text(model, images, format, 2)
     shards = opened(format=format)
     assert shards.predict(model) == (38, failed) == (38, 2)
     assert len(list(shards.folder.glob("*.csv"))) == 6
-    assert contents(shards.folder) == whole
+    assert_same_predictions(contents(shards.folder), whole)
 
 
 def test_no_images_at_all_are_no_shards(opened, model):
@@ -176,7 +188,8 @@ def test_a_process_that_is_killed_leaves_its_shard_to_the_others(trained, images
     assert out == "40 images in out: 38 predicted, 2 could not be read\n"
     relative = [os.path.relpath(path, tmp_path) for path in images]
     with contextlib.chdir(tmp_path):
-        assert contents(tmp_path / "out") == predictions_as_text(model, relative, "csv", 2)[0]
+        whole, _ = predictions_as_text(model, relative, "csv", 2)
+    assert_same_predictions(contents(tmp_path / "out"), whole)
 
 
 def test_flags_that_do_not_fit_together_end_in_one_line(command, trained):
