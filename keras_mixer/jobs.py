@@ -9,6 +9,7 @@ from pathlib import Path
 from keras_mixer.backend import quiet_tensorflow
 from keras_mixer.compute.process_group import refuse_several_processes
 from keras_mixer.errors import InputError, RunError
+from keras_mixer.inference.export.formats import export
 from keras_mixer.inference.export.versions import check_target, published
 from keras_mixer.log import logger
 from keras_mixer.runs.open_run import note_split_to_score, open_run
@@ -50,7 +51,6 @@ def _check_export(run):
 def _train_evaluate_export(run, callbacks=()):
     with quiet_tensorflow():  # imported here, once all input has been checked
         from keras_mixer.inference.evaluate import score_run
-        from keras_mixer.inference.export.saved_model import export_model
         from keras_mixer.training.fit import fit_run
 
     note_split_to_score(run)
@@ -62,9 +62,7 @@ def _train_evaluate_export(run, callbacks=()):
         home = Path(run.config.export_dir) / run.config.name
         sha256 = model_folder.read_facts(run.best)["sha256"]
         with _scores_named(run):
-            target = published(home, sha256) or export_model(
-                run.best, run.config.export_dir, run.config.name
-            )
+            target = published(home, sha256) or export(run, export_dir=home.parent, name=home.name)
         run.write_metrics(saved_model=str(target))
 
 

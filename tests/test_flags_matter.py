@@ -33,7 +33,7 @@ OTHER = {
 
 # Likewise, seen in the batches that a run is given: that is quicker, and these do nothing else.
 OTHER_BATCHES = {
-    "eval_crop": 0.5, "interpolation": "bicubic", "permutation": "global", "inception_crop": 0.3,
+    "eval_crop": 0.5, "interpolation": "bicubic", "inception_crop": 0.3,
     "randaugment": (2, 10),
     "color_jitter": 0.3, "random_erasing": 1.0, "mixup": 0.4, "cutmix": 1.0,
     "class_weights": "balanced",

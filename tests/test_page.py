@@ -19,8 +19,9 @@ from PIL import Image
 
 import keras_mixer
 from keras_mixer import InputError
+from keras_mixer.inference.calibration import wilson_interval
 from keras_mixer.reports import figures
-from keras_mixer.reports.analysis import accuracy_interval, compare, pair_opposites
+from keras_mixer.reports.analysis import compare, pair_opposites
 from keras_mixer.reports.curves import Line, distinct, line_of
 from keras_mixer.reports.examination import Findings, draw_mixer
 from keras_mixer.reports.page import Experiment, _shared, render, write_page
@@ -238,7 +239,7 @@ def test_intervals_are_wilsons(correct, count):
     root = math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
     margin = z * root / (1 + z**2 / count)
     expected = center - margin, center + margin
-    assert accuracy_interval(correct, count) == pytest.approx(expected, abs=1e-12)
+    assert wilson_interval(correct, count) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("gained, lost", [(3, 12), (5, 5), (0, 7)])

@@ -1,4 +1,4 @@
-"""The command that starts several processes of one run on this computer: launch."""
+"""The command launch: trains one run in several processes of this computer."""
 
 import dataclasses
 import subprocess
@@ -22,16 +22,16 @@ class LaunchOptions:
     processes: int = option(2, "Number of processes.", low=1, high=1000)
     port: int | None = option(
         None,
-        "Port on which process 0 and, on the next one, the group listen (default: free ones).",
+        "Port on which process 0 listens; the group uses the next one (default: free ports).",
         low=1024,
         high=65_534,
     )
 
 
 def launch(options, arguments):
-    """Trains one run in several processes of this computer, as on several hosts, but on its CPU.
+    """Trains one run in several processes of this computer, on its CPU.
 
-    One process uses all GPUs of a host, so this is for trying out and testing; see BUILD.md.
+    It is for trials and tests of training on several hosts: one process uses all GPUs of a host.
     """
     if arguments[:1] != [_COMMAND]:
         raise InputError(
@@ -41,7 +41,7 @@ def launch(options, arguments):
     if find_rank():
         raise InputError("launch: this is one of several processes already")
     check_installed("jax")
-    parse(Config, arguments[1:])  # so that what is wrong is said once
+    parse(Config, arguments[1:])  # reports a wrong flag once, not in every process
     port = free_port() if options.port is None else options.port
     processes = [
         _start(arguments, port, options.processes, index) for index in range(options.processes)
@@ -57,7 +57,7 @@ def launch(options, arguments):
 
 
 def _status_of(process):
-    """Waits for a process and returns its exit status, as a shell does for one that was killed."""
+    """Waits for a process; returns its exit status: 128 + the signal if one killed it."""
     status = process.wait()
     return status if status >= 0 else 128 - status
 
@@ -66,5 +66,5 @@ def _start(arguments, port, count, index):
     return subprocess.Popen(
         [sys.executable, "-m", "keras_mixer", *arguments],
         env=variables_of(port, count, index),
-        process_group=0,  # so that Ctrl-C reaches it once, from here
+        process_group=0,  # Ctrl-C reaches it once, from here
     )

@@ -3,14 +3,12 @@
 import dataclasses
 import io
 import shlex
-import sys
 
 from keras_mixer.backend import quiet_tensorflow
-from keras_mixer.commands.shared import check_writable, standard_stream, write
+from keras_mixer.commands.shared import check_writable, write
 from keras_mixer.config.options import option
 from keras_mixer.config.training import Config
 from keras_mixer.errors import InputError
-from keras_mixer.files import is_special
 from keras_mixer.jobs import run_job
 from keras_mixer.log import logger, printable
 from keras_mixer.runs.open_run import plan_run
@@ -18,7 +16,7 @@ from keras_mixer.runs.run import describe_scores
 
 
 def train(config, arguments):
-    """Trains a Mixer for --num_steps epochs, evaluates it once on the test set, and exports it.
+    """Trains a Mixer for --epochs epochs, evaluates it once on the test set, and exports it.
 
     The same command resumes an interrupted run.
     """
@@ -36,7 +34,7 @@ def _summary(run):
 
 
 def _next_steps(run):
-    """Returns commands to go on with, as text."""
+    """Returns the commands that usually come next, as text."""
     directory = shlex.quote(str(run.directory))
     steps = {
         f"keras-mixer evaluate {directory}": "precision, recall and confusion by class",
@@ -59,9 +57,8 @@ class PreviewOptions(Config):
 
 
 def preview(options, arguments):
-    """Draws training images as they are augmented, with the same flags as train."""
-    plain = not (standard_stream(options.output) or is_special(options.output))
-    if plain and not options.output.endswith(".png"):
+    """Shows training images with the augmentation of train, whose flags it takes, as a picture."""
+    if options.output != "-" and not options.output.endswith(".png"):
         raise InputError(f"--output={options.output}: expected a name that ends in .png")
     check_writable(options.output)
     run = plan_run(options)
@@ -72,5 +69,5 @@ def preview(options, arguments):
     picture = io.BytesIO()
     contact_sheet(run, images, options.draws).save(picture, "PNG")
     write(options.output, picture.getvalue())
-    if standard_stream(options.output) is not sys.stdout:
+    if options.output != "-":
         print(options.output)

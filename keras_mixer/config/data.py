@@ -4,7 +4,7 @@ import dataclasses
 
 from keras_mixer.backend import quiet_tensorflow
 from keras_mixer.config.options import FRACTION, PIXELS, RATE, SEED, option, options_of
-from keras_mixer.model.architecture import INTERPOLATIONS, PERMUTATIONS
+from keras_mixer.model.architecture import INTERPOLATIONS
 
 
 def _find_bad(images):
@@ -78,9 +78,8 @@ class DatasetOptions:
     )
     bad_images: str = option(
         "error",
-        "What is done about broken images. error: nothing is done; damage that headers do not "
-        "show ends it when it is met. skip: all images are decoded first, and those that cannot "
-        "be are left out; a run lists them in skipped.jsonl.",
+        "What to do about images that cannot be decoded. error: stop at the first one. skip: leave "
+        "them out, after all images have been decoded once; a run lists them in skipped.jsonl.",
         choices=tuple(FIND_BAD),
         result=False,  # the identity of the data is compared instead
     )
@@ -114,13 +113,6 @@ class PreprocessingOptions:
         "How pixels are interpolated, antialiased, when images are resized in evaluation, and in "
         "training without --inception_crop, which is bilinear. timm evaluates with bicubic.",
         choices=INTERPOLATIONS,
-    )
-    permutation: str = option(
-        "none",
-        "Fixed order of the pixels of all images, to study what a model assumes of them (paper, "
-        "section 3.4). patches+pixels: patches, and the pixels in each, permuted; global: all "
-        "pixels. Kept with the weights, so that predict and export permute, too.",
-        choices=PERMUTATIONS,
     )
 
 

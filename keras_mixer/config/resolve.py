@@ -53,23 +53,11 @@ def resolve(config, dataset, checkpoint=None):
                 if getattr(config, name) is None and name not in filled:
                     filled[name] = value
         given, config = config, dataclasses.replace(config, **filled)
-        sizes = config.architecture()
-        if config.model != MIXER and config.permutation != "patches+pixels":
-            sizes["patch_shape"] = None  # the image is one patch
-        architecture = Architecture.of_model(**sizes, channels=channels)
+        architecture = Architecture.of_model(**config.architecture(), channels=channels)
         _check_baseline(given, architecture)
-        _check_permutation(config, architecture)
         spec = ModelSpec(architecture, dataset.class_names, config.preprocessing(), config.loss)
         sizes = {name: getattr(architecture, name) for name in config.architecture()}
         return _consistent(dataclasses.replace(config, **sizes)), spec
-
-
-def _check_permutation(config, architecture):
-    if config.permutation == "patches+pixels" and architecture.grid == (1, 1):
-        raise InputError(
-            f"--permutation={config.permutation}: expected several patches, received an image that "
-            f"is one; give a smaller --patch_shape, or --permutation=global"
-        )
 
 
 def _check_data(config, num_classes, channels, checkpoint):
@@ -86,7 +74,7 @@ def _check_data(config, num_classes, channels, checkpoint):
 
 
 def _check_baseline(given, architecture):
-    """Refuses options of mixer layers for a baseline, unless they are what is filled in anyway."""
+    """Refuses options of mixer layers for a baseline, unless they have the values it is given."""
     if architecture.model == MIXER:
         return
     neutral = {name: getattr(architecture, name) for name in OF_MIXER_LAYERS}
@@ -154,8 +142,10 @@ def _consistent(config):
             f"patches and would change nothing without one; leave it out"
         )
     if config.warmup_step >= config.num_steps:
+        epochs = config.schedule_unit == "epoch"
+        warmup, length = ("warmup_epochs", "epochs") if epochs else ("warmup_step", "num_steps")
         raise InputError(
-            f"--warmup_step={config.warmup_step} must be below --num_steps={config.num_steps}; "
+            f"--{warmup}={config.warmup_step} must be below --{length}={config.num_steps}; "
             f"give one of them another value"
         )
     if config.randaugment and config.randaugment[0] == 0:
@@ -185,7 +175,7 @@ def _consistent(config):
         )
     if not re.fullmatch("all|[1-9][0-9]{0,3}|[0-9]{1,4}(,[0-9]{1,4})+", config.devices):
         raise InputError(
-            f"--devices={config.devices}: expected all, a number of devices, or which ones, as 0,2"
+            f"--devices={config.devices}: expected all, a number of devices, or indices, as in 0,2"
         )
     _check_freezing(config)
     if not (config.token_mixing or config.channel_mixing):
@@ -197,7 +187,7 @@ def _consistent(config):
 
 
 def _check_freezing(config):
-    """Refuses to freeze a backbone of random weights, and options that only affect its training."""
+    """Refuses to freeze a backbone of random weights, and options that affect only its training."""
     if config.freeze == "none":
         return
     if config.checkpoint is None:

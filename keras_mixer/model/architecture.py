@@ -160,9 +160,8 @@ class Architecture:
 class Baseline(Architecture):
     """Hyperparameters of a baseline; see `baselines.build_baseline`.
 
-    It has `depth` dense layers of `dim` units. Patches are for `Preprocessing.permutation` alone;
-    without a `patch_shape` that divides the image, it is one. The other fields of mixer layers have
-    their defaults, whatever is given.
+    It has `depth` dense layers of `dim` units. The image is one patch, and the other fields of
+    mixer layers have their defaults, whatever is given.
 
     Raises:
         InputError: As `Architecture`, or if the image is too small for the convolutions of a CNN.
@@ -171,10 +170,7 @@ class Baseline(Architecture):
     model: str
 
     def __post_init__(self):
-        neutral = {"patch_shape": self.patch_shape, **dict.fromkeys(_WIDTHS), **DEFAULTS}
-        sides = zip(self.image_shape, self.patch_shape or (), strict=False)
-        if self.patch_shape is None or any(side % part for side, part in sides):
-            neutral["patch_shape"] = self.image_shape
+        neutral = {"patch_shape": self.image_shape, **dict.fromkeys(_WIDTHS), **DEFAULTS}
         for name in OF_MIXER_LAYERS:
             object.__setattr__(self, name, neutral[name])
         super().__post_init__()
@@ -249,6 +245,21 @@ def variant_values(variant):
 
 _RANGE = "pixels 0 to 255 scaled to [-1, 1]"
 _CHOICES = {"interpolation": INTERPOLATIONS, "permutation": PERMUTATIONS}
+
+
+def drop_permutation(values):
+    """Returns JSON values of an earlier version without the field `permutation`.
+
+    Raises:
+        InputError: If pixels were permuted.
+    """
+    if not isinstance(values, dict) or "permutation" not in values:
+        return values
+    if values["permutation"] != "none":
+        raise InputError(
+            "this model was trained on permuted pixels, which this version no longer supports"
+        )
+    return {name: value for name, value in values.items() if name != "permutation"}
 
 
 @dataclasses.dataclass(frozen=True)

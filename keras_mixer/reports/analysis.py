@@ -9,17 +9,6 @@ from scipy.stats import binomtest, norm
 _Z = norm.ppf(0.975)  # of intervals of 95%
 
 
-def accuracy_interval(correct, count):
-    """Returns Wilson's 95% interval of an accuracy, as fractions (low, high).
-
-    Args:
-        correct: int. Number of images classified correctly.
-        count: int. Number of images, at least 1.
-    """
-    interval = binomtest(correct, count).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)
-
-
 def confident_mistakes(confidence, correct, most):
     """Returns the indices of at most `most` images that are wrong, most confident first.
 

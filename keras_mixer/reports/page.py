@@ -20,10 +20,11 @@ from markupsafe import Markup
 
 from keras_mixer.errors import InputError
 from keras_mixer.files import rows_as_csv
+from keras_mixer.inference.calibration import wilson_interval
 from keras_mixer.jobs import without_retracing_warnings
 from keras_mixer.log import duration, logger, one_line
 from keras_mixer.reports import figures
-from keras_mixer.reports.analysis import accuracy_interval, compare
+from keras_mixer.reports.analysis import compare
 from keras_mixer.reports.curves import CURVES, line_of, line_style, number_in
 from keras_mixer.reports.examination import Findings, examine
 from keras_mixer.reports.page_folder import GENERATOR, INDEX, write_page_folder
@@ -143,7 +144,7 @@ def _score(scores):
     if not scores:
         return None
     count = scores.get("n")
-    interval = accuracy_interval(round(scores["top1"] * count), count) if count else (None, None)
+    interval = wilson_interval(round(scores["top1"] * count), count) if count else (None, None)
     return scores["top1"], *interval
 
 
