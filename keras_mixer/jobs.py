@@ -31,7 +31,7 @@ def run_job(config, callbacks=()):
 
     Raises:
         InputError: If the config, the data or the directory are not valid.
-        RunError: If the run cannot go on, such as when the loss is not finite.
+        RunError: If the run cannot continue, e.g. with a loss of NaN.
         Interrupted: If a signal stopped the run, after its state was saved.
     """
     with open_run(config, _check_export) as run:
@@ -68,7 +68,7 @@ def _train_evaluate_export(run, callbacks=()):
 
 @contextlib.contextmanager
 def _scores_named(run):
-    """Adds to an error of the export that the run itself is complete, and its scores."""
+    """Adds the scores of the complete run to an error of the export."""
     try:
         yield
     except (InputError, RunError) as error:
@@ -79,13 +79,13 @@ def _scores_named(run):
 
 
 class JobSequence:
-    """Runs `total` jobs one after the other, and prints the progress.
+    """Runs `total` jobs one after the other, and logs the progress.
 
-    Every job has its own run directory, so the same sequence run again skips finished jobs.
+    Every job has its own run directory; finished jobs are skipped.
 
     Args:
         total: int. Number of jobs.
-        begun: int. Number of those that were run before, or are run elsewhere.
+        begun: int. Number of those that are finished, or run by other processes.
     """
 
     def __init__(self, total, begun=0):
@@ -95,7 +95,7 @@ class JobSequence:
         self._durations = []  # in seconds, of the jobs that were not finished before
 
     def run(self, name, config, callbacks=()):
-        """Runs a job, unless it is finished, and returns its `Run`.
+        """Runs a job unless it is finished, and returns its `Run`.
 
         Args:
             name: Name of the job on the terminal.
@@ -124,7 +124,7 @@ class JobSequence:
 
 @contextlib.contextmanager
 def without_retracing_warnings():
-    """Hides TensorFlow's warnings about retracing: every model of a sequence is traced anew."""
+    """Hides TensorFlow's warnings about retracing, which each model of a sequence causes."""
 
     def is_other(record):
         return "retracing" not in record.getMessage()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, TINY, read_history
 
-from keras_mixer import Config, InputError, fit, run_job
+from keras_mixer import Config, InputError, fit, load_mixer, run_job
 from keras_mixer.backend import quiet_tensorflow
 from keras_mixer.compute.devices import choose_devices, predictor
 from keras_mixer.inference.evaluate import compute_logits
