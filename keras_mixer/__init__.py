@@ -13,6 +13,8 @@ _HOMES = {
     "InputError": "keras_mixer.errors",
     "RunError": "keras_mixer.errors",
     "build_mixer": "keras_mixer.model.mixer",
+    "evaluate": "keras_mixer.inference.evaluate",
+    "export": "keras_mixer.inference.export.formats",
     "fit": "keras_mixer.training.fit",
     "load_mixer": "keras_mixer.weights.load",
     "predict": "keras_mixer.inference.predict",

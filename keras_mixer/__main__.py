@@ -1,6 +1,10 @@
 """The command line: `python -m keras_mixer COMMAND`, also installed as `keras-mixer COMMAND`.
 
-Exit status: 0 done, 1 a run failed, 2 wrong input, 130 and 143 stopped by a signal.
+Exit status:
+    0: done.
+    1: a run failed, images could not be read, or an accuracy is not the expected one.
+    2: wrong input: a flag, a file or data; the message is one line.
+    130, 143: stopped by a signal (SIGINT, SIGTERM); a run has saved its state.
 """
 
 import contextlib
@@ -38,7 +42,7 @@ def main(arguments=None):
     show_messages()
     with _exit_statuses(name, rest) as ending:
         ending.status = _run(name, rest)
-        sys.stdout.flush()  # a pipe that is closed shows here
+        sys.stdout.flush()  # raises if the pipe is closed
     return ending.status
 
 
@@ -100,7 +104,7 @@ class _Ending:
 
 @contextlib.contextmanager
 def _exit_statuses(name, arguments):
-    """Prints errors that a user can fix as one line; yields an `_Ending` with the exit status."""
+    """Prints errors as one line, without a traceback; yields an `_Ending` with the exit status."""
     ending = _Ending()
     try:
         with temporary_handlers(_ENDING, lambda number, frame: sys.exit(128 + number)):
@@ -116,11 +120,19 @@ def _exit_statuses(name, arguments):
             f"stopped by {error}, state saved; to continue: {_same_command(name, arguments)}"
         )
         ending.status = error.exit_status
-    except BrokenPipeError:  # standard output was closed, as by `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        ending.status = 1
     except OSError as error:  # a full disk, no permission, a name that is too long
-        ending.status = _complain(f"{error}; what was saved before is intact", 1)
+        ending.status = 1
+        if not isinstance(error, BrokenPipeError):  # standard output was closed, as by `| head`
+            _complain(f"{error}; what was saved before is intact", 1)
+        _discard_output()
+
+
+def _discard_output():
+    """Redirects a standard output that cannot be written, which Python would flush at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _same_command(name, arguments):

@@ -1,4 +1,4 @@
-"""Keras and its backend, TensorFlow or JAX: imported quietly, with Keras's own settings."""
+"""Imports Keras and its backend, TensorFlow or JAX, quietly and with the default settings."""
 
 import contextlib
 import importlib.util
@@ -9,13 +9,13 @@ from keras_mixer.errors import InputError
 from keras_mixer.log import debugging, hidden_standard_error
 from keras_mixer.signals import exiting_on_interrupt
 
-BACKENDS = ("tensorflow", "jax")  # of Keras, that commands run on
+BACKENDS = ("tensorflow", "jax")  # of Keras, that commands support
 
 
 def _import_keras():
-    """Imports Keras with its own settings, whatever keras.json in the user's home says.
+    """Imports Keras with its default settings, whatever ~/.keras/keras.json has.
 
-    If it has been imported, as in a notebook, its settings are the user's.
+    If it is already imported, as in a notebook, its settings stay.
     """
     if "keras" in sys.modules:
         return
@@ -41,7 +41,7 @@ def check_installed(backend):
 
 @contextlib.contextmanager
 def quiet_tensorflow():
-    """Hides TensorFlow's start-up messages, but for --verbosity=debug; its errors are exceptions.
+    """Hides messages of TensorFlow's start, except with --verbosity=debug; errors are exceptions.
 
     TensorFlow 2.21 prints about oneDNN and missing CUDA libraries before its log level is read
     (https://github.com/tensorflow/tensorflow/issues/100442).
@@ -66,7 +66,7 @@ def quiet_tensorflow():
 
 
 def keep_tensorflow_off_gpus():
-    """Leaves the GPUs to another backend: TensorFlow, which reads the images, takes all memory."""
+    """Hides GPUs from TensorFlow, which reads the images and would reserve all GPU memory."""
     import tensorflow
 
     tensorflow.config.set_visible_devices([], "GPU")

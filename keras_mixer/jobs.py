@@ -9,6 +9,7 @@ from pathlib import Path
 from keras_mixer.backend import quiet_tensorflow
 from keras_mixer.compute.process_group import refuse_several_processes
 from keras_mixer.errors import InputError, RunError
+from keras_mixer.inference.export.formats import export
 from keras_mixer.inference.export.versions import check_target, published
 from keras_mixer.log import logger
 from keras_mixer.runs.open_run import note_split_to_score, open_run
@@ -30,7 +31,7 @@ def run_job(config, callbacks=()):
 
     Raises:
         InputError: If the config, the data or the directory are not valid.
-        RunError: If the run cannot go on, such as when the loss is not finite.
+        RunError: If the run cannot continue, e.g. with a loss of NaN.
         Interrupted: If a signal stopped the run, after its state was saved.
     """
     with open_run(config, _check_export) as run:
@@ -49,7 +50,6 @@ def _check_export(run):
 def _train_evaluate_export(run, callbacks=()):
     with quiet_tensorflow():  # imported here, once all input has been checked
         from keras_mixer.inference.evaluate import score_run
-        from keras_mixer.inference.export.saved_model import export_model
         from keras_mixer.training.fit import fit_run
 
     note_split_to_score(run)
@@ -61,15 +61,13 @@ def _train_evaluate_export(run, callbacks=()):
         home = Path(run.config.export_dir) / run.config.name
         sha256 = model_folder.read_metadata(run.best)["sha256"]
         with _scores_named(run):
-            target = published(home, sha256) or export_model(
-                run.best, run.config.export_dir, run.config.name
-            )
+            target = published(home, sha256) or export(run, export_dir=home.parent, name=home.name)
         write_metrics(run, saved_model=str(target))
 
 
 @contextlib.contextmanager
 def _scores_named(run):
-    """Adds to an error of the export that the run itself is complete, and its scores."""
+    """Adds the scores of the complete run to an error of the export."""
     try:
         yield
     except (InputError, RunError) as error:
@@ -80,13 +78,13 @@ def _scores_named(run):
 
 
 class JobSequence:
-    """Runs `total` jobs one after the other, and prints the progress.
+    """Runs `total` jobs one after the other, and logs the progress.
 
-    Every job has its own run directory, so the same sequence run again skips finished jobs.
+    Every job has its own run directory; finished jobs are skipped.
 
     Args:
         total: int. Number of jobs.
-        begun: int. Number of those that were run before, or are run elsewhere.
+        begun: int. Number of those that are finished, or run by other processes.
     """
 
     def __init__(self, total, begun=0):
@@ -96,7 +94,7 @@ class JobSequence:
         self._durations = []  # in seconds, of the jobs that were not finished before
 
     def run(self, name, config, callbacks=()):
-        """Runs a job, unless it is finished, and returns its `Run`.
+        """Runs a job unless it is finished, and returns its `Run`.
 
         Args:
             name: Name of the job on the terminal.
@@ -125,7 +123,7 @@ class JobSequence:
 
 @contextlib.contextmanager
 def without_retracing_warnings():
-    """Hides TensorFlow's warnings about retracing: every model of a sequence is traced anew."""
+    """Hides TensorFlow's warnings about retracing, which each model of a sequence causes."""
 
     def is_other(record):
         return "retracing" not in record.getMessage()

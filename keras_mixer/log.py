@@ -1,8 +1,7 @@
-"""Messages and progress: `logging.getLogger("keras_mixer")`, and bars on a terminal.
+"""Messages and progress bars: `logging.getLogger("keras_mixer")`, and bars on a terminal.
 
-A program that uses the library decides what it sees of the messages, by Python's logging. The
-command line prints them to standard error, by `show_messages`; standard output is for results
-(tables, JSON, CSV), so that they can be piped.
+Programs that use the library configure its messages with Python's logging. The command line prints
+them to standard error, with `show_messages`; standard output is for results (tables, JSON, CSV).
 """
 
 import contextlib
@@ -28,10 +27,10 @@ logger = logging.getLogger("keras_mixer")
 
 
 class _StandardError:
-    """Standard error, without errors once it is closed.
+    """Standard error that ignores failed writes.
 
-    Writing fails when the terminal is closed, or Ctrl-C has ended `tee`, too. That must not keep a
-    run from saving its state.
+    Writes fail once the terminal is closed, or Ctrl-C has also ended `tee`. A run must save its
+    state nevertheless.
     """
 
     def write(self, text):
@@ -48,9 +47,9 @@ class _StandardError:
 
 
 def prepare_streams():
-    """Makes standard streams that were closed, as by `2>&-`, and lets all print any text.
+    """Opens standard streams that were closed, as by `2>&-`, and lets all print any text.
 
-    Without this, the next file that is opened, such as a checkpoint, would be standard error.
+    Otherwise the next file to be opened, such as a checkpoint, would become standard error.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -86,22 +85,22 @@ class _TerminalHandler(logging.Handler):
 
 
 def show_messages(level=logging.INFO):
-    """Prints messages of at least this level to standard error, from now on."""
+    """Prints messages of at least this level to standard error."""
     if not any(isinstance(handler, _TerminalHandler) for handler in logger.handlers):
         logger.addHandler(_TerminalHandler())
     logger.setLevel(level)
 
 
 def debugging():
-    """Returns whether everything is to be shown, --verbosity=debug."""
+    """Returns whether messages of level debug are printed, as with --verbosity=debug."""
     return logger.isEnabledFor(logging.DEBUG)
 
 
-_standard_error = 2  # the file descriptor, wherever the user's standard error is at the moment
+_standard_error = 2  # file descriptor that leads to the user's standard error
 
 
 def print_last_words(text):
-    """Prints an error from any thread, before the process is ended at once."""
+    """Prints an error from any thread, right before the process ends."""
     with contextlib.suppress(OSError):
         os.write(_standard_error, f"error: {printable(text)}\n".encode(errors="backslashreplace"))
 
@@ -112,14 +111,14 @@ def printable(text):
 
 
 def one_line(text):
-    """Returns the text as `printable`, newlines escaped as well: a name cannot forge a line."""
+    """Returns the text as `printable`, with newlines escaped as well."""
     return printable(text).replace("\n", "\\n")
 
 
 def progress_bar():
-    """Returns a rich Progress with count, elapsed time and ETA, drawn on terminals only.
+    """Returns a rich Progress with count, elapsed time and ETA, shown on terminals only.
 
-    It is a context manager, and is erased at the end.
+    It is a context manager; the bar disappears at its end.
     """
     return Progress(
         TextColumn("{task.description}"),
@@ -178,7 +177,7 @@ def hidden_standard_error():
     """Discards what is written to standard error, the file descriptor, until the block ends.
 
     Yields:
-        File descriptor of the standard error before.
+        File descriptor of the original standard error.
     """
     global _standard_error
     sys.stderr.flush()
@@ -194,7 +193,7 @@ def hidden_standard_error():
 
 
 def hide_library_output():
-    """Hides what libraries in C++ print from now on, but for --verbosity=debug; our lines stay."""
+    """Hides what C++ libraries print, except with --verbosity=debug; Python still prints."""
     global _standard_error
     if debugging():
         return
@@ -208,7 +207,7 @@ def hide_library_output():
 
 
 def duration(seconds):
-    """Returns a duration in words: `40 s`, `12 min`, `3.2 h`."""
+    """Formats a duration: `40 s`, `12 min`, `3.2 h`."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -11,7 +11,7 @@ from conftest import GOLDEN, ROOT, SMALL, data_of
 
 from keras_mixer.config.command_line import describe, parse
 from keras_mixer.config.data import AugmentationOptions, DatasetOptions
-from keras_mixer.config.options import as_flags, option
+from keras_mixer.config.options import as_flags, flags_of, option
 from keras_mixer.config.presets import OF_MIXER_TRAINING, preset_folder, preset_names, preset_path
 from keras_mixer.config.resolve import resolve
 from keras_mixer.config.training import Config
@@ -21,7 +21,7 @@ from keras_mixer.model.architecture import FIELDS as ARCHITECTURE
 from keras_mixer.model.architecture import MIXER_FIELDS
 from keras_mixer.model.variants import VARIANTS
 
-FIELDS = dataclasses.fields(Config)
+FIELDS = flags_of(Config)
 
 
 def parsed(*arguments):
@@ -167,7 +167,7 @@ def test_flagfile_is_read_and_later_flags_win(tmp_path):
         (["flags/digits.flags"], "presets --flagfile=flags/digits.flags"),
         (["--flagfile=/nowhere.flags"], "unable to open flagfile"),
         ([f"--flagfile={GOLDEN / 'official_mixer.npz'}"], "--flagfile: not a text file"),
-        (["--epochs=0"], "--num_steps: expected an integer at least 1"),
+        (["--num_steps=0"], "--epochs: expected an integer at least 1"),
         (["--learning_rate=x"], "--lr: expected a number, received x"),
         (["--epochs=3", "--schedule_unit=step"], "--epochs counts epochs, --schedule_unit=step"),
         (["--warmup_epochs=1", "--schedule_unit=step"], "give --num_steps and --warmup_step with"),
@@ -180,7 +180,7 @@ def test_mistakes_are_one_line_that_names_the_flag(arguments, message):
     assert "\n" not in str(error.value)
 
 
-NUMBERS = [f.name for f in FIELDS if f.type in (int, float, int | None)]
+NUMBERS = [f.metadata["title"] or f.name for f in FIELDS if f.type in (int, float, int | None)]
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -232,7 +232,9 @@ def test_python_programs_are_told_what_is_wrong(values, message):
 def test_help_describes_every_flag_once_with_its_default():
     text = describe(Config, "usage")
     for field in FIELDS:
-        heading = ", ".join(f"--{name}" for name in (field.name, *field.metadata["aliases"]))
+        names = [field.name, *field.metadata["aliases"]]
+        names.sort(key=lambda name: name != field.metadata["title"])
+        heading = ", ".join(f"--{name}" for name in names)
         _, section = text.split(f"\n  {heading}\n")
         flat = " ".join(section.split("\n  --")[0].split())
         if field.default is not None:
@@ -247,7 +249,7 @@ def test_help_begins_with_examples_and_the_flags_to_start_with():
     title, examples, basic, *others = describe(Config, "usage", ("one", "two")).split("\n\n")
     assert (title, examples) == ("usage", "Examples:\n  one\n  two")
     assert basic.startswith("Flags to start with:\n  --preset\n")
-    for name in ("dataset", "checkpoint", "depth", "lr", "num_steps", "output_dir"):
+    for name in ("dataset", "checkpoint", "depth", "lr", "epochs", "output_dir"):
         assert f"\n  --{name}" in basic
     assert [text.split(":")[0] for text in others] == [
         "Data", "Augmentation", "Model", "Optimization", "Run", "Flags of all commands",
@@ -279,6 +281,27 @@ def test_presets_are_the_flagfiles_of_this_clone():
     }
     with pytest.raises(InputError, match="--preset=: expected one of cifar10, "):
         parse(Config, ["--preset"])
+
+
+def test_the_name_of_a_preset_is_kept():
+    path = preset_path("digits")
+    for words in (["--preset=digits"], ["--flagfile", str(path)], [f"--flagfile={path}"]):
+        assert parsed(*words, "--epochs=2").preset_name == "digits"
+    assert parsed("--depth=2").preset_name is None
+    config = parsed("--preset=digits")
+    assert Config.from_json(config.to_json()).preset_name == "digits"
+    assert not [flag for flag in as_flags(config) if "preset" in flag], "flags.txt has the values"
+
+
+def test_a_preset_can_be_loaded_and_changed_from_python():
+    config = Config.preset("photos", data_dir="photos", epochs=3)
+    expected = parsed("--preset=photos", "--data_dir=photos", "--epochs=3")
+    assert config == expected and config.preset_name == "photos"
+    assert Config.preset("digits", model="mlp").patch_shape is None
+    with pytest.raises(InputError, match="--preset=photo: expected one of .*mean photos"):
+        Config.preset("photo")
+    with pytest.raises(InputError, match="Config has no option epoch"):
+        Config.preset("photos", epoch=3)
 
 
 @pytest.mark.parametrize("model", [["--model=mlp"], ["--model", "cnn"], ["--model=MLP"]])
@@ -345,7 +368,11 @@ def test_the_default_warmup_fits_short_runs(num_steps, warmup):
         ({"randaugment": (1, 9), "image_shape": (2, 2)}, "at least 3 pixels a side"),
         ({"eval_crop": 0.01}, "--eval_crop=0.01: expected 0, or a number from 0.1 to 1"),
         ({"randaugment": (0, 9)}, "--randaugment=0,9: expected n,m with n at least 1"),
-        ({"warmup_step": 30}, "--warmup_step=30 must be below --num_steps=30"),
+        ({"warmup_step": 30}, "--warmup_epochs=30 must be below --epochs=30"),
+        (
+            {"warmup_step": 30, "schedule_unit": "step"},
+            "--warmup_step=30 must be below --num_steps=30",
+        ),
         ({"optimizer": "adam", "momentum": 0.5}, "--momentum=0.5 is for --optimizer=sgd"),
         ({"drop_every": 5}, "are for --scheduler=step and would change nothing with --scheduler=c"),
         ({"drop_factor": 0.5, "scheduler": "constant"}, "--scheduler=constant; leave them out"),
@@ -405,3 +432,11 @@ def test_json_round_trip():
     assert Config.from_json(config.to_json()) == config
     with pytest.raises(InputError, match="unknown options: colour"):
         Config.from_json({"colour": 1})
+
+
+def test_runs_of_earlier_versions_are_read():
+    """They had an option for permuted pixels."""
+    config = resolved(flip=True)
+    assert Config.from_json(config.to_json() | {"permutation": "none"}) == config
+    with pytest.raises(InputError, match="permuted pixels, which this version no longer supports"):
+        Config.from_json({"permutation": "global"})

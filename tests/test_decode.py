@@ -14,7 +14,7 @@ from keras_mixer.data.image_checks import check_image_file
 from keras_mixer.data.image_listing import list_images
 from keras_mixer.data.splits import FileImages
 from keras_mixer.inference import predict
-from keras_mixer.inference.export.saved_model import export_model
+from keras_mixer.inference.export.formats import export
 from keras_mixer.inference.predict import classify
 from keras_mixer.model.architecture import ModelSpec, Preprocessing
 from keras_mixer.model.mixer import build_mixer
@@ -318,7 +318,7 @@ def test_training_evaluation_prediction_and_export_see_the_same(
     np.testing.assert_array_equal(predicted, [evaluated])
 
     model_folder.write(tmp_path / "model", spec, model_weights(model))
-    exported = export_model(tmp_path / "model", tmp_path, "exported")
+    exported = export(tmp_path / "model", export_dir=tmp_path, name="exported")
     serve = tf.saved_model.load(str(exported)).signatures
     by_bytes = serve["serve_bytes"](image_bytes=tf.constant(contents))
     by_pixels = serve["serving_default"](images=decode_image(contents[0], channels)[None])

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from conftest import ROOT, TINY, read_history
 
-from keras_mixer import Config, InputError, fit, run_job
+from keras_mixer import Config, InputError, fit, load_mixer, run_job
 from keras_mixer.backend import quiet_tensorflow
 from keras_mixer.compute.devices import choose_devices, predictor
-from keras_mixer.inference.evaluate import outputs_of, subject_of_run
+from keras_mixer.inference.evaluate import compute_logits
 from keras_mixer.inference.predict import classify
 from keras_mixer.runs.checkpoints import newest_checkpoint
 
@@ -114,20 +114,20 @@ def test_parts_of_a_batch_give_its_gradients(config):
 def test_all_devices_evaluate_and_predict(config, monkeypatch):
     """360 test images in batches of 7, and 5 images at once: no multiples of the devices."""
     run = fit(config(num_steps=1))
-    subject = subject_of_run(run, "test", batch_size=7)
+    model, test = load_mixer(run.best), run.dataset.test
     images = list(run.dataset.test.pixels[:5])
-    received, _ = outputs_of(subject)
-    probabilities = [row for _, row in classify(subject.model, images)]
-    of_all = predictor(subject.model)
+    received, _ = compute_logits(model, run.spec, test, batch_size=7)
+    probabilities = [row for _, row in classify(model, images)]
+    of_all = predictor(model)
     assert len(jax.local_devices()) == 4
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
-    alone, _ = outputs_of(subject)
+    alone, _ = compute_logits(model, run.spec, test, batch_size=7)
     np.testing.assert_allclose(received, alone, rtol=0, atol=1e-5)
     np.testing.assert_allclose(
-        probabilities, [row for _, row in classify(subject.model, images)], rtol=0, atol=1e-5
+        probabilities, [row for _, row in classify(model, images)], rtol=0, atol=1e-5
     )
     gray = np.zeros((3, 8, 8, 1), "f")
-    expected = subject.model.predict_on_batch(gray)
+    expected = model.predict_on_batch(gray)
     np.testing.assert_allclose(of_all(gray), expected, rtol=0, atol=1e-5)
 
 

@@ -17,8 +17,8 @@ from keras_mixer.inference.few_shot import (
     as_table,
     check_shots,
     choose_l2,
-    draw,
     pre_logits_of,
+    rank_images,
     regression,
     score_few_shot,
 )
@@ -27,12 +27,12 @@ L2 = (1.0, 64.0, 4096.0)
 
 
 def blobs(classes=4, images=12, dim=30, noise=1.0, seed=0):
-    """Features of classes that lie apart, drawn in one order."""
+    """Features of classes that lie apart, sampled in one order."""
     generator = np.random.default_rng(seed)
     centers = np.random.default_rng(99).normal(size=(classes, dim))
     labels = np.repeat(np.arange(classes), images)
     features = centers[labels] + noise * generator.normal(size=(len(labels), dim))
-    return Examples(features * 10 + 3, labels, draw(labels, seed))
+    return Examples(features * 10 + 3, labels, rank_images(labels, seed))
 
 
 # === Features ===
@@ -57,23 +57,23 @@ def test_a_model_without_a_head_gives_them_as_it_is():
 # === Drawing ===
 
 
-def test_draws_are_nested_balanced_and_seeded():
+def test_samples_are_nested_balanced_and_seeded():
     labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 3], [40, 30, 5]))
-    ranks = draw(labels, 7)
+    ranks = rank_images(labels, 7)
     for label, count in ((0, 40), (1, 30), (3, 5)):
         assert sorted(ranks[labels == label]) == list(range(count))
     for count in (1, 5, 10):
         taken = np.bincount(labels[ranks < count], minlength=4)
         assert list(taken) == [count, count, 0, min(count, 5)]
-    np.testing.assert_array_equal(ranks, draw(labels, 7))
-    assert not np.array_equal(ranks, draw(labels, 8))
+    np.testing.assert_array_equal(ranks, rank_images(labels, 7))
+    assert not np.array_equal(ranks, rank_images(labels, 8))
 
 
-def test_every_image_is_as_likely_to_be_drawn():
+def test_every_image_is_as_likely_to_be_sampled():
     labels = np.repeat([0, 1], 10)
-    drawn = sum(draw(labels, seed) < 2 for seed in range(1000))
-    assert drawn.sum() == 4000
-    assert drawn.min() > 140 and drawn.max() < 260  # 200 expected; 12.6 is a standard deviation
+    sampled = sum(rank_images(labels, seed) < 2 for seed in range(1000))
+    assert sampled.sum() == 4000
+    assert sampled.min() > 140 and sampled.max() < 260  # 200 expected; 12.6 is a standard deviation
 
 
 def test_classes_with_too_few_images_are_named(capsys):
@@ -120,10 +120,10 @@ def test_regression_is_that_of_the_normal_equations(classes, images, l2):
 
 def test_l2_is_what_does_best_on_validation():
     """Few images, much noise: little L2 follows the noise. Computed by the normal equations."""
-    draws = [blobs(noise=5.0, images=8, seed=seed) for seed in range(3)]
+    samples = [blobs(noise=5.0, images=8, seed=seed) for seed in range(3)]
     validation, values = blobs(noise=3.0, images=200, seed=9), [1e-3, 100.0, 1e5]
-    chosen, accuracies = choose_l2(draws, validation, values)
-    outputs = [[official(shots, validation.features, l2, 4) for shots in draws] for l2 in values]
+    chosen, accuracies = choose_l2(samples, validation, values)
+    outputs = [[official(shots, validation.features, l2, 4) for shots in samples] for l2 in values]
     expected = [np.mean(np.argmax(of_l2, axis=2) == validation.labels) for of_l2 in outputs]
     np.testing.assert_allclose(accuracies, expected, atol=2e-3)
     assert max(accuracies) - min(accuracies) > 0.02
@@ -131,8 +131,8 @@ def test_l2_is_what_does_best_on_validation():
 
 
 def test_of_equally_good_values_the_middle_l2_is_chosen():
-    draws = [blobs(noise=0.01)]
-    chosen, accuracies = choose_l2(draws, blobs(noise=0.01, seed=1), [1.0, 2.0, 4.0, 8.0, 16.0])
+    samples = [blobs(noise=0.01)]
+    chosen, accuracies = choose_l2(samples, blobs(noise=0.01, seed=1), [1.0, 2.0, 4.0, 8.0, 16.0])
     assert accuracies == [1.0] * 5
     assert chosen == 4.0
 
@@ -172,7 +172,7 @@ def test_scores_are_those_of_the_normal_equations_on_the_models_own_features(tra
     )
     for row in scored["shots"]:
         for seed, top1 in zip((0, 3), row["top1"], strict=True):
-            kept = draw(dataset.train.labels, seed) < row["shots"]
+            kept = rank_images(dataset.train.labels, seed) < row["shots"]
             shots = Examples(train[kept], dataset.train.labels[kept])
             outputs = official(shots, test, row["l2"], 10)
             assert abs(top1 - np.mean(outputs.argmax(1) == dataset.test.labels)) < 0.006
@@ -204,7 +204,7 @@ def test_the_test_images_take_no_part_in_the_choice(trained, scored):
         assert max(after["top1"]) < 0.3 < min(before["top1"]), "the labels are all wrong now"
 
 
-def test_only_what_is_drawn_is_computed_and_only_once(trained, monkeypatch):
+def test_only_what_is_sampled_is_computed_and_only_once(trained, monkeypatch):
     computed = []
 
     def recorded(model, spec, split, *arguments):
@@ -217,7 +217,7 @@ def test_only_what_is_drawn_is_computed_and_only_once(trained, monkeypatch):
     model = load_mixer(trained.best)
     score_few_shot(model, dataset, (1, 3), (0, 1), [64.0])
     train, test = computed
-    union = np.min([draw(dataset.train.labels, seed) for seed in (0, 1)], axis=0) < 3
+    union = np.min([rank_images(dataset.train.labels, seed) for seed in (0, 1)], axis=0) < 3
     np.testing.assert_array_equal(train.pixels, dataset.train.pixels[union])
     assert 30 < len(train) <= 60
     assert test is dataset.test, "a single L2 needs no validation images"
@@ -251,7 +251,7 @@ def test_table_shows_mean_and_deviation(scored):
     table = as_table(scored)
     row = scored["shots"][1]
     assert f"{100 * row['mean']:.2f} ± {100 * row['std']:.2f} %" in table
-    assert "360 images of 10 classes; draws of seeds 0, 3; L2: 144 validation images" in table
+    assert "360 images of 10 classes; samples of seeds 0, 3; L2: 144 validation images" in table
     alone = {**scored, "shots": [{**row, "std": None}]}
     assert "±" not in as_table(alone)
 
@@ -267,7 +267,7 @@ def test_the_command_on_digits(command, capsys, trained, tmp_path):
     five = scores["shots"][1]
     assert min(five["top1"]) > 0.5
     assert main(["fewshot", *map(str, arguments)]) == 0
-    assert f"{100 * five['mean']:.2f} ±" in capsys.readouterr().out, "the same draws, again"
+    assert f"{100 * five['mean']:.2f} ±" in capsys.readouterr().out, "the same samples, again"
 
 
 def run(capsys, *arguments):

@@ -27,8 +27,8 @@ from keras_mixer import Config, InputError, fit, jobs, run_job
 from keras_mixer.config.options import as_flags
 from keras_mixer.files import write_sealed
 from keras_mixer.inference import evaluate as evaluate_module
-from keras_mixer.inference import export as export_module
-from keras_mixer.inference.export.saved_model import export_model
+from keras_mixer.inference.export import formats
+from keras_mixer.inference.export.formats import export
 from keras_mixer.inference.export.versions import check_target, make_unfinished
 from keras_mixer.runs.checkpoints import newest_checkpoint
 from keras_mixer.runs.run import read_history, read_metrics
@@ -112,7 +112,7 @@ def test_stopped_before_its_export_a_job_continues_with_that_alone(finished, tmp
     write_sealed(tmp_path / "run" / "metrics.json", metrics)
     config = dataclasses.replace(config, output_dir=f"{tmp_path}/run", export_dir=str(tmp_path))
     monkeypatch.setattr(keras.Model, "fit", lambda *_, **__: pytest.fail("trains again"))
-    monkeypatch.setattr(evaluate_module, "evaluate_run", lambda *_: pytest.fail("scores again"))
+    monkeypatch.setattr(evaluate_module, "evaluate", lambda *_, **__: pytest.fail("scores again"))
     again = run_job(config)
     assert again.scores == run.scores
     assert again.saved_model == f"{tmp_path}/mlp_mixer/1"
@@ -174,7 +174,7 @@ def test_a_model_of_other_classes_is_not_exported_as_a_new_version(finished, fol
         run_job(other)
     assert not (tmp_path / "run").exists(), "refused before anything is written"
     with pytest.raises(InputError, match=message):
-        export_model(fit(other).best, config.export_dir, config.name)
+        export(fit(other), export_dir=config.export_dir, name=config.name)
     assert os.listdir(f"{config.export_dir}/mlp_mixer") == ["1"]
     check_target(config.export_dir, "another", run.spec)
     check_target(config.export_dir, config.name, run.spec)
@@ -211,7 +211,7 @@ def test_a_full_disk_at_export_loses_no_score(finished, tmp_path, monkeypatch, r
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(export_module, "flush_tree", fail)
+        patch.setattr(formats, "flush_tree", fail)
         status, out, err = run(*words)
     assert (status, out) == (1, "")
     *_, last = err.splitlines()

@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import threading
-from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, rewrite
@@ -62,7 +61,7 @@ BAD = {
     "missing files": (["--dataset=mnist", "--data_dir=idx"], "expected the file train-images"),
     "unreadable": (["--dataset=folder", "--data_dir=broken"], "b/x.jpg (not a JPEG, PNG, BMP"),
     "no checkpoint": (["--checkpoint=nowhere"], "--checkpoint: nowhere: no such checkpoint"),
-    "warm-up": (["--warmup_step=40"], "--warmup_step=40 must be below --num_steps=30"),
+    "warm-up": (["--warmup_epochs=40"], "--warmup_epochs=40 must be below --epochs=30"),
     "file in the way": (["--output_dir=file"], "a file is in the way"),
     "another run": (["--output_dir=run", "--lr=0.5"], "--lr was 0.001, now 0.5"),
 }
@@ -318,33 +317,12 @@ def test_names_on_standard_input_count_as_if_they_were_arguments(
     assert status == (1 if errors else 0)
 
 
-@pytest.mark.parametrize(
-    "content, arguments, message",
-    [
-        (b"", ["-"], "-: expected on standard input a JPEG, PNG, .* received nothing$"),
-        (b"\n \n", ["-"], "received nothing$"),
-        (b"II*\0\x08\0\0\0\n" * 9, ["-"], "one per line; received something else$"),
-        (b"a\n", ["-", "b", "-"], "-: expected once"),
-        (b"12345678901\n" + bytes(99), ["-"], "-: expected at most .* MB on standard input"),
-    ],
-)
-def test_other_standard_input_is_refused_in_one_line(
-    run, trained, stdin, monkeypatch, content, arguments, message
-):
-    """And no more of it is read than may be kept in memory."""
-    monkeypatch.setattr(shared, "MOST_INPUT", 100)
-    file = stdin(content)
-    status, out, err = run("predict", trained.directory, *arguments)
+@pytest.mark.parametrize("content", [b"", b"\n \n", None])
+def test_an_empty_or_closed_standard_input_is_refused(run, trained, stdin, monkeypatch, content):
+    monkeypatch.setattr(sys, "stdin", None) if content is None else stdin(content)
+    status, out, err = run("predict", trained.directory, "-")
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert re.search(message, err)
-    assert file.tell() <= 101
-
-
-def test_a_closed_standard_input_is_refused_in_one_line(run, trained, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", None)
-    status, _, err = run("predict", trained.directory, "-")
-    assert (status, err.count("\n")) == (2, 1)
-    assert "standard input is closed" in err
+    assert "on standard input; received nothing" in err
 
 
 # === --output ===
@@ -365,31 +343,19 @@ def shell(tmp_path):
     return run
 
 
-def test_standard_output_is_written_between_what_a_shell_appends(shell, trained, tmp_path):
+@pytest.mark.parametrize(
+    "line",
+    ["{report} --output=- >> log", "{report} --output=link | cat >> log"],
+)
+def test_standard_output_is_written_to(shell, trained, tmp_path, line):
     (tmp_path / "log").write_text("before\n")
-    for output in ("-", "link"):  # a mistake would replace the link, or /dev/stdout
-        (tmp_path / "link").unlink(missing_ok=True)
-        (tmp_path / "link").symlink_to("/dev/stdout")
-        line = f"{{report}} --output={output} | cat >> log; echo after >> log"
-        done = shell(line, trained.directory)
-        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    text = (tmp_path / "log").read_text()
-    assert text.startswith("before\n| ") and text.count("\nafter\n") == 2
-    assert (tmp_path / "link").is_symlink()
-
-
-def test_content_is_written_on_where_a_stream_took_only_a_part(tmp_path, monkeypatch):
-    class Partial(io.RawIOBase):
-        taken = b""
-
-        def write(self, content):
-            self.taken += bytes(content[:1000])
-            return min(len(content), 1000)
-
-    stream = Partial()
-    monkeypatch.setattr(sys, "stdout", SimpleNamespace(buffer=stream, flush=lambda: None))
-    shared.write("-", "ab" * 5050)
-    assert stream.taken == b"ab" * 5050
+    (tmp_path / "link").symlink_to("/dev/stdout")
+    done = shell(f"{line}; echo after >> log", trained.directory)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    first, *table, last = (tmp_path / "log").read_text().splitlines()
+    assert (first, last) == ("before", "after")
+    assert table[0].startswith("| ")
+    assert sorted(os.listdir(tmp_path)) == ["link", "log"]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
@@ -425,7 +391,7 @@ def test_a_pipe_is_not_opened_before_its_content_is_there(run, trained, tmp_path
         ("file/file", "Not a directory"),
         ("circle", "levels of symbolic links"),
         ("x" * 300, "File name too long"),
-        ("locked/file", "no permission to write in the folder .*locked"),
+        ("locked/file", "no permission to write to it"),
         ("locked/pipe", "no permission to write to it"),
     ],
 )
@@ -446,12 +412,6 @@ def test_what_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch
     shared.check_writable("new")
 
 
-def test_a_closed_standard_output_is_refused_in_one_line(monkeypatch):
-    monkeypatch.setattr(sys, "stdout", None)
-    with pytest.raises(InputError, match="--output=-: standard output is closed"):
-        shared.check_writable("-")
-
-
 # === What all commands have ===
 
 
@@ -468,7 +428,7 @@ def test_verbosity_says_less(run, trained, tmp_path):
     assert (status, err) == (0, "")
     assert out.startswith("validation: "), "results are printed nevertheless"
     (tmp_path / "unfinished").mkdir()
-    for level, printed in (("-1", True), ("warning", True), ("error", False), ("-2", False)):
+    for level, printed in (("warning", True), ("error", False)):
         status, _, err = run("report", "a", "unfinished", f"--verbosity={level}")
         assert (status, "left out" in err) == (0, printed)
     assert run("report", "unfinished", "--verbosity=error")[2].startswith("error: none of")
@@ -483,7 +443,9 @@ def test_a_preset_is_found_by_its_name_from_anywhere(run, tmp_path):
     given = (tmp_path / "a" / "flags.txt").read_text().split()
     assert {"--ema=0.98", "--num_steps=2", "--dim=8", "--batch_size=512"} <= set(given)
     assert not any(flag.startswith("--preset") for flag in given), "the values are, not the name"
-    assert "--num_steps=2" in run("report", "a")[1]
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["preset"] == "digits"
+    status, out, _ = run("report", "a")
+    assert "--num_steps=2" in out
     status, _, err = run("train", "--preset=digit")
     assert (status, "did you mean digits?" in err) == (2, True)
     assert "  --preset\n" in run("train", "--help")[1]

@@ -20,9 +20,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import keras_mixer
+from keras_mixer.inference.calibration import wilson_interval
 from keras_mixer.reports import figures
 from keras_mixer.reports import page as page_module
-from keras_mixer.reports.analysis import accuracy_interval, compare, pair_opposites
+from keras_mixer.reports.analysis import compare, pair_opposites
 from keras_mixer.reports.curves import plot_column
 from keras_mixer.reports.experiments import Experiment, FinishedRun, read_experiments
 from keras_mixer.reports.page import write_page
@@ -250,7 +251,7 @@ def test_intervals_are_wilsons(correct, count):
     root = math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
     margin = z * root / (1 + z**2 / count)
     expected = center - margin, center + margin
-    assert accuracy_interval(correct, count) == pytest.approx(expected, abs=1e-12)
+    assert wilson_interval(correct, count) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("gained, lost", [(3, 12), (5, 5), (0, 7)])

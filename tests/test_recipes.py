@@ -15,7 +15,7 @@ from scipy.special import log_expit
 import keras_mixer.training.fit as fit_module
 from keras_mixer import Config, InputError, fit
 from keras_mixer.compute.accumulation import accumulate_gradients
-from keras_mixer.inference.evaluate import evaluate_run, score
+from keras_mixer.inference.evaluate import evaluate, score
 from keras_mixer.model.architecture import LOSSES, Architecture, ModelSpec
 from keras_mixer.model.mixer import build_mixer
 from keras_mixer.runs.checkpoints import newest_checkpoint
@@ -112,7 +112,7 @@ def test_sigmoid_runs_start_at_the_share_of_a_class_and_are_scored_as_trained(tr
     assert spec.loss == "sigmoid"
     # Ten classes at p = 1/11 (the sigmoid of -log 10), one of them the label.
     expected = -math.log(1 / 11) - 9 * math.log(10 / 11)
-    assert evaluate_run(run, "test")["loss"] == pytest.approx(expected, rel=1e-5)
+    assert evaluate(run, split="test").scores["loss"] == pytest.approx(expected, rel=1e-5)
     assert float(read_history(run)[0]["val_loss"]) == pytest.approx(expected, rel=1e-5)
 
 

@@ -8,8 +8,9 @@ import pytest
 from conftest import GOLDEN
 
 from keras_mixer import InputError, load_mixer
-from keras_mixer.inference.evaluate import subject_of_run
-from keras_mixer.inference.robustness import FROST_NOTE, accuracy_of_variants, corruption_scores
+from keras_mixer.inference import robustness
+from keras_mixer.inference.evaluate import match_data
+from keras_mixer.inference.robustness import FROST_NOTE, corruption_scores
 from keras_mixer.preprocessing.corruption_constants import CORRUPTIONS
 from keras_mixer.preprocessing.corruptions import corrupt
 from keras_mixer.preprocessing.resize import to_model_range
@@ -20,7 +21,7 @@ FEW = 40
 @pytest.fixture(scope="module")
 def subject(trained):
     """The trained run and a few of its test images."""
-    subject = subject_of_run(trained, "test")
+    subject = match_data(load_mixer(trained.best), trained.dataset, "test")
     return subject._replace(split=trained.dataset.test.take(np.arange(FEW)))
 
 
@@ -55,22 +56,6 @@ def test_batches_do_not_change_the_images(subject, batch_size):
     assert corruption_scores(subject._replace(batch_size=batch_size), names, (5,)) == one
 
 
-def test_every_variant_sees_every_image_once_in_order(subject):
-    seen = []
-
-    def look(images, first):
-        seen.append((first, np.rint(images * 127.5 + 127.5).astype(np.uint8)))
-        return images
-
-    small = subject._replace(batch_size=16)
-    top1 = accuracy_of_variants(small, {"as it is": look, "black": lambda i, _: 0 * i - 1}, "")
-    assert [first for first, _ in seen] == [0, 16, 32]
-    np.testing.assert_array_equal(np.concatenate([i for _, i in seen]), small.split.pixels)
-    predicted = predictions(small.model, small.split.pixels)
-    assert top1["as it is"] == np.mean(predicted == small.split.labels)
-    assert top1["black"] < top1["as it is"]
-
-
 def test_labels_are_those_of_the_model(subject):
     """Of data with the model's classes in another order."""
     moved = dataclasses.replace(subject.split, labels=(subject.split.labels + 3) % 10)
@@ -79,9 +64,10 @@ def test_labels_are_those_of_the_model(subject):
     assert one == same
 
 
-def test_outputs_that_are_not_finite_are_no_scores(subject):
+def test_outputs_that_are_not_finite_are_no_scores(subject, monkeypatch):
+    monkeypatch.setattr(robustness, "_corrupted", lambda images, *_: images * np.nan)
     with pytest.raises(InputError, match="not finite"):
-        accuracy_of_variants(subject, {"none": lambda images, _: images * np.nan}, "")
+        corruption_scores(subject, ("fog",))
 
 
 # === The command ===

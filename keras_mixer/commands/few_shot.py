@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from keras_mixer.backend import quiet_tensorflow
-from keras_mixer.commands.shared import check_writable, only, publish_scores
+from keras_mixer.commands.shared import check_writable, publish_scores, single_argument
 from keras_mixer.config.data import DatasetOptions
 from keras_mixer.config.options import (
     FRACTION,
@@ -42,7 +42,7 @@ class FewShotOptions(DatasetOptions):
         heading="Regression",
     )
     seeds: tuple[int, ...] = option(
-        (0, 1, 2), "Seeds of the draws; scores are means over them.", **SEED
+        (0, 1, 2), "Seeds of the sampled images; scores are means over them.", **SEED
     )
     l2: tuple[float, ...] = option(
         tuple(4**power for power in range(11)),
@@ -71,12 +71,12 @@ class FewShotOptions(DatasetOptions):
     )
     batch_size: int = option(256, "Images per batch; does not change the scores.", low=1)
     format: str = option("table", "Output format.", choices=("table", "json"), heading="Output")
-    output: str | None = option(None, "Write the scores as JSON to this file, too.")
+    output: str | None = option(None, "Also write the scores as JSON to this file.")
 
 
 def few_shot(options, arguments):
     """Measures few-shot accuracy of features, by ridge regression on a few images per class."""
-    path = only(arguments, "CHECKPOINT")
+    path = single_argument(arguments, "CHECKPOINT")
     if options.output:
         check_writable(options.output)
     pretrained = _pretrained(options, path)
@@ -109,11 +109,11 @@ def _pretrained(options, path):
 
 
 def _with_test_images(dataset, options):
-    """Returns the dataset; its validation images take the place of test images it lacks."""
+    """Returns the dataset, with its validation images as test images if it has none."""
     if dataset.test is not None or dataset.validation is None:
         return dataset
     fraction, validation, train = options.validation_fraction, None, dataset.train
-    logger.warning("there are no test images: the validation images are scored, and choose nothing")
+    logger.warning("there are no test images: the validation images are scored instead")
     if fraction:
         flag = "--validation_fraction"
         train, validation = set_aside(
@@ -136,7 +136,7 @@ def _check(options, dataset, path, channels):
         )
 
 
-# Options that decide which images are training and which are test images.
+# Options that determine which images are training images and which are test images.
 _SPLITTING = ("train_split", "test_split", "test_fraction", "split_seed")
 
 
@@ -156,6 +156,6 @@ def _note_other_splits(options, dataset, path):
     ]
     if differing:
         logger.warning(
-            f"{path} was trained under {', '.join(differing)}: it may have seen images that are "
+            f"{path} was trained with {', '.join(differing)}: it may have seen images that are "
             f"test images here; give the same to rule that out"
         )

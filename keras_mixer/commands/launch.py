@@ -22,7 +22,7 @@ class LaunchOptions:
     processes: int = option(2, "Number of processes.", low=1, high=1000)
     port: int | None = option(
         None,
-        "Port on which process 0 and, on the next one, the group listen (default: free ones).",
+        "Port on which process 0 listens; the group uses the next one (default: free ports).",
         low=1024,
         high=65_534,
     )
@@ -31,7 +31,7 @@ class LaunchOptions:
 def launch(options, arguments):
     """Trains one run in several processes on the CPU of this computer, as on several hosts.
 
-    One process uses all GPUs of a host, so this is for trying out and testing; see BUILD.md.
+    It is for trials and tests of training on several hosts: one process uses all GPUs of a host.
     """
     if arguments[:1] != [_COMMAND]:
         raise InputError(

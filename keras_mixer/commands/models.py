@@ -1,29 +1,29 @@
 """Commands that use a trained model: evaluate, predict, export."""
 
 import dataclasses
-from pathlib import Path
 
 from keras_mixer.backend import quiet_tensorflow
 from keras_mixer.commands.shared import (
     check_writable,
-    only,
     publish_scores,
-    with_standard_input,
+    read_standard_input,
+    single_argument,
     write,
 )
 from keras_mixer.config.data import DatasetOptions
-from keras_mixer.config.options import RATE, SEED, format_value, option
+from keras_mixer.config.options import PIXELS, RATE, SEED, flags_of, format_value, option
 from keras_mixer.data.datasets import SPLITS
 from keras_mixer.data.sources import open_dataset
-from keras_mixer.errors import InputError, path_errors
-from keras_mixer.inference.export.versions import check_target
-from keras_mixer.log import logger
+from keras_mixer.errors import InputError
+from keras_mixer.inference.export.formats import FORMATS
+from keras_mixer.inference.export.formats import export as export_model
+from keras_mixer.inference.published import published_accuracy
 from keras_mixer.preprocessing.corruption_constants import CORRUPTIONS, SEVERITIES
-from keras_mixer.preprocessing.permute import KINDS
 from keras_mixer.runs.open_run import read_run
-from keras_mixer.runs.run import CONFIG
 from keras_mixer.weights.model_folder import digest
 from keras_mixer.weights.pretrained import log_pretrained, read_pretrained
+
+# === evaluate ===
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +51,22 @@ class EvaluateOptions(DatasetOptions):
         heading="Evaluation",
         basic=True,
     )
+    expected: str | None = option(
+        None,
+        "Compare top-1 with this accuracy, a fraction; exit status 1 if they do not agree. They "
+        "agree if it lies in the Wilson interval. published: that of released weights. recorded: "
+        "that in metrics.json of the run, which must agree to the image.",
+        basic=True,
+    )
+    confidence: float = option(
+        0.95, "Confidence level of the interval for --expected.", above=0.0, below=1.0
+    )
+    image_shape: tuple[int, int] | None = option(
+        None,
+        "height,width of the images fed to the model, in pixels; the weights are adapted to it "
+        "(default: the checkpoint's).",
+        **PIXELS,
+    )
     batch_size: int = option(256, "Images per batch; does not change the scores.", low=1)
     temperature: bool = option(
         False,
@@ -67,111 +83,78 @@ class EvaluateOptions(DatasetOptions):
     severities: tuple[int, ...] = option(
         SEVERITIES, "Severities of the corruptions, from 1 to 5.", low=1, high=5
     )
-    permute: tuple[str, ...] | None = option(
-        None,
-        "Also report the accuracy on images whose pixels are permuted, all in the same way. "
-        "patches+pixels: the patches, and the pixels in each. global: all pixels.",
-        choices=KINDS,
-    )
-    seed: int = option(0, "Seed of corruptions and permutations.", **SEED)
+    seed: int = option(0, "Seed of the corruptions.", **SEED)
     format: str = option("table", "Output format.", choices=("table", "json"), heading="Output")
-    output: str | None = option(None, "Write the scores as JSON to this file, too.")
+    output: str | None = option(None, "Also write the scores as JSON to this file.")
 
 
 def evaluate(options, arguments):
     """Evaluates a run, or any weights, on labeled images: accuracy, calibration, robustness."""
-    path = only(arguments, "RUN or checkpoint")
+    path = single_argument(arguments, "RUN or checkpoint")
     if options.output:
         check_writable(options.output)
-    on_own_data = options.dataset is None
-    subject, validation = (_run_on_own_data if on_own_data else _on_other_data)(path, options)
-    from keras_mixer.inference.evaluate import evaluate_subject
-    from keras_mixer.inference.robustness import as_table
+    expected = _expected(path, options)
+    if options.dataset is None:
+        model, data = _open_run(path, options), None
+    else:
+        model, data = path, open_dataset(**options.dataset_options(), least_classes=1)
+    with quiet_tensorflow():
+        from keras_mixer.inference import evaluate as module
 
-    scores = evaluate_subject(subject, validation) | _robustness(subject, options)
-    publish_scores(scores, options, as_table)
+    corruptions = options.corruptions or ()
+    scores = module.evaluate(
+        model,
+        data,
+        options.eval_split,
+        batch_size=options.batch_size,
+        image_shape=options.image_shape,
+        temperature=options.temperature,
+        corruptions=CORRUPTIONS if "all" in corruptions else tuple(dict.fromkeys(corruptions)),
+        severities=sorted(set(options.severities)),
+        seed=options.seed,
+        expected=expected,
+        confidence=options.confidence,
+    ).scores
+    publish_scores(scores, options, module.as_table)
+    return 0 if expected is None or scores["expected"]["agrees"] else 1
 
 
-def _robustness(subject, options):
-    """Returns the accuracies on corrupted and on permuted images that were asked for."""
-    from keras_mixer.inference.robustness import corruption_scores, permutation_scores
+def _expected(path, options):
+    """Returns the value of --expected as `keras_mixer.evaluate` takes it."""
+    if options.expected == "published":
+        return published_accuracy(path, options.dataset, options.eval_split or "test")
+    if options.expected in (None, "recorded"):
+        return options.expected
+    try:
+        fraction = float(options.expected)
+        if 0 <= fraction <= 1:
+            return fraction
+    except ValueError:
+        pass
+    raise InputError(
+        f"--expected: expected a fraction from 0 to 1, published or recorded, received "
+        f"{options.expected}"
+    )
 
-    scores = {}
-    if options.corruptions:
-        every = "all" in options.corruptions
-        names = CORRUPTIONS if every else dict.fromkeys(options.corruptions)
-        severities = sorted(set(options.severities))
-        scores["corruptions"] = corruption_scores(subject, names, severities, options.seed)
-    if options.permute:
-        kinds = dict.fromkeys(options.permute)
-        scores["permutations"] = permutation_scores(subject, kinds, options.seed)
-    return scores
 
-
-def _run_on_own_data(path, options):
-    """Returns (`Subject`, images to fit a temperature on, or None) of a run and its own data."""
-    for field in dataclasses.fields(DatasetOptions):
+def _open_run(path, options):
+    """Opens the run to evaluate on its own data, and refuses flags for other data."""
+    for field in flags_of(DatasetOptions):
         value, default = getattr(options, field.name), getattr(EvaluateOptions, field.name)
         if value != default and field.name not in ("data_dir", "labels"):
             raise InputError(
                 f"--{field.name}={format_value(value)} is for other data than the run's, which "
                 f"need --dataset"
             )
-    run = _run_of(path, options)
-    split = run.dataset.split_to_score(options.eval_split)
-    run.dataset.split(split)
-    validation = _validation_images(path, run) if options.temperature else None
-    if options.temperature and split == "validation":
-        logger.warning("the temperature is fitted on the images that are scored, which flatters it")
-    with quiet_tensorflow():
-        from keras_mixer.inference.evaluate import subject_of_run
-
-    return subject_of_run(run, split, options.batch_size), validation
-
-
-def _validation_images(path, run):
-    """Returns the validation images of a run, or complains for --temperature; None: no run."""
-    if run is None or run.dataset.validation is None:
-        raise InputError(
-            f"--temperature: expected a run with a validation split, on which it is fitted; "
-            f"{path} {'has none' if run else 'is no run'}"
-        )
-    return run.dataset.validation
-
-
-def _run_of(path, options):
-    """Opens a run; explains what else the arguments may have been meant for."""
-    other = "--dataset=folder --data_dir=..."
-    with path_errors(path):
-        weights = ":" in path and not Path(path).exists()  # such as preset:cifar10
-        if weights or (Path(path).exists() and not (Path(path) / CONFIG).exists()):
-            raise InputError(
-                f"{path}: no run, so it has no data; say on which to score it: {other}"
-            )
     try:
         return read_run(path, options.data_dir, options.labels)
     except InputError as error:
-        if options.data_dir is None or "other data" not in str(error):
-            raise
         raise InputError(
-            f"--data_dir={options.data_dir} does not hold the data of {path}; to score it on other "
-            f"images: {other}"
+            f"{error}; to evaluate on other images: --dataset=folder --data_dir=..."
         ) from error
 
 
-def _on_other_data(path, options):
-    """Returns (`Subject`, images to fit a temperature on, or None) of a run or other weights."""
-    pretrained = log_pretrained(read_pretrained(path), path)
-    dataset = open_dataset(**options.dataset_options(), least_classes=1)
-    validation = None
-    if options.temperature:
-        is_run = (Path(path) / CONFIG).exists()
-        validation = _validation_images(path, read_run(path) if is_run else None)
-    with quiet_tensorflow():
-        from keras_mixer.inference.evaluate import subject_of_weights
-
-    chosen = (options.eval_split, options.batch_size)
-    return subject_of_weights(pretrained, path, dataset, *chosen), validation
+# === predict ===
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,8 +170,8 @@ class PredictOptions:
     output: str | None = option(None, "Write to this file instead of printing.")
     output_dir: str | None = option(
         None,
-        "Write files of --shard_size images to this folder. The same command goes on with what is "
-        "left, and several processes share the work.",
+        "Write files of --shard_size images to this folder. The same command continues where it "
+        "stopped, and several processes share the work.",
         heading="Many images",
     )
     shard_size: int = option(10_000, "Images in each file of --output_dir.", low=1)
@@ -204,7 +187,9 @@ def predict(options, arguments):
     _check_predict_outputs(options)
     run, *images = arguments
     pretrained = log_pretrained(read_pretrained(run), run)
-    images = with_standard_input(images)
+    if "-" in images:
+        index = images.index("-")
+        images[index : index + 1] = read_standard_input()
     with quiet_tensorflow():
         from keras_mixer.inference.predict import expand, predictions_as_text
         from keras_mixer.weights.load import build_pretrained
@@ -216,8 +201,17 @@ def predict(options, arguments):
         failed = _predict_in_shards(shards, model)
     else:
         text, failed = predictions_as_text(model, images, options.format, options.top_k)
-        write(options.output, text) if options.output else print(text, end="")
+        write(options.output or "-", text)
     return 1 if failed else 0
+
+
+def _check_predict_outputs(options):
+    if options.output and options.output_dir:
+        raise InputError("--output and --output_dir: give one of them, a file or a folder")
+    if options.output:
+        check_writable(options.output)
+    if options.shard_size != PredictOptions.shard_size and not options.output_dir:
+        raise InputError(f"--shard_size={options.shard_size} needs --output_dir")
 
 
 def _open_shards(options, images, pretrained):
@@ -225,8 +219,14 @@ def _open_shards(options, images, pretrained):
 
     if not all(isinstance(image, str) for image in images):
         raise InputError("--output_dir: expected names of images, received one on standard input")
-    how = {"size": options.shard_size, "format": options.format, "top_k": options.top_k}
-    return Shards(options.output_dir, images, digest(pretrained.arrays), **how)
+    return Shards(
+        options.output_dir,
+        images,
+        digest(pretrained.arrays),
+        size=options.shard_size,
+        format=options.format,
+        top_k=options.top_k,
+    )
 
 
 def _predict_in_shards(shards, model):
@@ -239,29 +239,25 @@ def _predict_in_shards(shards, model):
     return failed
 
 
-def _check_predict_outputs(options):
-    if options.output and options.output_dir:
-        raise InputError("--output and --output_dir: give one of them, a file or a folder")
-    if options.output:
-        check_writable(options.output)
-    if options.shard_size != PredictOptions.shard_size and not options.output_dir:
-        raise InputError(f"--shard_size={options.shard_size} needs --output_dir")
+# === export ===
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportOptions:
     """Flags of `export`."""
 
+    format: str = option(
+        "saved_model",
+        "Format. saved_model: a TensorFlow SavedModel that takes raw images.",
+        choices=tuple(FORMATS),
+    )
     name: str = option("mlp_mixer", "Name of the exported model.", plain_name=True)
     export_dir: str = option("saved_models", "Folder for exports: export_dir/name/version/.")
 
 
 def export(options, arguments):
-    """Exports a run's best weights, or any others, as a SavedModel that takes raw images."""
-    path = only(arguments, "RUN or checkpoint")
-    pretrained = log_pretrained(read_pretrained(path), path)
-    check_target(options.export_dir, options.name, pretrained.spec)
+    """Exports the best weights of a run, or any others, with preprocessing, for deployment."""
+    path = single_argument(arguments, "RUN or checkpoint")
+    log_pretrained(read_pretrained(path), path)
     with quiet_tensorflow():
-        from keras_mixer.inference.export.saved_model import export_model
-
-    print(export_model(path, options.export_dir, options.name))
+        print(export_model(path, options.format, options.export_dir, options.name))

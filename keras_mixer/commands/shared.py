@@ -1,9 +1,8 @@
-"""Helpers of several commands: checks of arguments, standard input, writing of outputs."""
+"""Helpers of several commands: checks of arguments, standard input, --output."""
 
 import contextlib
 import dataclasses
 import io
-import itertools
 import json
 import os
 import re
@@ -18,12 +17,11 @@ from keras_mixer.files import write_output
 from keras_mixer.studies.space import resolve_alias
 
 
-def only(arguments, what):
-    """Returns the only one of a command's arguments; raises an `InputError` if there is not one.
+def single_argument(arguments, what):
+    """Returns the only argument of a command, called `what` in messages.
 
-    Args:
-        arguments: list of strings.
-        what: Name of the argument in `--help`.
+    Raises:
+        InputError: If there is none, or more than one.
     """
     if len(arguments) != 1:
         raise InputError(f"expected exactly one {what}, received {len(arguments)}")
@@ -31,11 +29,11 @@ def only(arguments, what):
 
 
 def hint_at_separator(error, name):
-    """Returns an error of a command's flags that says which of them are train's, and go after --.
+    """Returns an `InputError` of `parse`, in other words if the unknown flag is one of train.
 
     Args:
-        error: `InputError` of `parse`.
-        name: Name of the command.
+        error: `InputError`.
+        name: Name of a command that takes flags of train after `--`.
     """
     unknown = re.match(r"unknown command line flag '(\w+)'", str(error))
     if unknown and (unknown[1] == "preset" or resolve_alias(unknown[1]) in _TRAIN):
@@ -50,11 +48,11 @@ _TRAIN = {field.name for field in dataclasses.fields(Config)}
 
 
 def refuse_options(arguments, taken):
-    """Raises an `InputError` for options after -- that the command sets itself.
+    """Raises an `InputError` for options after `--` that the command sets itself.
 
     Args:
         arguments: list of strings: flags of train.
-        taken: dict from the name of an option to why it is not free.
+        taken: dict from the name of an option to the reason for the message.
     """
     given = {resolve_alias(re.split("[= ]", word.lstrip("-"))[0]) for word in arguments}
     for name in sorted(given & taken.keys()):
@@ -72,54 +70,27 @@ _INSTEAD = {
 
 # === Standard input ===
 
-MOST_INPUT = 256 * 10**6  # bytes; all are kept in memory
-MOST_NAME = 4096  # characters of a path
 
-
-def with_standard_input(arguments):
-    """Returns arguments in which what standard input holds replaces `-`.
-
-    Args:
-        arguments: list of strings.
+def read_standard_input():
+    """Reads an image, or names of images, from standard input.
 
     Returns:
-        list of strings, and an `io.BytesIO` if standard input is an image. Else it is a list of
-        names, separated by NUL if there is any, or else by newlines.
+        list of an `io.BytesIO`, the image, or of names, separated by NUL or else by newlines.
 
     Raises:
-        InputError: If it is neither, empty, too long, or to be read twice.
+        InputError: If there is nothing to read.
     """
-    if arguments.count("-") > 1:
-        raise InputError("-: expected once, since standard input is read only once")
-    parts = [_standard_input() if argument == "-" else [argument] for argument in arguments]
-    return list(itertools.chain.from_iterable(parts))
-
-
-def _standard_input():
-    content = _read_all()
+    content = sys.stdin.buffer.read() if sys.stdin else b""
     if starts_like_image(content):
         return [io.BytesIO(content)]
     separator = rb"\0" if b"\0" in content else rb"\r?\n"
     names = [os.fsdecode(name) for name in re.split(separator, content) if name.strip()]
-    # Two NULs in a row are in most files, but in no list.
-    if not names or b"\0\0" in content or max(map(len, names)) > MOST_NAME:
+    if not names:
         raise InputError(
-            f"-: expected on standard input a JPEG, PNG, BMP, WebP or GIF image, or names of "
-            f"images, one per line; received {'something else' if names else 'nothing'}"
+            "-: expected an image, or names of images, one per line, on standard input; received "
+            "nothing"
         )
     return names
-
-
-def _read_all():
-    if sys.stdin is None:
-        raise InputError("-: standard input is closed; pipe an image or names of images into it")
-    content = sys.stdin.buffer.read(MOST_INPUT + 1)
-    if len(content) > MOST_INPUT:
-        raise InputError(
-            f"-: expected at most {MOST_INPUT // 10**6} MB on standard input, received more; give "
-            f"the names of files instead"
-        )
-    return content
 
 
 # === --output ===
@@ -128,20 +99,30 @@ def _read_all():
 def check_writable(path, flag="output"):
     """Raises an `InputError` if an `--output` cannot be written, before the work for it is done.
 
-    The path is not opened: opening a pipe would wait for its reader.
-
     Args:
         path: string; `-` is standard output.
         flag: Name of the flag that gave it.
     """
+    if path == "-":
+        return
     with path_errors(f"--{flag}={path}"):
-        problem = _problem(path)
-    if problem:
-        raise InputError(f"--{flag}={path}: {problem}")
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(path)
+        folder = os.path.dirname(os.path.realpath(path))
+        if os.path.isdir(path):
+            raise InputError(f"--{flag}={path}: it is a folder; name a file in it")
+        if not os.path.isdir(folder):
+            raise InputError(
+                f"--{flag}={path}: its folder does not exist; create {folder}, or give another path"
+            )
+        if not os.access(
+            path if os.path.exists(path) and not os.path.isfile(path) else folder, os.W_OK
+        ):
+            raise InputError(f"--{flag}={path}: no permission to write to it; give another path")
 
 
 def check_outputs(options, *flags):
-    """Checks the given ones of several flags as `check_writable`, and that no two are one file.
+    """Checks several flags as `check_writable`, and that they name different files.
 
     Args:
         options: Options with these flags.
@@ -175,42 +156,27 @@ def _problem(path):
 
 
 def write(path, content):
-    """Writes an `--output`, after `check_writable`; files are replaced atomically.
+    """Writes an `--output`; files are replaced atomically.
 
     Args:
-        path: string: a path; `-` is standard output.
+        path: string; `-` is standard output.
         content: string or bytes.
 
     Raises:
-        InputError: If it cannot be written, see `check_writable`.
-        OSError: If writing fails, as when the disk is full.
+        OSError: If writing fails, e.g. when the disk is full.
     """
-    check_writable(path)
     if isinstance(content, str):
         content = content.encode(errors="backslashreplace")
     if path == "-":
-        _write_to_stream(sys.stdout, content)
+        sys.stdout.flush()
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
     else:
         write_output(path, content)
 
 
-def _write_to_stream(stream, content):
-    """Writes bytes after the text that was printed to a standard stream before."""
-    rest = memoryview(content)
-    try:
-        stream.flush()
-        while rest:  # with PYTHONUNBUFFERED, only a part may be written at a time
-            rest = rest[stream.buffer.write(rest) :]
-        stream.buffer.flush()
-    except OSError:
-        # Python writes again at its end what could not be written, and would fail again.
-        with open(os.devnull, "wb") as nothing:
-            os.dup2(nothing.fileno(), stream.fileno())
-        raise
-
-
 def publish_scores(scores, options, as_table):
-    """Prints scores in the --format asked for, and writes them as JSON to --output, if any.
+    """Prints scores in the format of --format, and writes them as JSON to --output, if given.
 
     Args:
         scores: dict of JSON values.
@@ -232,7 +198,7 @@ def publish_table(command, options, arguments, table, last=()):
         options: Options with `output`.
         arguments: Positional arguments of the command.
         table: string, Markdown.
-        last: Words at the end of the command line: `--` and flags for another command.
+        last: Words at the end of the command line: `--` and flags of train.
     """
     if options.output:
         line = command_line(command, options, arguments, last)

@@ -57,6 +57,8 @@ COMMANDS = {
             "keras-mixer evaluate runs/photos --temperature --corruptions=all",
             "keras-mixer evaluate runs/photos --dataset=folder --data_dir=new_photos",
             "keras-mixer evaluate mixer.safetensors --dataset=csv --data_dir=new_photos",
+            "keras-mixer evaluate official:imagenet1k/Mixer-B_16 --dataset=imagenet2012 "
+            "--expected=published",
         ),
     ),
     "fewshot": Command(
@@ -83,12 +85,6 @@ COMMANDS = {
         "SOURCE TARGET",
         ("keras-mixer convert runs/photos mixer.safetensors",),
     ),
-    "verify": Command(
-        weights.verify,
-        weights.VerifyOptions,
-        "CHECKPOINT",
-        ("keras-mixer verify official:imagenet1k/Mixer-B_16 --dataset=imagenet2012",),
-    ),
     "preview": Command(
         training.preview,
         training.PreviewOptions,
@@ -100,7 +96,7 @@ COMMANDS = {
         sweep.SweepOptions,
         "[-- TRAIN_FLAG...]",
         (
-            "keras-mixer sweep --space='lr=0.001,0.01; dropout=0,0.1' -- --num_steps=5",
+            "keras-mixer sweep --space='lr=0.001,0.01; dropout=0,0.1' -- --epochs=5",
             "keras-mixer sweep --space='lr=1e-4..1e-1:log' --sampler=tpe --trials=30 --prune",
         ),
     ),

@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import shlex
-from pathlib import Path
 
 from keras_mixer.backend import quiet_tensorflow
 from keras_mixer.commands.shared import check_writable, write
@@ -17,7 +16,7 @@ from keras_mixer.runs.run import describe_scores
 
 
 def train(config, arguments):
-    """Trains a Mixer for --num_steps epochs, evaluates it once on the test set, and exports it.
+    """Trains a Mixer for --epochs epochs, evaluates it once on the test set, and exports it.
 
     The same command resumes an interrupted run.
     """
@@ -34,7 +33,7 @@ def _summary(run):
 
 
 def _next_steps(run):
-    """Returns commands to go on with, as text."""
+    """Returns the commands that usually come next, as text."""
     directory = shlex.quote(str(run.directory))
     steps = {
         f"keras-mixer evaluate {directory}": "precision, recall and confusion by class",
@@ -57,10 +56,8 @@ class PreviewOptions(Config):
 
 
 def preview(options, arguments):
-    """Draws training images as they are augmented, with the same flags as train."""
-    path = Path(options.output)
-    special = options.output == "-" or (path.exists() and not path.is_file())
-    if not (special or path.suffix == ".png"):
+    """Shows training images with the augmentation of train, whose flags it takes, as a picture."""
+    if options.output != "-" and not options.output.endswith(".png"):
         raise InputError(f"--output={options.output}: expected a name that ends in .png")
     check_writable(options.output)
     run = plan_run(options)

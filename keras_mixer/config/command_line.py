@@ -1,6 +1,6 @@
 """The command line: absl flags from the fields of an options dataclass, and the text of `--help`.
 
-Every command has its own `FlagValues`, so it accepts only its own flags.
+Every command has its own absl `FlagValues`, so it accepts only its own flags.
 """
 
 import dataclasses
@@ -10,28 +10,29 @@ import textwrap
 
 from absl import flags
 
-from keras_mixer.config.options import check, complaint, format_value, kind_of, nearest
+from keras_mixer.config.options import (
+    check,
+    complaint,
+    flags_of,
+    format_value,
+    kind_of,
+    option,
+)
+from keras_mixer.config.presets import left_out_of_presets, preset_names, preset_of, preset_path
 from keras_mixer.errors import InputError
 from keras_mixer.log import VERBOSITIES, show_messages
 
-_VERBOSITY = "verbosity"
-_OF_ALL_COMMANDS = {
-    "flagfile": "Read flags from this file, one --name=value per line.",
-    _VERBOSITY: "What is printed besides the result: error, warning, info or debug, which has "
-    "TensorFlow's messages, too; or -2 to 1 (default: info).",
-}
 
+@dataclasses.dataclass(frozen=True)
+class CommonOptions:
+    """Flags of all commands, besides --flagfile, which absl defines."""
 
-class _VerbosityParser(flags.ArgumentParser):
-    """Parses a level of verbosity: a name or, as in absl, its number."""
-
-    def parse(self, argument):
-        text = str(argument).lower()
-        levels = {str(level): level for level in VERBOSITIES.values()}
-        levels |= VERBOSITIES
-        if text not in levels:
-            raise ValueError("no such level")
-        return levels[text]
+    verbosity: str = option(
+        "info",
+        "Least severe messages to print. Results are always printed; debug also prints "
+        "TensorFlow's messages.",
+        choices=tuple(VERBOSITIES),
+    )
 
 
 def parse(options_class, arguments, positional=None):
@@ -50,7 +51,7 @@ def parse(options_class, arguments, positional=None):
     Raises:
         InputError: One line that names the flag, and the nearest name for an unknown one.
     """
-    arguments = _with_flagfiles(options_class, _with_underscores(arguments))
+    arguments, preset = _expand_presets(options_class, _with_underscores(arguments))
     if "--flagfile=" in arguments:  # absl would ignore it, as from an unset variable of the shell
         raise InputError("--flagfile: expected the path of a file, received nothing")
     values = _flag_values(options_class)
@@ -62,15 +63,17 @@ def parse(options_class, arguments, positional=None):
     except (flags.Error, ValueError) as error:  # the latter for --noflag=value
         raise InputError(_one_line(error, options_class)) from error
     if rest and positional is None:
-        preset = f"flagfile={rest[0]}" if rest[0].endswith(".flags") else "preset=NAME"
+        recipe = f"flagfile={rest[0]}" if rest[0].endswith(".flags") else "preset=NAME"
         raise InputError(
             f"unexpected argument {rest[0]!r}: options are written --name=value, "
-            f"and presets --{preset}"
+            f"and presets --{recipe}"
         )
-    if values[_VERBOSITY].present:
-        show_messages(values[_VERBOSITY].value)
+    common = CommonOptions(**_given(CommonOptions, values)[0])
+    check(common)
+    if values["verbosity"].present:
+        show_messages(VERBOSITIES[common.verbosity])
     given, spelled = _given(options_class, values)
-    options = options_class(**given)
+    options = options_class(**given, **({"preset_name": preset} if preset else {}))
     check(options)
     if hasattr(options, "check_spelling"):
         options.check_spelling(spelled)
@@ -78,7 +81,7 @@ def parse(options_class, arguments, positional=None):
 
 
 def _with_underscores(arguments):
-    """Returns the arguments with flags as absl knows them: `--batch-size` is a habit, too."""
+    """Returns the arguments with underscores in the names of flags: `--batch-size` is accepted."""
 
     def spelled(argument):
         name, equals, value = argument.partition("=")
@@ -89,32 +92,36 @@ def _with_underscores(arguments):
     return [*flags, *arguments[end:]]
 
 
-def _with_flagfiles(options_class, arguments):
-    """Returns the arguments with `--preset=NAME` replaced by its flags.
+def _expand_presets(options_class, arguments):
+    """Replaces `--preset=NAME` by its flags.
 
-    Other flags win wherever they stand, so presets are moved to the front.
+    Explicit flags override them in any order, so presets come first.
+
+    Returns:
+        (arguments, name): name is that of the last preset or flagfile of a preset, or None.
     """
-    find = getattr(options_class, "preset_path", None)
-    if find is None:
-        return arguments
-    presets, others, words = [], [], iter(arguments)
+    if not hasattr(options_class, "preset_name"):
+        return arguments, None
+    name, presets, others, words = None, [], [], iter(arguments)
     for word in words:
-        name, equals, value = word.partition("=")
-        if name == "--preset":
-            presets.append(f"--flagfile={find(value if equals else next(words, ''))}")
+        flag, equals, value = word.partition("=")
+        if flag == "--preset":
+            name = value if equals else next(words, "")
+            presets.append(f"--flagfile={preset_path(name)}")
         else:
+            name = preset_of(word.removeprefix("--flagfile=")) or name
             others.append(word)
-    if left_out := options_class.left_out_of_presets(others):
+    if left_out := left_out_of_presets(others):
         given = flags.FlagValues().read_flags_from_files(presets)
         presets = [flag for flag in given if flag[2:].partition("=")[0] not in left_out]
-    return [*presets, *others]
+    return [*presets, *others], name
 
 
 def _given(options_class, values):
     """Returns two dicts by field name: the values given, and the flag or alias used for each."""
     spelled = {
         field.name: name
-        for field in dataclasses.fields(options_class)
+        for field in flags_of(options_class)
         for name in (field.name, *field.metadata["aliases"])
         if values[name].present
     }
@@ -123,29 +130,24 @@ def _given(options_class, values):
 
 def _flag_values(options_class):
     values = flags.FlagValues()
-    for field in dataclasses.fields(options_class):
+    for field in (*flags_of(options_class), *flags_of(CommonOptions)):
         kind = kind_of(field)
-        serializer = flags.ArgumentSerializer()
         if kind.noun == "true or false":
             flags.DEFINE_boolean(field.name, field.default, field.metadata["help"], values)
         else:
+            serializer = flags.ArgumentSerializer()
             flags.DEFINE(kind.parser, field.name, field.default, "", values, serializer)
         for alias in field.metadata["aliases"]:
             flags.DEFINE_alias(alias, field.name, values)
-    flags.DEFINE(_VerbosityParser(), _VERBOSITY, "info", "", values, flags.ArgumentSerializer())
     return values
 
 
 def _one_line(error, options_class):
-    """Returns absl's message as one line, with our wording for a value of the wrong type."""
+    """Returns absl's message as one line, with the wording of `complaint` for a wrong type."""
     illegal = re.match(r"flag --(\w+)=(.*?): ", str(error), re.DOTALL)
     if illegal:
         name, value = illegal.groups()
-        if name == _VERBOSITY:
-            levels = ", ".join(VERBOSITIES)
-            hint = nearest(value, VERBOSITIES)
-            return f"--{name}: expected one of {levels}, received {value or 'nothing'}{hint}"
-        fields = dataclasses.fields(options_class)
+        fields = flags_of(options_class)
         field = next(f for f in fields if name in (f.name, *f.metadata["aliases"]))
         return str(complaint(field, kind_of(field).noun, value or "nothing"))
     if "'resume'" in str(error):
@@ -167,7 +169,7 @@ def describe(options_class, title, examples=()):
         title: string. Usage and a description of the command.
         examples: Command lines.
     """
-    fields = dataclasses.fields(options_class)
+    fields = flags_of(options_class)
     basic = [field for field in fields if field.metadata["basic"]]
     lines = [title.strip()]
     if examples:
@@ -183,20 +185,23 @@ def describe(options_class, title, examples=()):
         if field not in basic:
             lines += _described(field)
     lines += ["", "Flags of all commands:"]
-    for name, help in _OF_ALL_COMMANDS.items():
-        lines += [f"  --{name}", *_wrapped(help)]
+    lines += ["  --flagfile", *_wrapped("Read flags from this file, one --name=value per line.")]
+    lines += itertools.chain(*map(_described, flags_of(CommonOptions)))
     return "\n".join(lines)
 
 
 def _described_preset(options_class):
-    if not hasattr(options_class, "preset_names"):
+    if not hasattr(options_class, "preset_name"):
         return []
-    names = ", ".join(options_class.preset_names())
-    return ["  --preset", *_wrapped(f"Flags of a recipe; other flags change it. One of {names}.")]
+    names = ", ".join(preset_names())
+    help = f"Load a named recipe; explicit flags override it. One of {names}."
+    return ["  --preset", *_wrapped(help)]
 
 
 def _described(field):
-    names = ", ".join(f"--{name}" for name in (field.name, *field.metadata["aliases"]))
+    names = [field.name, *field.metadata["aliases"]]
+    names.sort(key=lambda name: name != field.metadata["title"])  # the title first, if any
+    names = ", ".join(f"--{name}" for name in names)
     return [f"  {names}", *_wrapped(_help_sentence(field))]
 
 

@@ -78,9 +78,8 @@ class DatasetOptions:
     )
     bad_images: str = option(
         "error",
-        "What is done about broken images. error: nothing is done; damage that headers do not "
-        "show ends it when it is met. skip: all images are decoded first, and those that cannot "
-        "be are left out; a run lists them in skipped.jsonl.",
+        "What to do about images that cannot be decoded. error: stop at the first one. skip: leave "
+        "them out, after all images have been decoded once; a run lists them in skipped.jsonl.",
         choices=tuple(FIND_BAD),
         result=False,  # the identity of the data is compared instead
     )

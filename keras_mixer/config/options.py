@@ -1,7 +1,7 @@
 """Options: dataclass fields that are also command-line flags, so that each is defined once.
 
-A command's flags are the fields of a dataclass, made by `option`; `check` compares values with
-their kind and bounds. command_line.py makes absl flags of them.
+A command's flags are the fields of a dataclass, declared by `option`. `check` compares values with
+their types and bounds; command_line.py defines absl flags from the fields.
 """
 
 import contextlib
@@ -31,8 +31,10 @@ def option(
     noun=None,
     plain_name=False,
     aliases=(),
+    title=None,
     basic=False,
     result=True,
+    flag=True,
 ):
     """Declares a dataclass field that is also a command-line flag of the same name.
 
@@ -42,12 +44,14 @@ def option(
         choices: The values allowed, if there are only a few. On the command line, case is ignored.
         low, high: Smallest and largest value allowed.
         above, below: Exclusive bounds.
-        heading: Heading of the group that this field begins in `--help`.
+        heading: Heading of the group in `--help` whose first field this is.
         noun: Name in messages for a pair of numbers that is not height,width.
         plain_name: bool. The value is one part of a path, without slashes.
         aliases: Other names of the flag.
+        title: The alias that messages and `--help` use; by default they use the field's name.
         basic: bool. Whether `--help` lists the flag first, among those to start with.
         result: bool. Whether another value may change the result of a run.
+        flag: bool. Whether the field is a flag at all.
     """
     bounds = {"low": low, "high": high, "above": above, "below": below}
     metadata = {
@@ -58,8 +62,10 @@ def option(
         "noun": noun,
         "plain_name": plain_name,
         "aliases": aliases,
+        "title": title,
         "basic": basic,
         "result": result,
+        "flag": flag,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -72,31 +78,46 @@ RATE = {"low": 0.0, "below": 1.0}
 FRACTION = {"low": 0.0, "high": 1.0}
 SEED = {"low": 0, "high": 2**31 - 1}
 
+
+def flags_of(options_class):
+    """Returns the fields of an options dataclass that are flags."""
+    return [field for field in dataclasses.fields(options_class) if field.metadata["flag"]]
+
+
 # === From Python ===
 
 
-def accept_aliases(options_class):
-    """Class decorator: the constructor takes aliases, and names what it does not know."""
-    construct = options_class.__init__
+def resolve_aliases(options_class, values):
+    """Returns a dict of values with the names of fields in place of aliases.
+
+    Raises:
+        InputError: If a name is unknown, or an option is given twice.
+    """
     fields = dataclasses.fields(options_class)
     field_of = {name: f.name for f in fields for name in (f.name, *f.metadata["aliases"])}
+    for name in values:
+        if name not in field_of:
+            near = nearest(name, field_of)
+            raise InputError(f"{options_class.__name__} has no option {name}{near}")
+    if len({field_of[name] for name in values}) < len(values):
+        raise InputError(f"an option is given twice: {', '.join(values)}")
+    return {field_of[name]: value for name, value in values.items()}
+
+
+def accept_aliases(options_class):
+    """Class decorator: the constructor also takes aliases, and refuses unknown names."""
+    construct = options_class.__init__
 
     @functools.wraps(construct)
     def __init__(self, **values):
-        for name in values:
-            if name not in field_of:
-                near = nearest(name, field_of)
-                raise InputError(f"{options_class.__name__} has no option {name}{near}")
-        if len({field_of[name] for name in values}) < len(values):
-            raise InputError(f"an option is given twice: {', '.join(values)}")
-        construct(self, **{field_of[name]: value for name, value in values.items()})
+        construct(self, **resolve_aliases(options_class, values))
 
     options_class.__init__ = __init__
     return options_class
 
 
 def convert(options):
-    """Converts values that Python programs give: 64 for (64, 64), lists, paths, NumPy numbers."""
+    """Converts values of Python programs: 64 to (64, 64), lists, paths, NumPy scalars."""
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         object.__setattr__(options, field.name, _converted(field, value))
@@ -160,13 +181,12 @@ def _check_value(field, value):
 
 def complaint(field, expected, received, hint=""):
     """Returns an `InputError` about the value of a field."""
-    return InputError(
-        f"--{field.name}: expected {expected}, received {format_value(received)}{hint}"
-    )
+    name = field.metadata["title"] or field.name
+    return InputError(f"--{name}: expected {expected}, received {format_value(received)}{hint}")
 
 
 def nearest(value, names):
-    """Returns a hint at the nearest of some names, or nothing."""
+    """Returns `; did you mean NAME?` for the most similar name, or an empty string."""
     near = difflib.get_close_matches(str(value).lower(), [name.lower() for name in names], n=1)
     found = next((name for name in names if [name.lower()] == near), None)
     return f"; did you mean {found}?" if found else ""
@@ -179,7 +199,7 @@ def options_of(options, group):
 
 @contextlib.contextmanager
 def named_as_flags(options_class):
-    """Writes options in error messages as flags: the code that raises them has plain arguments."""
+    """Turns names of arguments in the messages of InputErrors into flags: `lr=` into `--lr=`."""
     try:
         yield
     except InputError as error:
@@ -192,13 +212,13 @@ def as_flags(options):
     """Returns a list of `--name=value` for every option that is not at its default."""
     return [
         f"--{field.name}={format_value(getattr(options, field.name))}"
-        for field in dataclasses.fields(options)
+        for field in flags_of(options)
         if getattr(options, field.name) != field.default
     ]
 
 
 def format_value(value):
-    """Returns a value as it is written on the command line."""
+    """Returns a value as text for the command line."""
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
@@ -279,7 +299,7 @@ def kind_of(field):
     if typing.get_args(plain)[1:] == (...,):
         return _list_of(_KINDS[typing.get_args(plain)[0]])
     kind = _KINDS[typing.get_origin(plain) or plain]
-    if noun := field.metadata["noun"]:  # a pair of numbers that is no shape
+    if noun := field.metadata["noun"]:  # a pair of numbers, but not a shape
         return kind._replace(noun=noun, parser=_ShapeParser(square=False))
     choices = field.metadata["choices"]
     return kind._replace(parser=_ChoiceParser(choices)) if choices else kind

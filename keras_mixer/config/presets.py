@@ -1,5 +1,6 @@
-"""Presets: the flagfiles in flags/, by name. They are part of an installed package, too."""
+"""Presets: the flagfiles in flags/, by name. An installed package includes them."""
 
+import itertools
 from pathlib import Path
 
 from keras_mixer.config.options import nearest
@@ -35,6 +36,13 @@ def preset_path(name):
     return preset_folder() / f"{name}.flags"
 
 
+def preset_of(path):
+    """Returns the name of the preset whose flagfile a path is; None if it is none."""
+    path = Path(path)
+    is_preset = path.suffix == ".flags" and path.resolve().parent == preset_folder().resolve()
+    return path.stem if is_preset else None
+
+
 def left_out_of_presets(arguments):
     """Returns the names of flags that a preset has for mixer layers, if the model is a baseline.
 
@@ -48,6 +56,6 @@ def left_out_of_presets(arguments):
 
 def _value(arguments, name, default):
     """Returns the last value of a flag in arguments, or the default."""
-    spelled = [word for pair in arguments for word in pair.split("=", 1)]
-    places = [index for index, word in enumerate(spelled[:-1]) if word == f"--{name}"]
-    return spelled[places[-1] + 1] if places else default
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    values = [value for word, value in itertools.pairwise(words) if word == f"--{name}"]
+    return values[-1] if values else default

@@ -74,7 +74,7 @@ def _check_data(config, num_classes, channels, checkpoint):
 
 
 def _check_baseline(given, architecture):
-    """Refuses options of mixer layers for a baseline, unless they are what is filled in anyway."""
+    """Refuses options of mixer layers for a baseline, unless they have the values it is given."""
     if architecture.model == MIXER:
         return
     neutral = {name: getattr(architecture, name) for name in MIXER_FIELDS}
@@ -131,71 +131,75 @@ def _defaults(config, num_classes):
     }
 
 
-_NO_DROPS = (Config.drop_every, Config.drop_factor)
-
-
 def _consistent(config):
     """Returns the config, after checking values that depend on each other."""
-    if config.resize_tokens != Config.resize_tokens and config.checkpoint is None:
-        raise InputError(
-            f"--resize_tokens={config.resize_tokens} is for a --checkpoint of other images or "
-            f"patches and would change nothing without one; leave it out"
-        )
-    if config.warmup_step >= config.num_steps:
-        raise InputError(
-            f"--warmup_step={config.warmup_step} must be below --num_steps={config.num_steps}; "
-            f"give one of them another value"
-        )
-    if config.randaugment and config.randaugment[0] == 0:
-        raise InputError(
-            f"--randaugment={format_value(config.randaugment)}: expected n,m with n at least 1; "
-            f"leave the flag out for none"
-        )
-    if config.randaugment and min(config.image_shape) < 3:
-        raise InputError(
-            f"--randaugment needs images of at least 3 pixels a side, "
-            f"--image_shape={format_value(config.image_shape)}"
-        )
-    if config.batch_size % config.accumulation:
-        raise InputError(
-            f"--accumulation={config.accumulation} must divide --batch_size={config.batch_size}, "
-            f"which counts the images of a whole step"
-        )
-    if config.optimizer != "sgd" and config.momentum != Config.momentum:
-        raise InputError(
-            f"--momentum={config.momentum} is for --optimizer=sgd and would change nothing "
-            f"with --optimizer={config.optimizer}; leave it out"
-        )
-    if config.scheduler != "step" and (config.drop_every, config.drop_factor) != _NO_DROPS:
-        raise InputError(
-            f"--drop_every and --drop_factor are for --scheduler=step and would change nothing "
-            f"with --scheduler={config.scheduler}; leave them out"
-        )
-    if not re.fullmatch("all|[1-9][0-9]{0,3}|[0-9]{1,4}(,[0-9]{1,4})+", config.devices):
-        raise InputError(
-            f"--devices={config.devices}: expected all, a number of devices, or which ones, as 0,2"
-        )
-    _check_freezing(config)
-    if not (config.token_mixing or config.channel_mixing):
-        raise InputError(
-            "--token_mixing=false and --channel_mixing=false together leave nothing to train in "
-            "the mixer layers; leave one of them out"
-        )
+    for refused, message in (*_contradictions(config), *_options_without_effect(config)):
+        if refused:
+            raise InputError(message)
     return config
 
 
-def _check_freezing(config):
-    """Refuses to freeze a backbone of random weights, and options that only affect its training."""
-    if config.freeze == "none":
-        return
-    if config.checkpoint is None:
-        raise InputError(
-            f"--freeze={config.freeze} without --checkpoint would train a head on the features of "
-            f"random weights; give a checkpoint, or leave --freeze out"
-        )
+def _contradictions(config):
+    """Yields (whether it is refused, message) for values that cannot be right together."""
+    epochs = config.schedule_unit == "epoch"
+    warmup, length = ("warmup_epochs", "epochs") if epochs else ("warmup_step", "num_steps")
+    yield (
+        config.warmup_step >= config.num_steps,
+        f"--{warmup}={config.warmup_step} must be below --{length}={config.num_steps}; "
+        f"give one of them another value",
+    )
+    yield (
+        config.randaugment and config.randaugment[0] == 0,
+        f"--randaugment={format_value(config.randaugment)}: expected n,m with n at least 1; "
+        f"leave the flag out for none",
+    )
+    yield (
+        config.randaugment and min(config.image_shape) < 3,
+        f"--randaugment needs images of at least 3 pixels a side, "
+        f"--image_shape={format_value(config.image_shape)}",
+    )
+    yield (
+        config.batch_size % config.accumulation,
+        f"--accumulation={config.accumulation} must divide --batch_size={config.batch_size}, "
+        f"which counts the images of a whole step",
+    )
+    yield (
+        not re.fullmatch("all|[1-9][0-9]{0,3}|[0-9]{1,4}(,[0-9]{1,4})+", config.devices),
+        f"--devices={config.devices}: expected all, a number of devices, or indices, as in 0,2",
+    )
+    yield (
+        config.freeze != "none" and config.checkpoint is None,
+        f"--freeze={config.freeze} without --checkpoint would train a head on the features of "
+        f"random weights; give a checkpoint, or leave --freeze out",
+    )
+    yield (
+        not (config.token_mixing or config.channel_mixing),
+        "--token_mixing=false and --channel_mixing=false together leave nothing to train in "
+        "the mixer layers; leave one of them out",
+    )
+
+
+def _options_without_effect(config):
+    """Yields (whether it is refused, message) for options that would change nothing."""
+    yield (
+        config.resize_tokens != Config.resize_tokens and config.checkpoint is None,
+        f"--resize_tokens={config.resize_tokens} is for a --checkpoint of other images or "
+        f"patches and would change nothing without one; leave it out",
+    )
+    yield (
+        config.optimizer != "sgd" and config.momentum != Config.momentum,
+        f"--momentum={config.momentum} is for --optimizer=sgd and would change nothing "
+        f"with --optimizer={config.optimizer}; leave it out",
+    )
+    drops, no_drops = ((options.drop_every, options.drop_factor) for options in (config, Config))
+    yield (
+        config.scheduler != "step" and drops != no_drops,
+        f"--drop_every and --drop_factor are for --scheduler=step and would change nothing "
+        f"with --scheduler={config.scheduler}; leave them out",
+    )
     for name in ("layer_decay", "dropout", "stochastic_depth"):
-        if getattr(config, name) != getattr(Config, name):
-            raise InputError(
-                f"--{name}={getattr(config, name)} is for training the backbone, which "
-                f"--freeze={config.freeze} does not; leave one of them out"
-            )
+        yield (
+            config.freeze != "none" and getattr(config, name) != getattr(Config, name),
+            f"--{name}={getattr(config, name)} is for training the backbone, which "
+            f"--freeze={config.freeze} does not; leave one of them out",
+        )

@@ -7,6 +7,7 @@ patch on the dataset, the widths on `dim`) are None until `resolve.resolve` fill
 import dataclasses
 import json
 
+from keras_mixer.config.command_line import parse
 from keras_mixer.config.data import AugmentationOptions, DatasetOptions, PreprocessingOptions
 from keras_mixer.config.options import (
     COUNT,
@@ -19,8 +20,8 @@ from keras_mixer.config.options import (
     convert,
     option,
     options_of,
+    resolve_aliases,
 )
-from keras_mixer.config.presets import left_out_of_presets, preset_names, preset_path
 from keras_mixer.data.datasets import SPLITS
 from keras_mixer.errors import InputError
 from keras_mixer.model.architecture import FIELDS, LOSSES, Preprocessing, drop_permutation
@@ -31,8 +32,8 @@ DEFAULT_DEPTH = 6
 DEFAULT_DIM = 512
 DEFAULT_WARMUP = 10
 
-# Keras's, without ScheduleFreeAdamW, which has no use for a schedule, and Ftrl, which computes
-# weights from sums of gradients alone: its first step forgets the initial or pretrained ones.
+# Those of Keras, without ScheduleFreeAdamW, which ignores a schedule, and Ftrl, whose first step
+# discards initial and pretrained weights, since it computes weights from sums of gradients alone.
 OPTIMIZERS = (
     *("sgd", "adam", "adamw", "lion", "lamb", "nadam", "adamax", "adagrad", "adadelta"),
     *("rmsprop", "adafactor", "muon"),
@@ -40,7 +41,7 @@ OPTIMIZERS = (
 SCHEDULERS = ("cosine", "linear", "constant", "step")
 CLASS_WEIGHTS = ("none", "balanced")
 FREEZES = ("none", "backbone")
-OF_CHECKPOINTS = ("checkpoint", "resize_tokens", "freeze", "layer_decay")  # only matter with one
+OF_CHECKPOINTS = ("checkpoint", "resize_tokens", "freeze", "layer_decay")  # need a checkpoint
 UNITS = ("epoch", "step")
 PRECISIONS = ("float32", "bfloat16", "float16")
 JIT_MODES = ("auto", "true", "false")
@@ -57,13 +58,13 @@ class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fiel
         InputError: If a value is out of bounds; the message names the flag.
     """
 
-    preset_names, preset_path = staticmethod(preset_names), staticmethod(preset_path)
-    left_out_of_presets = staticmethod(left_out_of_presets)
-
+    preset_name: str | None = option(
+        None, "Name of the preset that the flags are from, if any.", result=False, flag=False
+    )
     model: str | None = option(
         None,
-        "Model (default: mixer). The others are baselines. mlp: depth dense layers of dim units on "
-        "the pixels, each followed by the activation and dropout. cnn: the same after two "
+        "Model (default: mixer), or a baseline. mlp: depth dense layers of dim units on the "
+        "pixels, each followed by the activation and dropout. cnn: the same after two "
         "convolutions of 3x3 with 32 and 64 filters, pooling, and half the dropout.",
         choices=MODELS,
         heading="Model",
@@ -125,8 +126,8 @@ class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fiel
         "Pretrained weights to fine-tune: a run directory, official .npz, timm's .safetensors or "
         ".pth, .keras or .weights.h5 of keras_mixer, official:NAME, which is downloaded once, or "
         "preset:cifar10, which is included. "
-        "The architecture is the checkpoint's; weights are adapted to image_shape and patch_shape "
-        "if given; if the classes differ, the head is new.",
+        "The architecture is that of the checkpoint; weights are adapted to image_shape and "
+        "patch_shape if given; if the classes differ, the head is new.",
         basic=True,
     )
     resize_tokens: str = option(
@@ -172,6 +173,7 @@ class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fiel
         30,
         "Number of epochs (with --schedule_unit=step, of optimizer steps).",
         aliases=("epochs",),
+        title="epochs",
         basic=True,
         low=1,
         high=10**9,
@@ -179,12 +181,13 @@ class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fiel
     warmup_step: int | None = option(
         None,
         "Number of epochs (with --schedule_unit=step, of steps) of linear warm-up from 0 (default: "
-        f"{DEFAULT_WARMUP}, but at most a third of num_steps).",
+        f"{DEFAULT_WARMUP}, but at most a third of epochs).",
         aliases=("warmup_epochs",),
+        title="warmup_epochs",
         low=0,
         high=1_000_000_000,
     )
-    schedule_unit: str = option("epoch", "Unit of num_steps and warmup_step.", choices=UNITS)
+    schedule_unit: str = option("epoch", "Unit of epochs and warmup_epochs.", choices=UNITS)
     scheduler: str = option(
         "cosine",
         "Learning-rate schedule after warm-up. cosine and linear decay to 0; step drops by "
@@ -195,7 +198,7 @@ class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fiel
     drop_every: int | None = option(
         None,
         "With --scheduler=step: number of epochs (with --schedule_unit=step, of steps) between "
-        "drops, counted from the start (default: a third of num_steps).",
+        "drops, counted from the start (default: a third of epochs).",
         **STEPS,
     )
     drop_factor: float = option(
@@ -241,26 +244,27 @@ class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fiel
     )
     remat: bool = option(
         False,
-        "Less memory, more time: compute the inside of mixer layers again in the backward pass.",
+        "Rematerialization (gradient checkpointing): recompute mixer layers in the backward pass, "
+        "which takes less memory and more time.",
         result=False,
     )
     jit: str = option(
         "auto",
-        "Compile the whole step with XLA. auto: on a GPU; on a CPU, each batch is computed in "
-        "parts side by side, with XLA between oneDNN's matrix products.",
+        "Compile the training step with XLA. auto: on a GPU; on a CPU, parts of each batch are "
+        "computed in parallel, with XLA between the matrix products of oneDNN.",
         choices=JIT_MODES,
     )
     seed: int = option(0, "Random seed: initial weights, order, augmentation, dropout.", **SEED)
     devices: str = option(
         "all",
-        "Devices that share every batch: all, how many, or which, as in 0,2. Several need "
+        "Devices that share every batch: all, a number, or indices, as in 0,2. Several need "
         "KERAS_BACKEND=jax; TensorFlow uses the first.",
         result=False,
     )
     deterministic: bool = option(
         False,
-        "Only TensorFlow's deterministic operations, which are slower: for the same bits from "
-        "every run on a GPU of the same kind. On a CPU, runs are equal without it.",
+        "Use only deterministic operations of TensorFlow, which are slower: runs on the same type "
+        "of GPU are then equal bit for bit. On a CPU they are without it.",
     )
 
     output_dir: str = option(
@@ -299,8 +303,24 @@ class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fiel
         convert(self)
         check(self)
 
+    @classmethod
+    def preset(cls, name, **overrides):
+        """Returns the Config of a preset, one of the recipes in flags/.
+
+        Args:
+            name: Such as `"photos"`; `python train.py --help` lists all.
+            **overrides: Options to set or change, such as `data_dir`.
+
+        Raises:
+            InputError: If there is no such preset, or an option is unknown or out of bounds.
+        """
+        overrides = resolve_aliases(cls, overrides)
+        model = [f"--model={overrides['model']}"] if overrides.get("model") else []
+        _, given, _ = parse(cls, [f"--preset={name}", *model])
+        return cls(**given | overrides, preset_name=name)
+
     def check_spelling(self, spelled):
-        """Refuses flag names that say epochs where steps are counted.
+        """Refuses names of flags that say epochs where steps are counted.
 
         Args:
             spelled: dict from field to the name it was given under.
@@ -318,8 +338,7 @@ class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fiel
 
     def preprocessing(self):
         """Returns the `Preprocessing`."""
-        names = [field.name for field in dataclasses.fields(Preprocessing)]
-        return Preprocessing(**{name: getattr(self, name) for name in names})
+        return Preprocessing(eval_crop=self.eval_crop, interpolation=self.interpolation)
 
     def augmentation(self):
         """Returns the keyword arguments of `training_batches` that are augmentation."""

@@ -1,1 +1,1 @@
-"""Evaluation, prediction and export of trained models, few-shot, and verification of weights."""
+"""Evaluation, prediction, few-shot evaluation and export of trained models."""

@@ -1,9 +1,8 @@
-"""Calibration: whether a model is right as often as its probabilities say, and temperature scaling.
+"""Calibration error, negative log-likelihood, Brier score, temperature scaling, Wilson interval.
 
-A model's probabilities are those that `predict` reports: the softmax of the logits or, of a model
-trained with the sigmoid loss, the sigmoid of each. The latter do not sum to 1: each says on its own
-how likely it is that the image is of that class. The top one is the confidence in either case, so
-that ECE means the same; NLL is the loss that the model was trained with.
+Probabilities are those that `predict` returns: the softmax of the logits or, for a model trained
+with the sigmoid loss, the sigmoid of each, which need not sum to 1. The confidence is the largest
+probability in both cases; the negative log-likelihood is that of the loss of the training.
 
 Reference:
     Guo et al. 2017, On Calibration of Modern Neural Networks, https://arxiv.org/abs/1706.04599.
@@ -12,6 +11,7 @@ Reference:
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_expit, log_softmax
+from scipy.stats import binomtest
 
 from keras_mixer.training.losses import PROBABILITIES
 
@@ -20,10 +20,10 @@ TEMPERATURES = (0.01, 100.0)  # the bounds of `fit_temperature`
 
 
 def calibration_scores(logits, labels, loss):
-    """Computes how good the probabilities of a model are.
+    """Computes the expected calibration error, negative log-likelihood and Brier score.
 
     Args:
-        logits: float array `(n, num_classes)`, with at least one row.
+        logits: float array `(n, num_classes)`, n at least 1.
         labels: int array `(n,)` of class indices.
         loss: string, one of `architecture.LOSSES`.
 
@@ -85,7 +85,7 @@ def _expected_calibration_error(bins):
 
 
 def _brier_score(probabilities, labels):
-    # Of the label's column, (p - 1)² is 1 - 2p more than p²; no one-hot array is needed.
+    # (p - 1)² of the label's class is p² + 1 - 2p: no one-hot array is needed.
     errors = np.square(probabilities).sum(axis=1) + 1 - 2 * _of_labels(probabilities, labels)
     return float(errors.mean())
 
@@ -96,8 +96,7 @@ def _brier_score(probabilities, labels):
 def mean_nll(logits, labels, loss):
     """Computes the mean negative log-likelihood of labels, in nats: the loss without smoothing.
 
-    For sigmoid it is the likelihood of all of the label's yes and no: binary cross-entropy, summed
-    over the classes.
+    For the sigmoid loss it is the binary cross-entropy, summed over the classes.
 
     Args:
         logits: float array `(n, num_classes)`.
@@ -123,12 +122,9 @@ _MEAN_NLL = {
 def fit_temperature(logits, labels, loss):
     """Finds the temperature T with which logits / T have the least negative log-likelihood.
 
-    Dividing by it leaves the ranking of the classes, so accuracy stays. Above 1: the model was
-    overconfident. Fit it on images that the model was neither trained nor is evaluated on.
-
-    The search is bounded by `TEMPERATURES`, and ends near the upper bound if the logits tell
-    nothing. If every label has the largest logit, no temperature is too low: the result is a small
-    one, with which the negative log-likelihood is 0 to all digits.
+    Dividing by it keeps the ranking of the classes, hence the accuracy. A temperature above 1 means
+    that the model is overconfident. Fit it on images that the model is neither trained nor
+    evaluated on. The search is bounded by `TEMPERATURES`.
 
     Args:
         logits: float array `(n, num_classes)`.
@@ -146,3 +142,18 @@ def fit_temperature(logits, labels, loss):
         method="bounded",
     )
     return float(np.exp(result.x))
+
+
+# === Confidence interval ===
+
+
+def wilson_interval(correct, count, confidence=0.95):
+    """Returns the Wilson score interval of an accuracy, as fractions (low, high).
+
+    Args:
+        correct: int. Number of images classified correctly.
+        count: int. Number of images, at least 1.
+        confidence: float in (0, 1). Confidence level.
+    """
+    interval = binomtest(correct, count).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)

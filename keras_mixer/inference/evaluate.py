@@ -1,6 +1,8 @@
-"""Evaluates a model on a split: accuracy, loss, calibration, and precision and recall by class."""
+"""Evaluates models on labeled images: accuracy, calibration, precision and recall by class."""
 
 import dataclasses
+import os
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -8,17 +10,162 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from keras_mixer.compute.devices import predictor
 from keras_mixer.compute.fast_mixing import fast_inference, use_threads_for
-from keras_mixer.data.splits import FileImages
-from keras_mixer.errors import InputError, join_names
-from keras_mixer.inference.calibration import calibration_scores, fit_temperature
+from keras_mixer.data.image_listing import Listing
+from keras_mixer.data.sources import open_dataset
+from keras_mixer.data.splits import ArrayImages, Dataset, FileImages
+from keras_mixer.errors import InputError, join_names, path_errors
+from keras_mixer.inference.calibration import (
+    calibration_scores,
+    fit_temperature,
+    probabilities_of,
+    wilson_interval,
+)
+from keras_mixer.inference.predict import as_model
+from keras_mixer.inference.robustness import corruption_scores, corruptions_as_text
 from keras_mixer.log import logger, one_line, track
 from keras_mixer.model.architecture import ModelSpec
 from keras_mixer.preprocessing.bad_images import broken_images_named
+from keras_mixer.preprocessing.corruption_constants import SEVERITIES
 from keras_mixer.preprocessing.input_pipeline import EVALUATION_BATCH_SIZE, evaluation_batches
-from keras_mixer.runs.run import check_best, write_metrics
+from keras_mixer.runs.open_run import read_run
+from keras_mixer.runs.run import CONFIG, Run, write_metrics
 from keras_mixer.training.losses import check_finite
 from keras_mixer.weights import model_folder
-from keras_mixer.weights.load import build_pretrained, load_mixer
+from keras_mixer.weights.registry import Published
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Scores and predictions of a model on labeled images; `print` shows the scores as tables.
+
+    Attributes:
+        scores: dict of JSON values, see `evaluate`.
+        images: `data.splits.Images`.
+        labels: int array `(n,)` of true classes.
+        probabilities: float64 array `(n, num_classes)`.
+        class_names: Names of the model's classes.
+    """
+
+    scores: dict
+    images: object
+    labels: np.ndarray
+    probabilities: np.ndarray
+    class_names: tuple[str, ...]
+
+    @property
+    def confusion(self):
+        """Confusion matrix, an int array: rows are true classes, columns predicted classes."""
+        return np.array(self.scores["confusion"])
+
+    @property
+    def predictions(self):
+        """list of a dict for each image: `name`, `label`, `predicted` and `probabilities`."""
+        return [
+            {
+                "name": self.images.place(index),
+                "label": self.class_names[label],
+                "predicted": self.class_names[row.argmax()],
+                "probabilities": row,
+            }
+            for index, (label, row) in enumerate(zip(self.labels, self.probabilities, strict=True))
+        ]
+
+    def __str__(self):
+        return as_table(self.scores)
+
+
+def evaluate(
+    model_or_run,
+    data=None,
+    split=None,
+    *,
+    batch_size=EVALUATION_BATCH_SIZE,
+    image_shape=None,
+    temperature=False,
+    corruptions=(),
+    severities=SEVERITIES,
+    seed=0,
+    expected=None,
+    confidence=0.95,
+):
+    """Evaluates a model on labeled images: accuracy, calibration, robustness.
+
+    Classes are matched by name, so the data may have only some of the model's classes. For weights
+    without class names, they are taken to be in the order of the data's.
+
+    Args:
+        model_or_run: A `Run`, the path of a run directory or of weights as `load_mixer` takes it,
+            or a `keras.Model` from `load_mixer`.
+        data: None for the data of the run; or a folder of class folders, a `Dataset`, or a pair
+            (images, labels): a uint8 array `(n, height, width)` or `(n, height, width, channels)`,
+            or a list of paths; and class indices of the model or class names.
+        split: `"train"`, `"validation"` or `"test"`. Defaults to test; without test images to
+            validation; for data without splits to all images.
+        batch_size: int. Does not change the scores.
+        image_shape: (height, width) of the images fed to the model; weights read from a path are
+            adapted to it. Defaults to that of the weights.
+        temperature: bool. Also compute calibration with temperature scaling, fitted on the
+            validation images of the run.
+        corruptions: Names of `corruption_constants.CORRUPTIONS`: also compute the accuracy on
+            images with these common corruptions.
+        severities: Severities of the corruptions, from 1 to 5.
+        seed: int. Seed of the corruptions.
+        expected: Top-1 accuracy to compare with: a fraction, a `registry.Published`, or
+            `"recorded"` for that in metrics.json of the run, which must agree to the image.
+        confidence: float in (0, 1). Confidence level of the interval for the comparison.
+
+    Returns:
+        `Evaluation`. Its `scores` are a dict: name of the `split`; `top1` and `top5` accuracy as
+        fractions; `balanced_accuracy` and `macro_f1` (means of recall and F1 over the classes with
+        images); mean cross-entropy `loss` in nats; `ece`, `nll` and `brier` (see
+        `calibration_scores`); number of images `n`; `classes` (name, precision, recall, f1 and n of
+        each); `confusion`. Where asked for, also `calibrated` (the `temperature`, and `ece`, `nll`
+        and `brier` with it), `corruptions` (see `corruption_scores`), and `expected`: a dict with
+        `agrees`, the Wilson `interval` of `top1`, its `confidence`, the expected `top1`, its
+        `source` and `rounding`.
+
+    Raises:
+        InputError: If the model, the data or the split cannot be read or do not fit each other.
+    """
+    use_threads_for(batch_size)
+    own = data is None or temperature or expected == "recorded"
+    run = _read_run_of(model_or_run) if own else None
+    if data is None and run is None:
+        raise InputError(f"{_name(model_or_run)}: not a run, so it needs data to be evaluated on")
+    model = as_model(model_or_run if run is None else run, image_shape)
+    dataset = run.dataset if data is None else _as_dataset(data, model.spec)
+    subject = match_data(model, dataset, split, batch_size, _name(model_or_run))
+    validation = _validation_images(run, subject, data is None) if temperature else None
+    if expected == "recorded":
+        expected = _recorded(run, subject.name)
+    logits, labels = _outputs_of(subject)
+    scores = {"split": subject.name, **score(logits, labels, subject.spec)}
+    if temperature:
+        scores["calibrated"] = _calibrated(subject, validation, logits, labels)
+    if corruptions:
+        scores["corruptions"] = corruption_scores(subject, corruptions, severities, seed)
+    if expected is not None:
+        scores["expected"] = _compare(scores, expected, confidence)
+    probabilities = probabilities_of(logits, subject.spec.loss)
+    return Evaluation(scores, subject.split, labels, probabilities, subject.spec.names)
+
+
+def _name(model_or_run):
+    if isinstance(model_or_run, Run):
+        return str(model_or_run.directory)
+    return os.fspath(model_or_run) if isinstance(model_or_run, str | os.PathLike) else "the model"
+
+
+def _read_run_of(model_or_run):
+    """Returns the `Run` given or in a directory; None for other weights and for a model."""
+    if isinstance(model_or_run, str | os.PathLike):
+        with path_errors(model_or_run):
+            is_run = (Path(model_or_run) / CONFIG).exists()
+        return read_run(model_or_run) if is_run else None
+    return model_or_run if isinstance(model_or_run, Run) else None
+
+
+# === Data ===
 
 
 class Subject(NamedTuple):
@@ -41,57 +188,55 @@ class Subject(NamedTuple):
     batch_size: int
 
 
-def subject_of_run(run, split_name, batch_size=EVALUATION_BATCH_SIZE):
-    """Loads a run's best weights, to be evaluated on one of its splits.
-
-    Args:
-        run: `training.run.Run`.
-        split_name: string: `train`, `validation` or `test`.
-        batch_size: int.
-
-    Returns:
-        `Subject`.
-
-    Raises:
-        InputError: If the split or the weights do not exist.
-    """
-    split = run.dataset.split(split_name)
-    check_best(run)
-    use_threads_for(batch_size)
-    classes = np.arange(len(run.dataset.class_names))
-    return Subject(split_name, load_mixer(run.best), run.spec, split, classes, batch_size)
-
-
-def subject_of_weights(
-    pretrained, path, dataset, split_name=None, batch_size=EVALUATION_BATCH_SIZE
-):
-    """Builds a model of pretrained weights, to be evaluated on labeled images of any dataset.
-
-    Classes are matched by name, so the data may have some of the model's classes only; if the
-    weights have no class names, they are taken to be in the order of the data's.
-
-    Args:
-        pretrained: `Pretrained`.
-        path: Its path, as in `read_pretrained`.
-        dataset: `Dataset`.
-        split_name: string, or None for `test`; without it `validation`; without both, all images.
-        batch_size: int.
-
-    Returns:
-        `Subject`.
+def match_data(model, dataset, split, batch_size=EVALUATION_BATCH_SIZE, name="the model"):
+    """Returns the `Subject` of a model and a split of a `Dataset`, their classes matched by name.
 
     Raises:
         InputError: If the data have other classes or channels, or no such split.
     """
-    name, split = _split_to_score(dataset, split_name)
-    spec = pretrained.spec
-    split = _with_channels(split, spec.architecture.channels, path)
-    class_of = _model_classes(spec, dataset.class_names, path)
-    if spec.class_names is None:
-        spec = spec.replace(class_names=dataset.class_names)
-    use_threads_for(batch_size)
-    model = build_pretrained(pretrained, path)
-    return Subject(name, model, spec, split, class_of, batch_size)
+    split, images = _split_to_score(dataset, split)
+    images = _with_channels(images, model.spec.architecture.channels, name)
+    class_of = _match_classes(model.spec, dataset.class_names, name)
+    spec = model.spec.replace(class_names=model.spec.class_names or dataset.class_names)
+    return Subject(split, model, spec, images, class_of, batch_size)
+
+
+def _as_dataset(data, spec):
+    """Returns a `Dataset` of any data that `evaluate` takes."""
+    if isinstance(data, Dataset):
+        return data
+    if isinstance(data, str | os.PathLike):
+        return open_dataset("folder", os.fspath(data), 0.0, test_fraction=0.0, least_classes=1)
+    images, labels = data
+    labels = _class_indices(labels, spec.names)
+    if len(images) != len(labels):
+        raise InputError(f"expected a label per image: {len(images)} images, {len(labels)} labels")
+    split = _as_images(images, labels, spec.architecture.channels)
+    return Dataset(spec.names, split, None, None, "")
+
+
+def _class_indices(labels, names):
+    indices = {name: index for index, name in enumerate(names)} | {i: i for i in range(len(names))}
+    labels = np.asarray(labels).tolist()
+    if unknown := [str(label) for label in labels if label not in indices]:
+        raise InputError(f"labels that are no class of the model: {join_names(unknown)}")
+    return np.array([indices[label] for label in labels], np.int64)
+
+
+def _as_images(images, labels, channels):
+    if isinstance(images, list | tuple) and all(isinstance(i, str | os.PathLike) for i in images):
+        paths = [os.path.abspath(image) for image in images]
+        with path_errors("images"):
+            sizes = np.array([os.path.getsize(path) for path in paths])
+        names = np.array([os.fsencode(path) for path in paths], np.bytes_)
+        return FileImages(Listing(b"", names, sizes, np.zeros(len(paths), int)), labels, channels)
+    pixels = np.asarray(images)
+    if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4):
+        raise InputError(
+            f"images: expected paths, or a uint8 array (n, height, width, channels), received "
+            f"{pixels.dtype} of shape {pixels.shape}"
+        )
+    return ArrayImages(pixels if pixels.ndim == 4 else pixels[..., None], labels)
 
 
 def _split_to_score(dataset, name):
@@ -101,77 +246,44 @@ def _split_to_score(dataset, name):
     return name, dataset.split(name)
 
 
-def _with_channels(split, channels, path):
+def _with_channels(split, channels, name):
     """Returns the split with its images decoded to so many channels."""
     if split.channels != channels and isinstance(split, FileImages):
         return dataclasses.replace(split, channels=channels)
     if split.channels != channels:
         raise InputError(
-            f"{path}: it was trained on images of {channels} channels, the data have "
-            f"{split.channels}; --dataset names others"
+            f"{name}: trained on images of {channels} channels, the data have {split.channels}; "
+            f"--dataset names others"
         )
     return split
 
 
-def _model_classes(spec, class_names, path):
+def _match_classes(spec, class_names, name):
     """Returns an int array `(num_classes,)`: the model's class of each class of the data."""
-    own = spec.class_names
-    if own is None and len(class_names) == spec.architecture.num_classes:
+    known = spec.class_names
+    if known is None and len(class_names) == spec.architecture.num_classes:
         logger.warning(
-            f"{path} has no class names: its classes are taken in the order of the data's"
+            f"{name} has no class names: its classes are taken in the order of the data's"
         )
         return np.arange(len(class_names))
-    if own is None:
+    if known is None:
         raise InputError(
-            f"{path}: has {spec.architecture.num_classes:,} classes without names, the data have "
+            f"{name}: has {spec.architecture.num_classes:,} classes without names, the data have "
             f"{len(class_names):,}; expected as many, in the same order; a run or its .safetensors "
-            f"knows them by name"
+            f"has their names"
         )
-    if unknown := [name for name in class_names if name not in own]:
+    if unknown := [other for other in class_names if other not in known]:
         raise InputError(
-            f"{path}: does not know {len(unknown)} of the data's {len(class_names)} classes: "
-            f"{join_names(unknown)}; it knows {join_names(own)}"
+            f"{name}: does not know {len(unknown)} of the data's {len(class_names)} classes: "
+            f"{join_names(unknown)}; it knows {join_names(known)}"
         )
-    return np.array([own.index(name) for name in class_names])
+    return np.array([known.index(other) for other in class_names])
 
 
-def evaluate_run(run, split_name, batch_size=EVALUATION_BATCH_SIZE):
-    """Evaluates a run's best weights on one of its splits, see `evaluate_subject`."""
-    return evaluate_subject(subject_of_run(run, split_name, batch_size))
+# === Scores ===
 
 
-def evaluate_subject(subject, validation=None):
-    """Evaluates a model.
-
-    Args:
-        subject: `Subject`.
-        validation: `Images` of the run that trained the model, with its labels, to fit a
-            temperature on; or None.
-
-    Returns:
-        dict of JSON values: the name of the `split`, `top1` and `top5` accuracy as fractions,
-        `balanced_accuracy` and `macro_f1` (means of recall and F1 over the classes with images),
-        mean cross-entropy `loss` in nats, `ece`, `nll` and `brier` (see `calibration_scores`),
-        number of images `n`, `classes` (name, precision, recall, f1 and n of each) and `confusion`
-        (rows: true classes, columns: predicted classes). With validation images, `calibrated` is a
-        dict of the `temperature` and of the `ece`, `nll` and `brier` with it.
-    """
-    logits, labels = outputs_of(subject)
-    scores = {"split": subject.name, **score(logits, labels, subject.spec)}
-    if validation is not None:
-        scores["calibrated"] = _calibrated(subject, validation, logits, labels)
-    return scores
-
-
-def _calibrated(subject, validation, logits, labels):
-    """Returns the calibration scores with the temperature that is best for validation images."""
-    loss, classes = subject.spec.loss, np.arange(logits.shape[1])
-    fitting = subject._replace(name="validation", split=validation, class_of=classes)
-    temperature = fit_temperature(*outputs_of(fitting), loss)
-    return {"temperature": temperature, **calibration_scores(logits / temperature, labels, loss)}
-
-
-def outputs_of(subject):
+def _outputs_of(subject):
     """Returns the logits of a `Subject`, as `compute_logits`, and labels in the model's classes."""
     description = f"evaluating {subject.name}"
     logits, labels = compute_logits(
@@ -205,7 +317,7 @@ def compute_logits(model, spec, split, description="evaluating", batch_size=EVAL
 
 
 def score(logits, labels, spec):
-    """Computes the scores of `evaluate_subject` from `compute_logits`'s results and a `ModelSpec`.
+    """Computes the scores of `evaluate` from `compute_logits`'s results and a `ModelSpec`.
 
     Of classes with equal logits, the first one counts as more likely, as in `predict`.
 
@@ -239,7 +351,7 @@ def score(logits, labels, spec):
 
 
 def score_run(run):
-    """Evaluates a `training.run.Run` on its validation split and on its `eval_split`.
+    """Evaluates a `Run` on its validation split and on its `eval_split`.
 
     Scores are saved in metrics.json and returned, as a dict by split; existing ones are kept.
     """
@@ -247,22 +359,79 @@ def score_run(run):
     names = ["validation"] if run.dataset.validation is not None else []
     for name in dict.fromkeys([*names, run.config.eval_split]):
         if name not in scores:
-            result = evaluate_run(run, name)
+            result = evaluate(run, split=name).scores
             scores[name] = {key: result[key] for key in ("top1", "top5", "loss", "n")}
     write_metrics(run, scores, selected_epoch=model_folder.read_weights(run.best)[1]["epoch"])
     return scores
+
+
+# === Temperature scaling ===
+
+
+def _validation_images(run, subject, of_run):
+    if run is None or run.dataset.validation is None:
+        raise InputError(
+            "--temperature: expected a run with a validation split, on which the temperature is "
+            "fitted; give a run directory that has one"
+        )
+    if of_run and subject.name == "validation":
+        logger.warning("the temperature is fitted on the images that are scored, which flatters it")
+    return run.dataset.validation
+
+
+def _calibrated(subject, validation, logits, labels):
+    """Returns the calibration scores with the temperature that is best for validation images."""
+    loss, classes = subject.spec.loss, np.arange(logits.shape[1])
+    fitting = subject._replace(name="validation", split=validation, class_of=classes)
+    temperature = fit_temperature(*_outputs_of(fitting), loss)
+    return {"temperature": temperature, **calibration_scores(logits / temperature, labels, loss)}
+
+
+# === Comparison with an expected accuracy ===
+
+
+def _recorded(run, split):
+    """Returns the accuracy in metrics.json of a run, as a `Published`."""
+    if run is None or split not in run.scores:
+        raise InputError(
+            f"--expected=recorded: expected a run with a score of {split} in metrics.json; "
+            f"{f'{run.directory} has none' if run else 'this is no run'}"
+        )
+    source = f"{run.directory}/metrics.json"
+    return Published(run.scores[split]["top1"], source, str(run.spec.preprocessing), rounding=0.0)
+
+
+def _compare(scores, expected, confidence):
+    """Compares `top1` with an expected accuracy, a fraction or a `Published`; returns a dict.
+
+    They agree if the expected accuracy, give or take its rounding, lies in the Wilson interval.
+    Without rounding, the number of correct images must be equal.
+    """
+    if not isinstance(expected, Published):
+        expected = Published(expected, "--expected", "")
+    correct, n = round(scores["top1"] * scores["n"]), scores["n"]
+    low, high = wilson_interval(correct, n, confidence)
+    top1, rounding = expected.top1, expected.rounding
+    within = low <= top1 + rounding and top1 - rounding <= high
+    agrees = within if rounding else correct == round(top1 * n)
+    own = {"agrees": agrees, "interval": [low, high], "confidence": confidence}
+    return own | expected._asdict()
+
+
+# === Tables ===
 
 
 MOST_CLASSES_IN_CONFUSION = 20
 
 
 def as_table(scores):
-    """Returns the scores of `evaluate_subject` as a text table."""
+    """Returns the scores of `evaluate` as text tables."""
     names = [one_line(row["name"]) for row in scores["classes"]]
     width = max(map(len, [*names, "class"]))
     lines = [
         f"{scores['split']}: {scores['n']:,} images, top-1 {scores['top1']:.2%}, "
         f"top-5 {scores['top5']:.2%}, loss {scores['loss']:.4f}",
+        *_expected_lines(scores),
         f"over classes: balanced accuracy {scores['balanced_accuracy']:.2%}, "
         f"macro-F1 {scores['macro_f1']:.2%}",
         *_calibration_lines(scores),
@@ -272,7 +441,24 @@ def as_table(scores):
     for name, row in zip(names, scores["classes"], strict=True):
         shares = [f"{row[key]:.2%}" if row["n"] else "–" for key in ("precision", "recall", "f1")]
         lines.append("{:<{}}  {:>9}  {:>7}  {:>7}  {:6,}".format(name, width, *shares, row["n"]))
-    return "\n".join([*lines, "", *_confusion_lines(scores["confusion"], names, width)])
+    lines += ["", *_confusion_lines(scores["confusion"], names, width)]
+    if "corruptions" in scores:
+        lines += ["", corruptions_as_text(scores["corruptions"], scores["top1"])]
+    return "\n".join(lines)
+
+
+def _expected_lines(scores):
+    if "expected" not in scores:
+        return []
+    found = scores["expected"]
+    low, high = found["interval"]
+    rounding = f" ± {100 * found['rounding']:.3g} points" if found["rounding"] else ""
+    images = f"; {found['preprocessing']}" if found["preprocessing"] else ""
+    return [
+        f"top-1 {scores['top1']:.2%} ({low:.2%} to {high:.2%}, Wilson interval of "
+        f"{found['confidence']:.4g}) {'agrees' if found['agrees'] else 'does not agree'} with "
+        f"{found['top1']:.2%}{rounding} ({one_line(found['source'])}{images})"
+    ]
 
 
 def _calibration_lines(scores):

@@ -1,9 +1,10 @@
 """Few-shot evaluation: ridge regression on the pre-logits of a few images per class.
 
-This is the paper's linear few-shot metric. k images of every class are drawn, and their pre-logits
-are standardized and regressed with L2 on targets of -1 and 1. Several draws give an error estimate.
+This is the paper's linear few-shot metric: the pre-logits of k images of every class are
+standardized and regressed with L2 on targets of -1 and 1. Several samples of k images give an error
+estimate.
 
-With the same draw and L2, predictions equal those of the official evaluator (google-research/
+With the same images and L2, predictions equal those of the official evaluator (google-research/
 big_vision, `evaluators/fewshot_lsr.py`): its bias, a column of 100s under the same L2, is the same
 for all classes if they have equally many images. L2 is 1024 for all datasets there; here it is
 chosen on validation images or on the shots, never on test images.
@@ -33,7 +34,7 @@ class Examples(NamedTuple):
     Attributes:
         features: float64 array `(n, dim)`.
         labels: int array `(n,)`.
-        ranks: int array `(n,)` from `draw`, or None.
+        ranks: int array `(n,)` from `rank_images`, or None.
     """
 
     features: np.ndarray
@@ -46,13 +47,13 @@ def score_few_shot(model, dataset, shots, seeds, l2, batch_size=EVALUATION_BATCH
 
     For each number of shots, L2 is the value with the best mean accuracy over the seeds on the
     validation images or, without a validation split, in cross-validation on the shots. Only the
-    training images drawn are decoded; of record files, all are read once, for their labels.
+    sampled training images are decoded; of record files, all are read once, for their labels.
 
     Args:
         model: `keras.Model` from `load_mixer`.
         dataset: `Dataset` with a test split.
-        shots: Numbers of images per class. Larger draws contain the smaller ones.
-        seeds: Seeds of the draws.
+        shots: Numbers of images per class. Larger samples contain the smaller ones.
+        seeds: Seeds of the samples.
         l2: Weights of the L2 penalty to choose from.
         batch_size: int. Does not change the scores.
 
@@ -67,8 +68,8 @@ def score_few_shot(model, dataset, shots, seeds, l2, batch_size=EVALUATION_BATCH
     seeds = list(dict.fromkeys(seeds))
     labels = dataset.train.read_labels()
     check_shots(labels, shots, dataset.class_names)
-    ranks = [draw(labels, seed) for seed in seeds]
-    drawn = np.flatnonzero(np.min(ranks, axis=0) < shots[-1])
+    ranks = [rank_images(labels, seed) for seed in seeds]
+    sampled = np.flatnonzero(np.min(ranks, axis=0) < shots[-1])
     by_validation = dataset.validation is not None and len(l2) > 1
     if shots[0] == 1 and len(l2) > 1 and not by_validation:
         raise InputError(
@@ -81,11 +82,11 @@ def score_few_shot(model, dataset, shots, seeds, l2, batch_size=EVALUATION_BATCH
         features, labels = compute_logits(body, model.spec, split, description, batch_size)
         return Examples(features.astype(np.float64), labels)
 
-    train = examples(dataset.train.take(drawn), "features of the shots")
+    train = examples(dataset.train.take(sampled), "features of the shots")
     validation = examples(dataset.validation, "of validation") if by_validation else None
     test = examples(dataset.test, "of test")
-    draws = [train._replace(ranks=order[drawn]) for order in ranks]
-    rows = [_score(count, draws, validation, test, l2) for count in track(shots, "regressing")]
+    samples = [train._replace(ranks=order[sampled]) for order in ranks]
+    rows = [_score(count, samples, validation, test, l2) for count in track(shots, "regressing")]
     return {
         "n": len(test.labels),
         "classes": len(dataset.class_names),
@@ -100,11 +101,11 @@ def pre_logits_of(model):
     return keras.Model(model.input, model.get_layer("pre_logits").output)
 
 
-# === Drawing ===
+# === Sampling ===
 
 
-def draw(labels, seed):
-    """Shuffles the images of every class; k shots are those of ranks below k.
+def rank_images(labels, seed):
+    """Ranks the images of every class at random; k shots are those of ranks below k.
 
     Args:
         labels: int array `(n,)`.
@@ -122,7 +123,7 @@ def draw(labels, seed):
 
 
 def check_shots(labels, shots, class_names):
-    """Prints which classes have fewer training images than shots, of which all are used.
+    """Warns about classes with fewer training images than shots; all of theirs are used.
 
     Args:
         labels: int array `(n,)` of the training images.
@@ -164,18 +165,20 @@ def regression(l2):
     return make_pipeline(StandardScaler(), RidgeClassifier(alpha=l2, solver="cholesky"))
 
 
-def choose_l2(draws, validation, l2):
-    """Chooses the L2 with the best mean accuracy over the draws; of equal ones, the middle.
+def choose_l2(samples, validation, l2):
+    """Chooses the L2 with the best mean accuracy over the samples; of equal ones, the middle.
 
     Args:
-        draws: list of `Examples` with ranks.
-        validation: `Examples`, or None for cross-validation on each draw.
+        samples: list of `Examples` with ranks.
+        validation: `Examples`, or None for cross-validation on each sample.
         l2: list of floats, ascending.
 
     Returns:
         (l2, accuracies): the chosen value, and the mean accuracy of every value.
     """
-    accuracies = [np.mean([_accuracy(shots, validation, value) for shots in draws]) for value in l2]
+    accuracies = [
+        np.mean([_accuracy(shots, validation, value) for shots in samples]) for value in l2
+    ]
     best = np.flatnonzero(np.equal(accuracies, max(accuracies)))
     return l2[best[len(best) // 2]], accuracies
 
@@ -191,17 +194,17 @@ def _fitted(shots, l2):
     return regression(l2).fit(shots.features, shots.labels)
 
 
-def _score(count, draws, validation, test, l2):
+def _score(count, samples, validation, test, l2):
     """Returns the result for one number of shots, as JSON values."""
-    draws = [_first(examples, count) for examples in draws]
+    samples = [_first(examples, count) for examples in samples]
     chosen, choice = l2[0], []
     if len(l2) > 1:
-        chosen, accuracies = choose_l2(draws, validation, l2)
+        chosen, accuracies = choose_l2(samples, validation, l2)
         choice = [{"l2": v, "top1": float(a)} for v, a in zip(l2, accuracies, strict=True)]
-    top1 = [float(_fitted(shots, chosen).score(test.features, test.labels)) for shots in draws]
+    top1 = [float(_fitted(shots, chosen).score(test.features, test.labels)) for shots in samples]
     return {
         "shots": count,
-        "images": len(draws[0].labels),
+        "images": len(samples[0].labels),
         "l2": chosen,
         "top1": top1,
         "mean": statistics.mean(top1),
@@ -225,7 +228,7 @@ def as_table(scores):
     """Returns the scores of `score_few_shot` as a text table."""
     seeds = ", ".join(map(str, scores["seeds"]))
     lines = [
-        f"test: {scores['n']:,} images of {scores['classes']} classes; draws of seeds {seeds}; "
+        f"test: {scores['n']:,} images of {scores['classes']} classes; samples of seeds {seeds}; "
         f"L2: {scores['chosen_on']}",
         "",
         f"{'shots':>5}  {'images':>7}  {'top-1':<16}  L2",

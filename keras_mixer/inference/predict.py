@@ -18,21 +18,21 @@ from keras_mixer.errors import InputError, join_names
 from keras_mixer.inference.read_image import as_list, read_image, refuse_unreadable
 from keras_mixer.log import logger, one_line, printable, track
 from keras_mixer.preprocessing.input_pipeline import EVALUATION_BATCH_SIZE
-from keras_mixer.runs.run import Run
+from keras_mixer.runs.run import Run, check_best
 from keras_mixer.training.losses import PROBABILITIES, check_finite
 from keras_mixer.weights.load import load_mixer
 
-_MOST_VALUES = 1 << 28  # in a batch: 1 GiB, which a model of very large images could exceed
+_MOST_VALUES = 1 << 28  # in a batch: 1 GiB, which a batch of very large images could exceed
 
 
 # === From Python ===
 
 
-def predict(model_or_path, images, top_k=5):
+def predict(model_or_run, images, top_k=5):
     """Predicts the most likely classes of images, as the command `predict` does.
 
     Args:
-        model_or_path: `keras.Model` from `load_mixer`, or a `Run` or path, loaded at each call.
+        model_or_run: `keras.Model` from `load_mixer`; or a `Run` or path, loaded at each call.
         images: One image or a list of images, as `preprocess` takes them.
         top_k: int. Maximum number of classes per image.
 
@@ -45,7 +45,7 @@ def predict(model_or_path, images, top_k=5):
     """
     if top_k < 1:
         raise InputError(f"top_k: expected an integer at least 1, received {top_k}")
-    model, images = _model(model_or_path), as_list(images)
+    model, images = as_model(model_or_run), as_list(images)
     results = [result for _, result in classify(model, images)]
     refuse_unreadable(images, results)
     return [_top(probabilities, model.spec.names, top_k) for probabilities in results]
@@ -54,7 +54,7 @@ def predict(model_or_path, images, top_k=5):
 def preprocess(images, model):
     """Preprocesses images for a model's own methods, such as `model.predict`.
 
-    Those take values in [-1, 1], and do not notice others.
+    Those take values in [-1, 1], and do not check them.
 
     Args:
         images: One image or a list of images, each of which is
@@ -65,30 +65,39 @@ def preprocess(images, model):
         model: `keras.Model` from `load_mixer`, a `Run`, or a path as `load_mixer` takes it.
 
     Returns:
-        float32 array `(batch, height, width, channels)` in [-1, 1]; a single image is a batch of 1.
+        float32 array `(batch, height, width, channels)` in [-1, 1]; one image is a batch of 1.
 
     Raises:
         InputError: If the model cannot be loaded, or an image cannot be read; names it.
     """
-    spec, images = _model(model).spec, as_list(images)
+    spec, images = as_model(model).spec, as_list(images)
     arrays = [read_image(image, spec) for image in images]
     refuse_unreadable(images, arrays)
     shape = (*spec.architecture.image_shape, spec.architecture.channels)
     return np.array(arrays, np.float32).reshape(-1, *shape)  # also of no images
 
 
-def _model(model_or_path):
-    """Returns a model that has its `ModelSpec`."""
-    if isinstance(model_or_path, str | os.PathLike):
-        return load_mixer(model_or_path)
-    if isinstance(model_or_path, Run):
-        return load_mixer(model_or_path.best)
-    if not hasattr(model_or_path, "spec"):
+def as_model(model_or_run, image_shape=None):
+    """Returns a model with its `ModelSpec`, loaded unless it is one.
+
+    Args:
+        model_or_run: `keras.Model` from `load_mixer`, a `Run`, or a path as `load_mixer` takes it.
+        image_shape: As for `load_mixer`; without effect on a model.
+
+    Raises:
+        InputError: If it cannot be loaded, or a model has no spec.
+    """
+    if isinstance(model_or_run, str | os.PathLike):
+        return load_mixer(model_or_run, image_shape)
+    if isinstance(model_or_run, Run):
+        check_best(model_or_run)
+        return load_mixer(model_or_run.best, image_shape)
+    if not hasattr(model_or_run, "spec"):
         raise InputError(
             f"model: expected a path, or a model with the attribute spec (its preprocessing and "
-            f"classes), received {type(model_or_path).__name__} without; load it with load_mixer"
+            f"classes), received {type(model_or_run).__name__} without; load it with load_mixer"
         )
-    return model_or_path
+    return model_or_run
 
 
 # === Files ===
@@ -99,7 +108,7 @@ def expand(arguments):
 
     Args:
         arguments: Paths of files and folders (searched recursively), and glob patterns. An
-            `io.BytesIO`, for an image that is no file, is kept.
+            `io.BytesIO` with the bytes of a file is kept.
 
     Returns:
         list of paths as strings. Arguments that match nothing are kept, to be reported as errors.
@@ -178,22 +187,19 @@ def _top(probabilities, class_names, top_k):
 # === As text ===
 
 
-def _with_bar(results, total):
-    return track(results, "predicting", total)
-
-
-def predictions_as_text(model, paths, format, top_k=5, follow=_with_bar):
+def predictions_as_text(model, paths, format, top_k=5, follow=None):
     """Predicts the classes of image files and formats the result.
 
     Args:
         model, paths, top_k: As the arguments of `predict_files`.
         format: string, a key of `FORMATS`, or `"kaggle"` for a submission with all classes.
-        follow: Function of an iterable and its length that yields its items; by default, it shows
-            a progress bar.
+        follow: Function of an iterable and its length that yields its items. Defaults to one that
+            shows a progress bar.
 
     Returns:
         (text, failed): failed is the number of images that could not be read.
     """
+    follow = follow or (lambda results, total: track(results, "predicting", total))
     if format == "kaggle":
         return _submission(model, paths, follow)
     rows = list(follow(predict_files(model, paths, top_k), len(paths)))
@@ -230,7 +236,7 @@ def as_csv(rows):
 
 
 def _cell(text):
-    """Escapes names that spreadsheets would take for formulas."""
+    """Escapes names that a spreadsheet would run as formulas."""
     text = printable(text)
     return f"'{text}" if text[:1] in tuple("=+-@") and text != "-" else text
 

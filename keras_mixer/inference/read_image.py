@@ -1,6 +1,6 @@
-"""Reads images as Python programs and the command line have them: paths, PIL images, arrays.
+"""Reads images given as paths, PIL images, arrays or the bytes of a file.
 
-Pixels are those of `decode_image`, whatever they come from. Error messages do not name the image.
+Pixels equal those of `decode_image` in every case. Error messages do not name the image.
 """
 
 import io
@@ -116,7 +116,7 @@ def _as_color(image):
 def _read_array(image, channels):
     array = _as_array(image)
     if array.dtype != np.uint8:
-        raise InputError(f"expected uint8 from 0 to 255, received {_range_of(array)}")
+        raise InputError(f"expected uint8 from 0 to 255, received {_describe(array)}")
     if array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (3,), (4,)) or not array.size:
         wanted = "(height, width) or (height, width, channels), of 1, 3 or 4 channels"
         raise InputError(f"expected an array {wanted}, received {array.shape}")
@@ -131,28 +131,18 @@ def _as_array(image):
         raise InputError(f"expected an image, received no array ({error})") from error
 
 
-# By NumPy's kinds, least and greatest value: how an array that is not of uint8 becomes one.
-_ADVICE = (
-    ("bf", 0, 1, "convert it with (255 * image).round().astype('uint8')"),
-    ("iuf", 0, 255, "convert it with image.round().astype('uint8')"),
-    ("f", -1, 1, "what preprocess returned goes to model.predict"),
-    ("iuf", -np.inf, np.inf, "scale it to 0 to 255 first"),
-)
-
-
-def _range_of(array):
-    """Describes the values of an array that is not of uint8, and what to do."""
+def _describe(array):
+    """Describes the values of an array that is not of uint8."""
     if array.dtype.kind not in "biuf" or not array.size:
         kind = array.dtype if array.ndim else type(array[()]).__name__
         return f"{kind}; give a path, a PIL image or such an array"
-    low, high = array.min(), array.max()
-    for kinds, least, greatest, advice in _ADVICE:
-        if array.dtype.kind in kinds and least <= low and high <= greatest:
-            return f"{array.dtype} from {low} to {high}; {advice}"
-    return f"{array.dtype} with NaN"
+    return (
+        f"{array.dtype} from {array.min()} to {array.max()}; scale it to 0 to 255 and convert it "
+        f"with .round().astype('uint8')"
+    )
 
 
-READERS = (  # by kind of image; the last takes all others
+READERS = (  # by type of image; the last reads all others
     (_PATH, _read_file),
     (io.BytesIO, _read_content),
     (Image.Image, _read_picture),

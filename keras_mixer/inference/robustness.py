@@ -1,19 +1,16 @@
-"""Robustness of a model: accuracy on corrupted images, and on images with permuted pixels."""
+"""Robustness of a model: accuracy on images with common corruptions (ImageNet-C)."""
 
-import functools
+import itertools
 
 import numpy as np
 
 from keras_mixer.compute.devices import predictor
 from keras_mixer.compute.fast_mixing import fast_inference
-from keras_mixer.errors import InputError
-from keras_mixer.inference.evaluate import as_table as scores_as_table
 from keras_mixer.log import track
 from keras_mixer.preprocessing.bad_images import broken_images_named
 from keras_mixer.preprocessing.corruption_constants import SEVERITIES
 from keras_mixer.preprocessing.corruptions import corrupt
 from keras_mixer.preprocessing.input_pipeline import evaluation_batches
-from keras_mixer.preprocessing.permute import permute
 from keras_mixer.preprocessing.resize import to_model_range
 from keras_mixer.training.losses import check_finite
 
@@ -24,6 +21,7 @@ def corruption_scores(subject, corruptions, severities=SEVERITIES, seed=0):
     """Computes the accuracy on images with common corruptions (Hendrycks and Dietterich 2019).
 
     Images are corrupted after they are resized to the model's image size and rounded to 8 bits.
+    Each is decoded once.
 
     Args:
         subject: `evaluate.Subject`.
@@ -33,17 +31,13 @@ def corruption_scores(subject, corruptions, severities=SEVERITIES, seed=0):
 
     Returns:
         dict of JSON values: `mean` top-1 accuracy over all corruptions and severities, `seed`,
-        `severities`, `note` (what to know about frost, or None) and `top1`, a dict of each
-        corruption's `mean` and list `by_severity`.
+        `severities`, `note` (on frost, or None) and `top1`, a dict of each corruption's `mean` and
+        list `by_severity`.
+
+    Raises:
+        InputError: If an output of the model is not finite.
     """
-    variants = {
-        (corruption, severity): functools.partial(
-            _corrupted, corruption=corruption, severity=severity, seed=seed
-        )
-        for corruption in corruptions
-        for severity in severities
-    }
-    top1 = accuracy_of_variants(subject, variants, "evaluating corruptions")
+    top1 = _accuracies(subject, list(itertools.product(corruptions, severities)), seed)
     rows = {name: [top1[name, severity] for severity in severities] for name in corruptions}
     return {
         "mean": float(np.mean(list(rows.values()))),
@@ -56,95 +50,35 @@ def corruption_scores(subject, corruptions, severities=SEVERITIES, seed=0):
     }
 
 
-def _corrupted(images, first, corruption, severity, seed):
-    """Corrupts a batch of images in [-1, 1]; `first` is the position of its first one."""
+def _accuracies(subject, variants, seed):
+    """Returns a dict from each (corruption, severity) to the top-1 accuracy on such images."""
+    batches = evaluation_batches(subject.split, subject.spec, subject.batch_size)
+    predict = predictor(fast_inference(subject.model, subject.batch_size))
+    correct, first = dict.fromkeys(variants, 0), 0
+    with broken_images_named(subject.split):
+        for images, labels in track(
+            batches.as_numpy_iterator(), "evaluating corruptions", len(batches)
+        ):
+            for variant in variants:
+                logits = predict(_corrupted(images, *variant, first, seed))
+                check_finite(logits)
+                correct[variant] += np.sum(logits.argmax(axis=1) == subject.class_of[labels])
+            first += len(labels)
+    return {variant: float(count / first) for variant, count in correct.items()}
+
+
+def _corrupted(images, corruption, severity, first, seed):
+    """Corrupts a batch of images in [-1, 1]; `first` is the index of its first image."""
     pixels = np.rint(images * 127.5 + 127.5).astype(np.uint8)
     results = [
-        corrupt(image, corruption, severity, first + offset, seed)
-        for offset, image in enumerate(pixels)
+        corrupt(image, corruption, severity, index, seed)
+        for index, image in enumerate(pixels, first)
     ]
     return to_model_range(np.stack(results)).numpy()
 
 
-def permutation_scores(subject, kinds, seed=0):
-    """Computes the accuracy on images with permuted pixels (`preprocessing.permute`).
-
-    Args:
-        subject: `evaluate.Subject`.
-        kinds: Names of `permute.KINDS`.
-        seed: int, not negative. Each seed is another permutation, the same for all images.
-
-    Returns:
-        dict of JSON values: `seed`, and `top1`, a dict of the accuracy with each kind.
-
-    Raises:
-        InputError: If the image is one patch, so that "patches+pixels" would be "global".
-    """
-    sizes = subject.spec.architecture
-    patch_shape = sizes.patch_shape
-    if "patches+pixels" in kinds and sizes.grid == (1, 1):
-        raise InputError(
-            "--permute=patches+pixels: expected a model of several patches, received one whose "
-            "image is one; give --permute=global"
-        )
-    variants = {
-        kind: lambda images, first, kind=kind: permute(images, kind, patch_shape, seed)
-        for kind in kinds
-    }
-    top1 = accuracy_of_variants(subject, variants, "evaluating permutations")
-    return {"seed": seed, "top1": top1}
-
-
-def accuracy_of_variants(subject, variants, description):
-    """Computes the top-1 accuracy on variants of images, each of which is decoded once.
-
-    Args:
-        subject: `evaluate.Subject`.
-        variants: dict of functions from (float32 images `(batch, height, width, channels)` in
-            [-1, 1], position of the first one in the split) to images of the same shape.
-        description: Text of the progress bar.
-
-    Returns:
-        dict of floats with the keys of the variants.
-
-    Raises:
-        InputError: If an output of the model is not finite.
-    """
-    batches = evaluation_batches(subject.split, subject.spec, subject.batch_size)
-    predict = predictor(fast_inference(subject.model, subject.batch_size))
-    correct = dict.fromkeys(variants, 0)
-    with broken_images_named(subject.split):
-        steps = track(_each(variants, batches), description, len(batches) * len(variants))
-        for name, images, labels in steps:
-            logits = predict(images)
-            check_finite(logits)
-            correct[name] += np.sum(logits.argmax(axis=1) == subject.class_of[labels])
-    return {name: float(count / len(subject.split)) for name, count in correct.items()}
-
-
-def _each(variants, batches):
-    """Yields (name of a variant, its images, their labels) for every batch and variant."""
-    first = 0
-    for images, labels in batches.as_numpy_iterator():
-        for name, variant in variants.items():
-            yield name, variant(images, first), labels
-        first += len(labels)
-
-
-# === As text ===
-
-
-def as_table(scores):
-    """Returns the scores of `evaluate_subject`, with those of this file if any, as text tables."""
-    parts = [scores_as_table(scores)]
-    if corruptions := scores.get("corruptions"):
-        parts.append(_corruptions_as_table(corruptions, scores["top1"]))
-    if permutations := scores.get("permutations"):
-        parts.append(_permutations_as_table(permutations, scores["top1"]))
-    return "\n\n".join(parts)
-
-
-def _corruptions_as_table(scores, clean):
+def corruptions_as_text(scores, clean):
+    """Returns `corruption_scores` and the accuracy on clean images as a text table."""
     heads = "".join(f"{f'severity {severity}':>12}" for severity in scores["severities"])
     lines = [
         f"top-1 on corrupted images (seed {scores['seed']}; at the model's image size)",
@@ -155,9 +89,3 @@ def _corruptions_as_table(scores, clean):
         lines.append(f"{name:<18}{row['mean']:>8.2%}{cells}")
     lines += [f"{'mean over all':<18}{scores['mean']:>8.2%}", f"{'clean':<18}{clean:>8.2%}"]
     return "\n".join([*lines, scores["note"]] if scores["note"] else lines)
-
-
-def _permutations_as_table(scores, unpermuted):
-    rows = {**scores["top1"], "none": unpermuted}
-    head = f"top-1 on permuted images (seed {scores['seed']}; not the order of its training)"
-    return "\n".join([head, *(f"{kind:<18}{top1:>8.2%}" for kind, top1 in rows.items())])

@@ -1,7 +1,7 @@
-"""Predicts many images in shards, each a file of its own, by any number of processes.
+"""Prediction of many images in shards, one output file each, by any number of processes.
 
-A process takes a shard that nobody has, and writes its predictions, then how many they are. So
-after a kill, only the shard that was being predicted is repeated, by whoever comes first.
+A process locks a shard, writes its predictions, and then marks it as finished. After a kill, only
+the shard in progress is repeated, by any process.
 """
 
 import hashlib
@@ -17,16 +17,16 @@ from keras_mixer.files import locked, read_sealed, write_atomically, write_seale
 from keras_mixer.inference.predict import predictions_as_text, submission_ids
 from keras_mixer.log import progress_bar
 
-RECORD, STATE = "predictions.json", ".state"
+MANIFEST, STATE = "predictions.json", ".state"
 SUFFIXES = {"table": "txt", "json": "json", "csv": "csv", "kaggle": "csv"}
-WAIT = 1.0  # seconds between looks at shards that other processes predict
+WAIT = 1.0  # seconds before asking again for shards that other processes predict
 
 
 class Shards:
     """The predictions of a list of images, in a folder.
 
     Args:
-        folder: Path; made if it does not exist.
+        folder: Path; created if it does not exist.
         images: list of paths as strings.
         weights: sha256 of the model's weights.
         size: int. Images in a shard; the last one may have fewer.
@@ -34,13 +34,13 @@ class Shards:
 
     Raises:
         InputError: If the folder holds other files, or predictions of other images, by another
-            model or in another form.
+            model or in another format.
     """
 
     def __init__(self, folder, images, weights, *, size, format, top_k):
         self.folder = Path(folder)
         self.images = images
-        self.record = {
+        self.manifest = {
             "model": weights,
             "images": _digest("\0".join(map(_with_state, images)).encode(errors="surrogateescape")),
             "shard_size": size,
@@ -55,26 +55,26 @@ class Shards:
 
     def _open(self):
         (self.folder / STATE).mkdir(parents=True, exist_ok=True)
-        record = self.folder / RECORD
+        path = self.folder / MANIFEST
         with locked(self.folder / STATE / "lock"):
             others = [p.name for p in self.folder.iterdir() if p.name != STATE]
-            if others and RECORD not in others:
+            if others and MANIFEST not in others:
                 raise InputError(
                     f"--output_dir={self.folder} holds other files; give a new or an empty folder"
                 )
             if not others:
-                write_sealed(record, self.record)
-        before = read_sealed(record)
+                write_sealed(path, self.manifest)
+        before = read_sealed(path)
         if before is None:
-            raise InputError(f"{record}: damaged; give another --output_dir")
-        if differing := [n for n in self.record if before.get(n) != self.record[n]]:
+            raise InputError(f"{path}: damaged; give another --output_dir")
+        if differing := [n for n in self.manifest if before.get(n) != self.manifest[n]]:
             raise InputError(
                 f"--output_dir={self.folder} holds other predictions (differing: "
                 f"{', '.join(differing)}); give another one"
             )
 
     def predict(self, model):
-        """Predicts what nobody has predicted yet, and waits for what others are predicting.
+        """Predicts the shards that are left, and waits for those of other processes.
 
         Args:
             model: `keras.Model` from `load_mixer`.
@@ -99,7 +99,7 @@ class Shards:
 
     def _left(self):
         """Returns the indices of the shards that are not finished."""
-        count = math.ceil(len(self.images) / self.record["shard_size"])
+        count = math.ceil(len(self.images) / self.manifest["shard_size"])
         return [index for index in range(count) if not self._is_finished(index)]
 
     def _is_finished(self, index):
@@ -110,7 +110,7 @@ class Shards:
         return index in self._counts
 
     def _predict_one(self, index, model, follow):
-        """Predicts a shard, and tells whether it did: another process may have it."""
+        """Predicts a shard; returns False if another process has it."""
         try:
             with locked(self._state(index, "lock"), timeout=0):
                 if not self._is_finished(index):
@@ -120,9 +120,9 @@ class Shards:
         return True
 
     def _write(self, index, model, follow):
-        size = self.record["shard_size"]
+        size = self.manifest["shard_size"]
         images = self.images[index * size : (index + 1) * size]
-        how = self.record["format"], self.record["top_k"]
+        how = self.manifest["format"], self.manifest["top_k"]
         text, failed = predictions_as_text(model, images, *how, follow)
         content = text.encode(errors="backslashreplace")
         write_atomically(self._path(index), content)
@@ -131,14 +131,14 @@ class Shards:
         self._counts[index] = counts
 
     def _path(self, index):
-        return self.folder / f"{index:05d}.{SUFFIXES[self.record['format']]}"
+        return self.folder / f"{index:05d}.{SUFFIXES[self.manifest['format']]}"
 
     def _state(self, index, suffix):
         return self.folder / STATE / f"{index:05d}.{suffix}"
 
 
 def _with_state(path):
-    """Returns a path with the size and time of its file: another file of that name is another."""
+    """Returns a path with the size and time of its file, so that a replaced file is noticed."""
     try:
         status = os.stat(path)
     except OSError:  # missing; predict reports it

@@ -6,17 +6,6 @@ import numpy as np
 from scipy.stats import binomtest, norm
 
 
-def accuracy_interval(correct, count):
-    """Returns Wilson's 95% interval of an accuracy, as fractions (low, high).
-
-    Args:
-        correct: int. Number of images classified correctly.
-        count: int. Number of images, at least 1.
-    """
-    interval = binomtest(correct, count).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)
-
-
 class Comparison(NamedTuple):
     """Two models on the same images.
 

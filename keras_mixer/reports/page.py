@@ -17,9 +17,10 @@ from markupsafe import Markup
 
 from keras_mixer.errors import InputError
 from keras_mixer.files import rows_as_csv, write_atomically
+from keras_mixer.inference.calibration import wilson_interval
 from keras_mixer.jobs import without_retracing_warnings
 from keras_mixer.log import duration, logger, one_line
-from keras_mixer.reports.analysis import accuracy_interval, compare
+from keras_mixer.reports.analysis import compare
 from keras_mixer.reports.curves import CURVES, line_style, plot_column, with_values
 from keras_mixer.reports.experiments import SCORED, differences
 from keras_mixer.reports.figures import FIGURES, examine
@@ -131,7 +132,7 @@ def _runs(experiments):
 def _scores(run, split):
     """Returns the top-1 accuracy on a split with its 95% interval, as a dict."""
     top1, count = (run.scores.get(split, {}).get(name) for name in ("top1", "n"))
-    low, high = accuracy_interval(round(top1 * count), count) if count else (None, None)
+    low, high = wilson_interval(round(top1 * count), count) if count else (None, None)
     return {split: top1, f"{split}_low": low, f"{split}_high": high}
 
 

@@ -279,6 +279,7 @@ def _record(run, start):
     splits = {name: getattr(run.dataset, name) for name in SPLITS}
     return {
         "format": FORMAT,
+        "preset": run.config.preset_name,
         "config": _with_absolute_paths(run.config).to_json(),
         "data": {
             "identity": run.dataset.identity,

@@ -1,1 +1,1 @@
-"""Exports a model to other formats; each file writes one of them."""
+"""Exports models for deployment: a table of formats, one file for each, numbered versions."""

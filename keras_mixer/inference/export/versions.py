@@ -1,8 +1,8 @@
 """Versions of an exported model: `export_dir/name/1/`, `2/` and so on, as servers expect them.
 
-A server that watches the folder takes a higher number for an upgrade of the same model. Every
-version keeps its model.json in assets.extra/, the place in a SavedModel for files of one's own, and
-the sha256 of the weights it was made of. TensorFlow is not imported.
+A server that watches the folder loads the version with the highest number. Every version has, in
+the folder assets.extra/ that a SavedModel reserves for other files, its model.json and the sha256
+of the weights it was exported from. TensorFlow is not imported.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ EXTRA, SOURCE = "assets.extra", "weights.sha256"
 
 
 def check_target(export_dir, name, spec):
-    """Checks, before the work for it is done, that a model can be exported to a place.
+    """Checks, before the export, that its folder can be written and serves the same classes.
 
     Args:
         export_dir: Folder for exports.
@@ -57,14 +57,14 @@ def _first(names):
 
 
 def write_source(version, sha256):
-    """Notes in a version, a `Path`, the `model_folder.digest` of the weights it was made of."""
+    """Writes the `model_folder.digest` of the exported weights into a version, a `Path`."""
     write_durably(version / EXTRA / SOURCE, f"{sha256}\n".encode())
 
 
 def published(home, sha256):
-    """Returns the newest version in a folder if it was made of weights with this digest, or None.
+    """Returns the newest version in a folder if its weights have this digest, else None.
 
-    A job that was killed after it had published a version does not publish it again.
+    So a job that was killed right after its export does not export again.
     """
     for number in version_numbers(home)[-1:]:
         source = home / str(number) / EXTRA / SOURCE
@@ -74,7 +74,7 @@ def published(home, sha256):
 
 
 def make_unfinished(home):
-    """Makes a folder for a version that is not finished, and removes those of killed processes.
+    """Creates a folder for an unfinished version, and removes those of killed processes.
 
     Args:
         home: `Path` of the versions.
@@ -83,7 +83,7 @@ def make_unfinished(home):
         Path of the folder. Its name has the computer and the process it belongs to.
     """
     computer = re.sub(r"\W", "-", socket.gethostname())
-    # On Windows, `os.kill` would end the process that it asks for.
+    # On Windows, `os.kill` would end the process.
     for left in home.glob(f".export-{computer}.*.*") if os.name != "nt" else ():
         with contextlib.suppress(ValueError, PermissionError):  # PermissionError: another user's
             try:
