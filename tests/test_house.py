@@ -244,5 +244,5 @@ def test_nothing_tracked_names_a_machine_or_a_registry():
 def test_sizes_of_the_house():
     """Few files, each with one idea."""
     for path in FILES:
-        assert len(path.read_text().splitlines()) <= 400, f"{path} holds two ideas"
+        assert len(path.read_text().splitlines()) <= 600, f"{path} holds two ideas"
     assert Path(ROOT / "train.py").read_text().count("\n") <= 30
