@@ -116,9 +116,9 @@ def _image_shape(path, image_shape, patches, patch_shape):
             f"convert --image_shape"
         )
     count = f", and there are {patches} of them" if patches else ""
+    given = f"{image_shape!s:.60}".strip("()[]").replace(" ", "")
     raise InputError(
-        f"{path}: image_shape={image_shape!s:.60} does not fit: its patches are {height}×{width} "
-        f"pixels{count}"
+        f"{path}: image_shape={given} does not fit: its patches are {height}×{width} pixels{count}"
     )
 
 
