@@ -25,7 +25,7 @@ from keras_mixer.runs.run import (
 
 # Flags that runs of one experiment may differ in: the seed, and most that do not change the result.
 _KEPT = ("train_split", "validation_split", "test_split")
-_IGNORED = {"seed"} | {
+_IGNORED = {"seed", "permutation"} | {  # permutation: in runs of earlier versions
     field.name
     for field in dataclasses.fields(Config)
     if not field.metadata["result"] and field.name not in _KEPT
