@@ -45,14 +45,12 @@ def write_atomically(path, content):
 def write_output(path, content):
     """Writes bytes to the path of an `--output`.
 
-    Regular and new files are replaced atomically, behind symbolic links; anything else, such as a
-    pipe or a device, is opened and written to.
+    Files are replaced atomically, behind symbolic links; a pipe or a device is written to.
     """
-    path = Path(os.path.realpath(path))
-    if path.exists() and not path.is_file():
-        path.write_bytes(content)
+    if os.path.exists(path) and not os.path.isfile(path):
+        Path(path).write_bytes(content)
     else:
-        write_atomically(path, content)
+        write_atomically(Path(os.path.realpath(path)), content)
 
 
 def read_regular(path, most):

@@ -31,7 +31,7 @@ def test_a_write_that_fails_leaves_the_old_content_and_no_other_file(tmp_path, m
 
 @pytest.mark.parametrize("exists", [True, False])
 def test_links_stay_and_what_they_lead_to_is_replaced_at_once(tmp_path, exists):
-    """Atomically: who has the old file open goes on reading it."""
+    """Atomically: a process that has the old file open still reads the old content."""
     (tmp_path / "far").mkdir()
     target, link = tmp_path / "far" / "file", tmp_path / "link"
     if exists:
@@ -56,23 +56,18 @@ def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path):
     assert pipe.is_fifo()
 
 
-@pytest.fixture
-def full(tmp_path):
-    """A device that is always full: one of our own, since a mistake would replace it."""
+def test_a_full_device_is_an_error_and_stays_a_device(tmp_path):
+    """A device of our own, since a mistake would replace it."""
+    full = tmp_path / "full"
     try:
-        os.mknod(tmp_path / "full", stat.S_IFCHR | 0o666, os.stat("/dev/full").st_rdev)
-        os.close(os.open(tmp_path / "full", os.O_WRONLY))
+        os.mknod(full, stat.S_IFCHR | 0o666, os.stat("/dev/full").st_rdev)
+        os.close(os.open(full, os.O_WRONLY))
     except OSError as error:
         pytest.skip(f"only root can make devices ({error})")
-    return tmp_path / "full"
-
-
-@pytest.mark.parametrize("size", [1, 100_000])
-def test_a_full_device_is_an_error_and_stays_a_device(full, size):
     with pytest.raises(OSError, match="No space left"):
-        files.write_output(str(full), bytes(size))
+        files.write_output(str(full), b"content")
     assert full.is_char_device()
-    assert [p.name for p in full.parent.iterdir()] == ["full"]
+    assert [p.name for p in tmp_path.iterdir()] == ["full"]
 
 
 def test_arrays_of_any_memory_layout_are_read_back_equal():
@@ -96,12 +91,9 @@ def test_equal_arrays_are_packed_to_equal_bytes():
 # === Locks ===
 
 
-@pytest.mark.parametrize("code", [None, errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("code", [None, errno.ENOLCK])
 def test_locks_hold_also_where_the_file_system_has_none(tmp_path, code):
-    """A second process is kept out, and one that was killed is not waited for.
-
-    Nor does an empty file matter, as locks of a file system leave it.
-    """
+    """A second process is kept out; the lock of a killed one, or an empty file, is ignored."""
     (tmp_path / "lock").touch()
     refuse = f"""
 import fcntl, os, sys

@@ -94,42 +94,17 @@ def instead_of_stem(module, class_name, **config):
     return change
 
 
-def setting_of_stem(value):
-    def change(_, layers, material):
-        layers[1]["config"]["activation"] = value(material)
-
-    return change
-
-
-def call(module, function, *arguments):
-    return {"module": module, "class_name": function, "config": list(arguments)}
-
-
 LAMBDA = {"class_name": "__lambda__", "config": {"code": "4wEAAAA=", "defaults": None}}
-touch = lambda material: call("os", "system", f"touch {material.canary}")  # noqa: E731
 keras_with(
-    instead_of_stem("keras.layers", "Lambda", function=LAMBDA), "lambda.keras", "stem is a Lambda"
-)
-keras_with(setting_of_stem(lambda material: LAMBDA), "lambda_setting.keras", "stem has activation=")
-keras_with(setting_of_stem(touch), "system.keras", "stem has activation=")
-keras_with(
-    setting_of_stem(lambda m: call("keras.utils", "get_file", "x", m.canary.as_uri())),
-    "get_file.keras",
-    "stem has activation=",
-)
-keras_with(
-    setting_of_stem(lambda m: call("keras.config", "enable_unsafe_deserialization")),
-    "unsafe.keras",
-    "stem has activation=",
+    instead_of_stem("keras.layers", "Lambda", function=LAMBDA), "lambda.keras", "layers are Lambda"
 )
 for class_name in ("TorchModuleWrapper", "TFSMLayer", "StringLookup", "TimeDistributed"):
     keras_with(
         instead_of_stem("keras.layers", class_name, filepath=lambda m: str(m.secret)),
         f"{class_name}.keras",
-        f"stem is a {class_name}",
+        f"layers are {class_name}",
     )
-keras_with(instead_of_stem("evil", "Conv2D"), "foreign.keras", "stem is a Conv2D of evil")
-keras_with(instead_of_stem("e\nvil", "Conv2D"), "newline.keras", "stem is a Conv2D of e.{1,2}vil")
+keras_with(instead_of_stem("os", "e\nvil"), "newline.keras", "layers are e.{1,2}vil")
 
 
 def add_layer(config, layers, material):
@@ -140,18 +115,15 @@ def deepen(config, layers, material):
     config["config"] = {"layers": []}
 
 
-def another_epsilon(config, layers, material):
-    layers[5]["config"]["epsilon"] = 1e-3
+def code_as_activation(config, layers, material):
+    layers[3]["config"]["activation"] = {
+        "module": "os", "class_name": "system", "config": [f"touch {material.canary}"],
+    }  # fmt: skip
 
 
-def huge(config, layers, material):
-    layers[1]["config"]["filters"] = 1 << 60
-
-
-keras_with(add_layer, "added.keras", "other layers: extra")
-keras_with(deepen, "empty.keras", "other layers: some missing")
-keras_with(another_epsilon, "epsilon.keras", "has epsilon=0.001, expected 1e-06")
-keras_with(huge, "huge.keras", "dim: expected an integer from 1 to 1048576, received 1152921504")
+keras_with(add_layer, "added.keras", "its layers are in another order")
+keras_with(deepen, "empty.keras", "its layers are in another order")
+keras_with(code_as_activation, "activation.keras", "activation: expected one of gelu, ")
 
 for name, member in (
     ("climbing", "../x"), ("absolute", "/etc/x"), ("extra", "assets/x"), ("nested", "x.zip"),

@@ -31,7 +31,7 @@ SCORED = ("validation", "test")  # splits that reports compare
 # Options in which the runs of one experiment may differ: the seed, and those without effect on the
 # result, but for the names of splits.
 _KEPT = ("train_split", "validation_split", "test_split")
-_IGNORED = {"seed"} | {
+_IGNORED = {"seed", "permutation"} | {
     field.name
     for field in dataclasses.fields(Config)
     if not field.metadata["result"] and field.name not in _KEPT

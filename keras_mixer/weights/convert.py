@@ -12,7 +12,7 @@ from keras_mixer.weights.formats import find_format, list_formats
 from keras_mixer.weights.model_folder import digest
 from keras_mixer.weights.pretrained import read_pretrained, read_unadapted
 
-_OWN = "a model folder of keras_mixer"
+_MODEL_FOLDER = "a model folder of keras_mixer"
 
 
 def convert_weights(source, target, image_shape=None, mean=None, std=None, provenance=""):
@@ -61,7 +61,7 @@ def convert_weights(source, target, image_shape=None, mean=None, std=None, prove
             f"{target}: this format cannot store class names, so training that starts from it "
             f"creates a new head"
         )
-    return after._replace(source=f"converted from {before.source or _OWN}")
+    return after._replace(source=f"converted from {before.source or _MODEL_FOLDER}")
 
 
 def _normalize(pretrained, source, mean, std):
@@ -70,7 +70,7 @@ def _normalize(pretrained, source, mean, std):
     if not given:
         return pretrained
     if pretrained.source != timm.UNCONFIGURED:
-        known = pretrained.source or _OWN
+        known = pretrained.source or _MODEL_FOLDER
         advice = "change them there" if "config.json" in known else "leave the flag out"
         raise InputError(
             f"{source}: --{' and --'.join(given)} cannot change {known}, whose mean and std are "

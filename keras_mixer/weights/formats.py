@@ -1,4 +1,4 @@
-"""The table of file formats of weights. A new format is a module with its functions and one row."""
+"""The table of file formats of weights. A new format is a module and an entry."""
 
 from collections.abc import Callable
 from typing import NamedTuple

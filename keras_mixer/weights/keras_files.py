@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_mixer.errors import InputError, errors_about
-from keras_mixer.model.architecture import FIELDS, Architecture, ModelSpec
+from keras_mixer.errors import InputError, join_names
+from keras_mixer.model.architecture import ModelSpec
 from keras_mixer.weights.archives import open_archive
 from keras_mixer.weights.tensor_layouts import Layout, Tensor, infer_architecture, renamer, restore
 
@@ -36,26 +36,6 @@ _MEMBERS = {"metadata.json", _CONFIG, _WEIGHTS}
 _LARGEST_CONFIG = 4 << 20  # bytes; that of a Mixer of 32 layers has 40 kB
 _READ_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
 
-# Module, class and settings of each layer, as `build_mixer` builds it.
-_LINEAR = {"activation": "linear", "use_bias": True}
-_STEM = {"padding": "valid", "dilation_rate": [1, 1], "groups": 1, "data_format": "channels_last"}
-_NORM = {"axis": [-1], "epsilon": 1e-6, "center": True, "scale": True, "rms_scaling": False}
-_POOL = {"data_format": "channels_last", "keepdims": False}
-_LAYERS = {
-    "images": ("keras.layers", "InputLayer", {}),
-    "stem": ("keras.layers", "Conv2D", _STEM | _LINEAR),
-    "tokens": ("keras.layers", "Reshape", {}),
-    "mixer_block": ("keras_mixer.model.layers", "MixerBlock", {}),
-    "pre_head_layer_norm": ("keras.layers", "LayerNormalization", _NORM),
-    "pre_logits": ("keras.layers", "GlobalAveragePooling1D", _POOL),
-    "head": ("keras.layers", "Dense", _LINEAR),
-}
-_OTHER_FIELDS = ("image_shape", "patch_shape", "channels", "depth", "dim", "num_classes")
-_BLOCK_FIELDS = tuple(name for name in FIELDS if name not in _OTHER_FIELDS)
-
-
-# === .keras ===
-
 
 def read_archive(path, image_shape=None):
     """Reads a .keras file; see `formats.Format`. It has an image shape of its own."""
@@ -67,68 +47,33 @@ def read_archive(path, image_shape=None):
             )
         if members[_CONFIG].file_size > _LARGEST_CONFIG:
             raise InputError(f"{path}: its config.json is larger than that of any Mixer")
-        architecture = _read_config(path, archive.read(_CONFIG))
+        image_shape, activation = _read_config(path, archive.read(_CONFIG))
         content = io.BytesIO(archive.read(_WEIGHTS))
-    return ModelSpec(architecture), _read(path, content, architecture)[1], LAYOUT.source
+    return _read(path, content, image_shape, activation)
 
 
 def _read_config(path, config):
+    """Returns (image_shape, activation) after comparing the layers with those of `build_mixer`."""
     try:
         layers = json.loads(config)["config"]["layers"]
-        difference = next(_differences(layers), None)
-        values = None if difference else _fields({x["name"]: x["config"] for x in layers})
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        classes = [layer["class_name"] for layer in layers]
+        depth = classes.count("MixerBlock")
+        expected = ["InputLayer", "Conv2D", "Reshape", *["MixerBlock"] * depth]
+        expected += ["LayerNormalization", "GlobalAveragePooling1D", "Dense"]
+        if classes not in (expected, expected[:-1]):
+            others = join_names([str(name) for name in classes if name not in expected], most=3)
+            raise InputError(
+                f"{path}: not a model of build_mixer, and others are never deserialized: its "
+                f"layers are {others or 'in another order'}; load it where it was made, and save "
+                f"its weights"
+            )
+        return tuple(layers[0]["config"]["batch_shape"][1:3]), layers[3]["config"]["activation"]
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise InputError(
             f"{path}: not {LAYOUT.source} ({type(error).__name__}: {error!s:.200})"
         ) from error
-    if difference:
-        raise InputError(
-            f"{path}: not a model of build_mixer, and other layers are never deserialized: "
-            f"{difference:.300}; load it in its own program, and save its weights"
-        )
-    with errors_about(path):
-        return Architecture(**values)
-
-
-def _differences(layers):
-    """Yields the differences between layers and those of `build_mixer`."""
-    names = [str(layer["name"]) for layer in layers]
-    depth = sum(name.startswith("mixer_block_") for name in names)
-    expected = ["images", "stem", "tokens", *(f"mixer_block_{i}" for i in range(depth))]
-    expected += ["pre_head_layer_norm", "pre_logits", *(["head"] if "head" in names else [])]
-    if names != expected:
-        other = next((n for n in names if n not in expected), "some missing or in another order")
-        yield f"other layers: {other}"
-        return
-    for layer, name in zip(layers, names, strict=True):
-        kind = "mixer_block" if name.startswith("mixer_block_") else name
-        module, class_name, settings = _LAYERS[kind]
-        if (layer["module"], layer["class_name"]) != (module, class_name):
-            yield f"{name} is a {layer['class_name']} of {layer['module']}"
-        if kind == "mixer_block":
-            settings = {setting: layers[3]["config"][setting] for setting in _BLOCK_FIELDS}
-        if kind == "stem":
-            settings = {**settings, "strides": layer["config"]["kernel_size"]}
-        for setting, value in settings.items():
-            if layer["config"][setting] != value:
-                yield f"{name} has {setting}={layer['config'][setting]!r}, expected {value!r}"
-
-
-def _fields(configs):
-    """Returns the fields of the `Architecture` from the config of each layer, by name."""
-    _, *image_shape, channels = configs["images"]["batch_shape"]
-    return {
-        "image_shape": tuple(image_shape),
-        "patch_shape": tuple(configs["stem"]["kernel_size"]),
-        "channels": channels,
-        "depth": sum(name.startswith("mixer_block_") for name in configs),
-        "dim": configs["stem"]["filters"],
-        "num_classes": configs["head"]["units"] if "head" in configs else 0,
-        **{setting: configs["mixer_block_0"][setting] for setting in _BLOCK_FIELDS},
-    }
-
-
-# === .weights.h5 ===
 
 
 def read_weights(path, image_shape=None):
@@ -136,11 +81,10 @@ def read_weights(path, image_shape=None):
 
     The file does not contain the activation; the default, `"gelu"`, is assumed.
     """
-    architecture, arrays = _read(path, Path(path), None, image_shape)
-    return ModelSpec(architecture), arrays, LAYOUT.source
+    return _read(path, Path(path), image_shape, "gelu")
 
 
-def _read(path, content, architecture, image_shape=None):
+def _read(path, content, image_shape, activation):
     import h5py
 
     tensors, datasets = {}, {}
@@ -153,15 +97,14 @@ def _read(path, content, architecture, image_shape=None):
     try:
         with h5py.File(content, "r") as file:
             file.visititems(add)  # each object once, and no links to others
-            architecture = architecture or infer_architecture(
-                path, LAYOUT, tensors, image_shape, activation="gelu"
-            )
+            architecture = infer_architecture(path, LAYOUT, tensors, image_shape, activation)
             read = lambda name: datasets[name][()]  # noqa: E731
-            return architecture, restore(path, LAYOUT, architecture, tensors, read)
+            arrays = restore(path, LAYOUT, architecture, tensors, read)
     except InputError:
         raise
     except _READ_ERRORS as error:
         raise InputError(f"{path}: not a readable HDF5 file of weights ({error!s:.300})") from error
+    return ModelSpec(architecture), arrays, LAYOUT.source
 
 
 def _check_storage(name, dataset):

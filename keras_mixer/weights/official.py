@@ -55,7 +55,9 @@ _HEADERS = {
 def read(path, image_shape=None):
     """Reads an official checkpoint; see `formats.Format`."""
     with open_archive(path, "a readable .npz checkpoint") as (archive, members):
-        headers = {_name(name): _read_header(archive, info) for name, info in members.items()}
+        headers = {
+            name.removesuffix(".npy"): _read_header(archive, info) for name, info in members.items()
+        }
         layout = BEFORE_LINEN if "embedding/kernel" in headers else LINEN
         tensors = {
             name: Tensor(_without_ones(name, shape), dtype.name)
@@ -72,12 +74,6 @@ def read(path, image_shape=None):
     released = architecture.num_classes in _RELEASED_CLASSES
     preprocessing = Preprocessing(eval_crop=_RELEASED_CROP if released else 0.0)
     return ModelSpec(architecture, preprocessing=preprocessing), arrays, layout.source
-
-
-def _name(member):
-    if not member.endswith(".npy"):
-        raise ValueError(f"{member} is not an array")
-    return member.removesuffix(".npy")
 
 
 def _read_header(archive, info):

@@ -83,21 +83,17 @@ def _read(path, image_shape):
         raise InputError(f"{path}: no such checkpoint{hint}")
     form = find_format(path) if path.is_file() and path.suffix else None
     if form is None:
+        hint = "; a whole model in HDF5 can execute code: save it with model.save_weights"
         raise InputError(
             f"{path}: not a checkpoint; expected a run directory, {list_formats()}, "
-            f"{SCHEME}NAME (downloaded) or {PRESET}NAME (part of the package){_hint(path)}"
+            f"{SCHEME}NAME (downloaded) or {PRESET}NAME (part of the package)"
+            f"{hint if path.suffix in ('.h5', '.hdf5') else ''}"
         )
     _check_start(path)
     pretrained, release = Pretrained(*form.read(path, image_shape)), release_of(path)
     if release:
         return pretrained._replace(source=f"{pretrained.source} ({release.provenance})")
     return pretrained
-
-
-def _hint(path):
-    if path.suffix in (".h5", ".hdf5"):
-        return "; a whole model in HDF5 can execute code: save it with model.save_weights"
-    return ""
 
 
 def _check_start(path):

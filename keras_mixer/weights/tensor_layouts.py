@@ -116,9 +116,9 @@ def _image_shape(path, image_shape, patches, patch_shape):
             f"convert --image_shape"
         )
     count = f", and there are {patches} of them" if patches else ""
+    given = f"{image_shape!s:.60}".strip("()[]").replace(" ", "")
     raise InputError(
-        f"{path}: image_shape={image_shape!s:.60} does not fit: its patches are {height}×{width} "
-        f"pixels{count}"
+        f"{path}: image_shape={given} does not fit: its patches are {height}×{width} pixels{count}"
     )
 
 
@@ -141,16 +141,22 @@ def check_fit(path, found, expected):
         InputError: Lists missing (-) and extra (+) names and differing shapes (!); starts with
             `path`.
     """
-    faults = [f"- {name}" for name in expected if name not in found]
-    faults += [f"+ {name:.100}" for name in found if name not in expected]
-    faults += [
+    differences = [f"- {name}" for name in expected if name not in found]
+    differences += [f"+ {name:.100}" for name in found if name not in expected]
+    differences += [
         f"! {name} {tuple(found[name])!s:.60}, expected {shape}"
         for name, shape in expected.items()
         if name in found and tuple(found[name]) != shape
     ]
-    if faults:
-        more = f"; and {len(faults) - _MOST_LISTED} more" if len(faults) > _MOST_LISTED else ""
-        raise InputError(f"{path} does not fit the model: {'; '.join(faults[:_MOST_LISTED])}{more}")
+    if differences:
+        more = (
+            f"; and {len(differences) - _MOST_LISTED} more"
+            if len(differences) > _MOST_LISTED
+            else ""
+        )
+        raise InputError(
+            f"{path} does not fit the model: {'; '.join(differences[:_MOST_LISTED])}{more}"
+        )
 
 
 def restore(path, layout, architecture, tensors, read):
