@@ -22,7 +22,7 @@ from PIL import Image
 import keras_mixer
 from keras_mixer.reports import figures
 from keras_mixer.reports import page as page_module
-from keras_mixer.reports.analysis import accuracy_interval, compare, pair_opposites
+from keras_mixer.reports.analysis import compare, pair_opposites, wilson_interval
 from keras_mixer.reports.curves import plot_column
 from keras_mixer.reports.experiments import Experiment, FinishedRun, read_experiments
 from keras_mixer.reports.page import write_page
@@ -207,7 +207,7 @@ def experiment_of(*histories):
     for columns in histories:
         rows = zip(*columns.values(), strict=True)
         history = [dict(zip(columns, row, strict=True)) for row in rows]
-        runs.append(FinishedRun("", {}, [], {}, history, 0.0))
+        runs.append(FinishedRun("", {}, None, [], {}, "", {}, history, 0.0))
     return Experiment(1, "", runs, ())
 
 
@@ -250,7 +250,7 @@ def test_intervals_are_wilsons(correct, count):
     root = math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
     margin = z * root / (1 + z**2 / count)
     expected = center - margin, center + margin
-    assert accuracy_interval(correct, count) == pytest.approx(expected, abs=1e-12)
+    assert wilson_interval(correct, count) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("gained, lost", [(3, 12), (5, 5), (0, 7)])
@@ -334,8 +334,8 @@ def test_a_model_that_is_no_mixer_has_no_pictures_of_one():
     images = keras.Input((4, 4, 1))
     dense = keras.Model(images, keras.layers.Dense(2)(keras.layers.Flatten()(images)))
     found = figures.Findings(None, dense, "test", *[None] * 6)
-    drawn = {figure.name: figure.draw for figure in figures.FIGURES}
-    assert drawn["stem"](found, "") == drawn["token-mixing"](found, "") == []
+    render = {figure.name: figure.render for figure in figures.FIGURES}
+    assert render["stem"](found, "") == render["token-mixing"](found, "") == []
 
 
 # === The page as a document ===

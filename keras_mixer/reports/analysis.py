@@ -6,7 +6,7 @@ import numpy as np
 from scipy.stats import binomtest, norm
 
 
-def accuracy_interval(correct, count):
+def wilson_interval(correct, count):
     """Returns Wilson's 95% interval of an accuracy, as fractions (low, high).
 
     Args:

@@ -19,7 +19,7 @@ from keras_mixer.errors import InputError
 from keras_mixer.files import rows_as_csv, write_atomically
 from keras_mixer.jobs import without_retracing_warnings
 from keras_mixer.log import duration, logger, one_line
-from keras_mixer.reports.analysis import accuracy_interval, compare
+from keras_mixer.reports.analysis import compare, wilson_interval
 from keras_mixer.reports.curves import CURVES, line_style, plot_column, with_values
 from keras_mixer.reports.experiments import SCORED, differences
 from keras_mixer.reports.figures import FIGURES, examine
@@ -37,13 +37,13 @@ def write_page(folder, report, command="", plots=()):
         command: Command line that makes the page, for its foot.
         plots: list of (SVG file as bytes, caption), of the search of a sweep.
     """
-    findings, drawn = {}, {}
+    findings, rendered = {}, {}
     for number, experiment in enumerate(report.experiments, 1):
         directory = experiment.runs[0].directory
         try:
             with without_retracing_warnings():
                 found = examine(directory, f"examining run {number} of {len(report)}")
-            drawn[number] = [(f, f.draw(found, f"{f.name}-{number}")) for f in FIGURES]
+            rendered[number] = [(f, f.render(found, f"{f.name}-{number}")) for f in FIGURES]
             findings[number] = found._replace(model=None)  # frees its memory
         except InputError as error:
             logger.warning(f"{directory}: the page shows its curves and scores alone: {error}")
@@ -51,27 +51,22 @@ def write_page(folder, report, command="", plots=()):
     comparisons = _comparisons(report.experiments, findings)
     tables = _tables(report.experiments, findings, runs, comparisons)
     tables = {name: rows for name, rows in tables.items() if rows}
-    html = (
-        _environment()
-        .get_template("page.html")
-        .render(
-            version=importlib.metadata.version("keras_mixer"),
-            command=command,
-            files=tables,
-            experiments=report.experiments,
-            findings=findings,
-            drawn=drawn,
-            data_sets=list(
-                dict.fromkeys(run.data for e in report.experiments for run in e.runs[:1])
-            ),
-            machines=report.machines,
-            differences=differences(report.experiments),
-            runs=runs,
-            scored=SCORED,
-            curves=_curves(report.experiments),
-            comparisons=comparisons,
-            plots=[(img(content, "svg+xml", caption), caption) for content, caption in plots],
-        )
+    template = _environment().get_template("page.html")
+    html = template.render(
+        version=importlib.metadata.version("keras_mixer"),
+        command=command,
+        files=tables,
+        experiments=report.experiments,
+        findings=findings,
+        rendered=rendered,
+        data_sets=list(dict.fromkeys(e.runs[0].data for e in report.experiments)),
+        machines=report.machines,
+        differences=differences(report.experiments),
+        runs=runs,
+        scored=SCORED,
+        curves=_curves(report.experiments),
+        comparisons=comparisons,
+        plots=[(img(content, "svg+xml", caption), caption) for content, caption in plots],
     )
     for name, rows in tables.items():
         plain = [{column: _plain(value) for column, value in row.items()} for row in rows]
@@ -116,7 +111,7 @@ def _runs(experiments):
             "experiment": experiment.number,
             "name": experiment.name,
             "run": os.path.relpath(run.directory, above),
-            "seed": run.record["config"].get("seed"),
+            "seed": run.config.get("seed"),
             **_scores(run, "validation"),
             **_scores(run, "test"),
             "epochs": len(run.history),
@@ -131,7 +126,7 @@ def _runs(experiments):
 def _scores(run, split):
     """Returns the top-1 accuracy on a split with its 95% interval, as a dict."""
     top1, count = (run.scores.get(split, {}).get(name) for name in ("top1", "n"))
-    low, high = accuracy_interval(round(top1 * count), count) if count else (None, None)
+    low, high = wilson_interval(round(top1 * count), count) if count else (None, None)
     return {split: top1, f"{split}_low": low, f"{split}_high": high}
 
 
