@@ -208,7 +208,7 @@ def experiment_of(*histories):
     for columns in histories:
         rows = zip(*columns.values(), strict=True)
         history = [dict(zip(columns, row, strict=True)) for row in rows]
-        runs.append(FinishedRun("", {}, [], {}, history, 0.0))
+        runs.append(FinishedRun("", {}, None, [], {}, "", {}, history, 0.0))
     return Experiment(1, "", runs, ())
 
 
@@ -335,8 +335,8 @@ def test_a_model_that_is_no_mixer_has_no_pictures_of_one():
     images = keras.Input((4, 4, 1))
     dense = keras.Model(images, keras.layers.Dense(2)(keras.layers.Flatten()(images)))
     found = figures.Findings(None, dense, "test", *[None] * 6)
-    drawn = {figure.name: figure.draw for figure in figures.FIGURES}
-    assert drawn["stem"](found, "") == drawn["token-mixing"](found, "") == []
+    render = {figure.name: figure.render for figure in figures.FIGURES}
+    assert render["stem"](found, "") == render["token-mixing"](found, "") == []
 
 
 # === The page as a document ===

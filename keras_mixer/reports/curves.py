@@ -4,7 +4,7 @@ import itertools
 import math
 import statistics
 
-# Columns of history.csv and their titles. Accuracies are shown in percent.
+# Columns of history.csv and their titles. Accuracies are plotted in percent.
 CURVES = {
     "val_accuracy": "Validation accuracy (%)",
     "accuracy": "Training accuracy (%)",

@@ -1,4 +1,4 @@
-"""Finished runs, grouped to experiments: those that differ only in their seed."""
+"""Finished runs, and experiments: groups of runs that differ only in their seed."""
 
 import collections
 import dataclasses
@@ -40,20 +40,26 @@ _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config)}
 
 
 class FinishedRun(NamedTuple):
-    """A finished run, as its files record it.
+    """A finished run, as its files describe it.
 
     Attributes:
         directory: `Path`.
-        record: dict of config.json.
+        config: dict of the resolved `Config`.
+        preset: Name of the preset; None without one, and for runs of earlier versions.
         flags: list of strings, the lines of flags.txt: flags that are not at their default.
+        images: dict from split to number of images.
+        identity: Identity of the data.
         scores: dict by split, from metrics.json.
         history: list of dicts of strings, from history.csv.
         seconds: float, of all training steps.
     """
 
     directory: Path
-    record: dict
+    config: dict
+    preset: str | None
     flags: list
+    images: dict
+    identity: str
     scores: dict
     history: list
     seconds: float
@@ -61,8 +67,7 @@ class FinishedRun(NamedTuple):
     @property
     def name(self):
         """Name of the experiment: its preset and the flags that differ from it, as text."""
-        preset = self.record.get("preset")
-        given, base = _by_name(self.flags), _preset_flags(preset)
+        given, base = _by_name(self.flags), _preset_flags(self.preset)
         at_default = {
             name: f"--{name}={format_value(_DEFAULTS[name])}"
             for name in base
@@ -73,16 +78,16 @@ class FinishedRun(NamedTuple):
             for name, flag in (at_default | given).items()
             if flag != base.get(name) and name not in _IGNORED
         ]
-        return " ".join([f"--preset={preset}"] * bool(base) + differing) or "the defaults"
+        return " ".join([f"--preset={self.preset}"] * bool(base) + differing) or "the defaults"
 
     @property
     def data(self):
         """Name of the dataset and the number of images in each split, as text."""
-        config, images = self.record["config"], self.record["data"]["images"]
-        name = config["dataset"]
-        if config["data_dir"] and name in ("folder", "csv"):
-            name = printable(Path(config["data_dir"]).name)
-        return f"{name}: {', '.join(f'{images[split]:,}' for split in SPLITS if split in images)}"
+        name, folder = self.config["dataset"], self.config["data_dir"]
+        if folder and name in ("folder", "csv"):
+            name = printable(Path(folder).name)
+        counts = [f"{self.images[split]:,}" for split in SPLITS if split in self.images]
+        return f"{name}: {', '.join(counts)}"
 
     def column(self, name):
         """Values of a column of history.csv, a list of floats; NaN for an empty one."""
@@ -147,7 +152,7 @@ def read_experiments(directories):
         try:
             with path_errors(directory):
                 run = _read_finished(directory)
-            key = run.name, run.record["data"]["identity"], *sorted(run.scores)
+            key = run.name, run.identity, *sorted(run.scores)
             groups.setdefault(key, []).append(run)
         except InputError as error:
             logger.warning(f"{directory}: left out: {error}")
@@ -192,11 +197,13 @@ def _read_finished(directory):
             raise ValueError("an epoch without its time")
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{directory / HISTORY}: damaged") from error
-    return FinishedRun(directory, record, flags, scores, history, seconds)
+    data = record["data"]["images"], record["data"]["identity"]
+    preset = record.get("preset")
+    return FinishedRun(directory, record["config"], preset, flags, *data, scores, history, seconds)
 
 
 def _warn_about_repeated_seeds(runs):
-    seeds = collections.Counter(run.record["config"].get("seed") for run in runs)
+    seeds = collections.Counter(run.config.get("seed") for run in runs)
     for seed, count in seeds.items():
         if count > 1:
             logger.warning(f"{count} runs of {runs[0].name} have the same seed, {seed}")
@@ -219,13 +226,13 @@ def differences(experiments):
 
     Options without effect on the result are left out.
     """
-    configs = [experiment.runs[0].record["config"] for experiment in experiments]
+    configs = [experiment.runs[0].config for experiment in experiments]
     names = [name for name in dict.fromkeys(itertools.chain(*configs)) if name not in _IGNORED]
-    rows = [(name, [_shown_option(config, name) for config in configs]) for name in names]
+    rows = [(name, [_format_option(config, name) for config in configs]) for name in names]
     return [(name, row) for name, row in rows if len(set(row)) > 1]
 
 
-def _shown_option(config, name):
+def _format_option(config, name):
     """Returns an option as text; a dash for one that a baseline has no use for."""
     value = config.get(name)
     if value is None or (name in MIXER_FIELDS and config.get("model", MIXER) != MIXER):

@@ -245,7 +245,7 @@ class Figure(NamedTuple):
         name: The figure's data are NAME-1.csv for the first experiment, and so on.
         title: Heading.
         caption: How to read it.
-        draw: Function of `Findings` and a prefix for ids, unique in the page, that returns a list
+        render: Function of `Findings` and a prefix for ids, unique in the page, that returns a list
             of (<img> or <svg> element as `Markup`, caption); an empty list leaves the figure out.
         data: Function of `Findings` that returns the rows of the CSV file, a list of dicts.
     """
@@ -253,7 +253,7 @@ class Figure(NamedTuple):
     name: str
     title: str
     caption: str
-    draw: Callable
+    render: Callable
     data: Callable = lambda found: []
 
 

@@ -38,13 +38,13 @@ def write_page(folder, report, command="", plots=()):
         command: Command line that makes the page, for its foot.
         plots: list of (SVG file as bytes, caption), of the search of a sweep.
     """
-    findings, drawn = {}, {}
+    findings, rendered = {}, {}
     for number, experiment in enumerate(report.experiments, 1):
         directory = experiment.runs[0].directory
         try:
             with without_retracing_warnings():
                 found = examine(directory, f"examining run {number} of {len(report)}")
-            drawn[number] = [(f, f.draw(found, f"{f.name}-{number}")) for f in FIGURES]
+            rendered[number] = [(f, f.render(found, f"{f.name}-{number}")) for f in FIGURES]
             findings[number] = found._replace(model=None)  # frees its memory
         except InputError as error:
             logger.warning(f"{directory}: the page shows its curves and scores alone: {error}")
@@ -52,27 +52,22 @@ def write_page(folder, report, command="", plots=()):
     comparisons = _comparisons(report.experiments, findings)
     tables = _tables(report.experiments, findings, runs, comparisons)
     tables = {name: rows for name, rows in tables.items() if rows}
-    html = (
-        _environment()
-        .get_template("page.html")
-        .render(
-            version=importlib.metadata.version("keras_mixer"),
-            command=command,
-            files=tables,
-            experiments=report.experiments,
-            findings=findings,
-            drawn=drawn,
-            data_sets=list(
-                dict.fromkeys(run.data for e in report.experiments for run in e.runs[:1])
-            ),
-            machines=report.machines,
-            differences=differences(report.experiments),
-            runs=runs,
-            scored=SCORED,
-            curves=_curves(report.experiments),
-            comparisons=comparisons,
-            plots=[(img(content, "svg+xml", caption), caption) for content, caption in plots],
-        )
+    template = _environment().get_template("page.html")
+    html = template.render(
+        version=importlib.metadata.version("keras_mixer"),
+        command=command,
+        files=tables,
+        experiments=report.experiments,
+        findings=findings,
+        rendered=rendered,
+        data_sets=list(dict.fromkeys(e.runs[0].data for e in report.experiments)),
+        machines=report.machines,
+        differences=differences(report.experiments),
+        runs=runs,
+        scored=SCORED,
+        curves=_curves(report.experiments),
+        comparisons=comparisons,
+        plots=[(img(content, "svg+xml", caption), caption) for content, caption in plots],
     )
     for name, rows in tables.items():
         plain = [{column: _plain(value) for column, value in row.items()} for row in rows]
@@ -117,7 +112,7 @@ def _runs(experiments):
             "experiment": experiment.number,
             "name": experiment.name,
             "run": os.path.relpath(run.directory, above),
-            "seed": run.record["config"].get("seed"),
+            "seed": run.config.get("seed"),
             **_scores(run, "validation"),
             **_scores(run, "test"),
             "epochs": len(run.history),
