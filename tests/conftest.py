@@ -179,8 +179,8 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture
-def first_batch(tmp_path, monkeypatch):
-    """Returns the first batch that a run is trained on, as arrays."""
+def before_training(tmp_path, monkeypatch):
+    """Returns the compiled model of a run and its first batch, as arrays, without training."""
     import keras
 
     from keras_mixer.training.fit import fit_run
@@ -189,18 +189,24 @@ def first_batch(tmp_path, monkeypatch):
         """Ends the run."""
 
     def take(model, batches, **options):
-        raise Taken(next(batches.as_numpy_iterator()))
+        raise Taken(model, next(batches.as_numpy_iterator()))
 
-    def first(run):
-        run = dataclasses.replace(run, directory=tmp_path / "first_batch")
+    def take_from(run):
+        run = dataclasses.replace(run, directory=tmp_path / "before_training")
         run.directory.mkdir(exist_ok=True)  # as `open_run` does
         with monkeypatch.context() as patch:
             patch.setattr(keras.Model, "fit", take)
             with pytest.raises(Taken) as taken:
                 fit_run(run)
-        return taken.value.args[0]
+        return taken.value.args
 
-    return first
+    return take_from
+
+
+@pytest.fixture
+def first_batch(before_training):
+    """Returns the first batch that a run is trained on, as arrays."""
+    return lambda run: before_training(run)[1]
 
 
 @pytest.fixture

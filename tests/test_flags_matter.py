@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -21,20 +20,21 @@ BASE = {
 
 # A value for each flag with which the same run must come out differently.
 OTHER = {
-    "image_shape": (16, 8), "validation_fraction": 0.2, "flip": True, "crop_padding": 1,
-    "patch_shape": (4, 2), "depth": 3, "dim": 10, "tokens_mlp_dim": 5,
-    "channels_mlp_dim": 9, "activation": "relu", "token_mixing": False, "channel_mixing": False,
-    "dropout": 0.2, "stochastic_depth": 0.3, "optimizer": "adam", "batch_size": 64, "lr": 0.2,
+    "activation": "relu", "dropout": 0.2, "stochastic_depth": 0.3, "optimizer": "adam", "lr": 0.2,
     "momentum": 0.5, "decay": 0.5, "num_steps": 3, "warmup_step": 0, "schedule_unit": "step",
     "scheduler": "linear", "clip_norm": 0.0, "label_smoothing": 0.2, "ema": 0.9,
-    "precision": "bfloat16", "seed": 1, "head_bias": 1.0, "loss": "sigmoid", "test_fraction": 0.3,
-    "split_seed": 1, "layer_decay": 0.5,
+    "precision": "bfloat16", "loss": "sigmoid", "layer_decay": 0.5,
 }  # fmt: skip
 
-# Likewise, seen in the batches that a run is given: that is quicker, and these do nothing else.
+# Likewise, seen in the weights or the batches with which training starts: that is quicker.
+OTHER_WEIGHTS = {
+    "patch_shape": (4, 2), "depth": 3, "dim": 10, "tokens_mlp_dim": 5, "channels_mlp_dim": 9,
+    "token_mixing": False, "channel_mixing": False, "seed": 1, "head_bias": 1.0,
+}  # fmt: skip
 OTHER_BATCHES = {
-    "eval_crop": 0.5, "interpolation": "bicubic", "inception_crop": 0.3,
-    "randaugment": (2, 10),
+    "image_shape": (8, 8), "batch_size": 64, "validation_fraction": 0.2, "test_fraction": 0.3,
+    "split_seed": 1, "flip": True, "crop_padding": 1, "eval_crop": 0.5, "interpolation": "bicubic",
+    "inception_crop": 0.3, "randaugment": (2, 10),
     "color_jitter": 0.3, "random_erasing": 1.0, "mixup": 0.4, "cutmix": 1.0,
     "class_weights": "balanced",
 }  # fmt: skip
@@ -69,13 +69,17 @@ def same(one, other):
     )
 
 
+def equal(arrays, others):
+    return len(arrays) == len(others) and all(map(np.array_equal, arrays, others))
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     return weights(tmp_path_factory)
 
 
 def test_no_flag_escapes():
-    assert set(OTHER) | set(OTHER_BATCHES) | ELSEWHERE == RESULT
+    assert {*OTHER, *OTHER_WEIGHTS, *OTHER_BATCHES} | ELSEWHERE == RESULT
 
 
 @pytest.mark.parametrize("name", OTHER)
@@ -84,13 +88,22 @@ def test_flag_changes_the_result(base, tmp_path_factory, name):
     assert not same(weights(tmp_path_factory, **{name: OTHER[name]}), base)
 
 
+@pytest.mark.parametrize("name", OTHER_WEIGHTS)
+def test_flag_changes_the_initial_weights(before_training, name):
+    one, other = (
+        before_training(plan_run(Config(**fields)))[0].get_weights()
+        for fields in (BASE, {**BASE, name: OTHER_WEIGHTS[name]})
+    )
+    assert not equal(one, other)
+
+
 @pytest.mark.parametrize("name", OTHER_BATCHES)
 def test_flag_changes_the_batches(first_batch, name):
     """Of images that are larger than those of the data."""
     fields = {**BASE, "image_shape": (16, 8)}
     one = first_batch(plan_run(Config(**fields)))
     other = first_batch(plan_run(Config(**{**fields, name: OTHER_BATCHES[name]})))
-    assert len(one) != len(other) or not all(map(np.array_equal, one, other))
+    assert not equal(one, other)
 
 
 @pytest.mark.parametrize(
@@ -116,18 +129,17 @@ GPU = bool(tf.config.list_physical_devices("GPU"))
         ("true", "bfloat16", True, False),
     ],
 )
-def test_jit_decides_on_compilation(
-    base, tmp_path_factory, monkeypatch, jit, precision, compiled, fast
-):
-    """It is compared on resume because its last bits may differ, not because more may."""
-    models, fit_model = [], keras.Model.fit
-    monkeypatch.setattr(
-        keras.Model, "fit", lambda model, *a, **k: models.append(model) or fit_model(model, *a, **k)
-    )
-    found = weights(tmp_path_factory, jit=jit, precision=precision)
-    assert models[0].jit_compile is compiled
-    assert (type(models[0]).__name__ == "FastMixer") is fast
-    for name in [n for n in base if n.startswith("model/") and precision == "float32"]:
+def test_jit_decides_on_compilation(before_training, jit, precision, compiled, fast):
+    model, _ = before_training(plan_run(Config(**{**BASE, "jit": jit, "precision": precision})))
+    assert model.jit_compile is compiled
+    assert (type(model).__name__ == "FastMixer") is fast
+
+
+@pytest.mark.parametrize("jit", ["true", "auto"])
+def test_jit_changes_no_more_than_the_last_bits(base, tmp_path_factory, jit):
+    """Which is why it is compared on resume."""
+    found = weights(tmp_path_factory, jit=jit)
+    for name in [name for name in base if name.startswith("model/")]:
         np.testing.assert_allclose(found[name], base[name], atol=1e-3)
 
 

@@ -23,7 +23,7 @@ from keras_mixer.inference.shards import Shards
 SIZE = 7
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def model(trained):
     return load_mixer(trained.best)
 
