@@ -371,8 +371,8 @@ def score_run(run):
 def _validation_images(run, subject, of_run):
     if run is None or run.dataset.validation is None:
         raise InputError(
-            "--temperature: expected a run with a validation split, on which the temperature is "
-            "fitted; give a run directory that has one"
+            f"--temperature: expected a run with a validation split, on which it is fitted; this "
+            f"{'run has none' if run else 'is not a run'}"
         )
     if of_run and subject.name == "validation":
         logger.warning("the temperature is fitted on the images that are scored, which flatters it")
