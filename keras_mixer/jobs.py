@@ -58,15 +58,15 @@ def _train_evaluate_export(run, callbacks=()):
         return
     score_run(run)
     if run.config.export and run.saved_model is None:
-        home = Path(run.config.export_dir) / run.config.name
+        target = {"export_dir": run.config.export_dir, "name": run.config.name}
         sha256 = model_folder.read_metadata(run.best)["sha256"]
-        with _scores_named(run):
-            target = published(home, sha256) or export(run, export_dir=home.parent, name=home.name)
-        write_metrics(run, saved_model=str(target))
+        with _with_scores(run):
+            version = published(Path(*target.values()), sha256) or export(run, **target)
+        write_metrics(run, saved_model=str(version))
 
 
 @contextlib.contextmanager
-def _scores_named(run):
+def _with_scores(run):
     """Adds the scores of the complete run to an error of the export."""
     try:
         yield

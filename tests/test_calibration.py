@@ -232,7 +232,7 @@ def test_temperature_needs_a_run_with_a_validation_split(
     for words, reason in [
         ((without_validation.directory,), "has none"),
         ((without_validation.directory, "--dataset=digits"), "has none"),
-        (("mixer.safetensors", "--dataset=digits"), "is no run"),
+        (("mixer.safetensors", "--dataset=digits"), "is not a run"),
     ]:
         status, out, err = run("evaluate", *words, "--temperature")
         assert (status, out) == (2, "")

@@ -318,7 +318,7 @@ def test_a_run_on_other_splits_is_pointed_out(capsys, trained):
     base = (trained.directory, "--shots=1", "--l2=64", "--seeds=0")
     status, _, err = run(capsys, *base, "--split_seed=1")
     assert status == 0
-    assert "was trained under --split_seed=0: it may have seen images that are" in err
+    assert "was trained with --split_seed=0: it may have seen images that are" in err
     assert run(capsys, *base, "--validation_fraction=0.3")[2] == "", "the same test images"
 
 

@@ -256,7 +256,7 @@ def test_without_test_images_validation_is_scored_aloud(without_test, run, tmp_p
         "fewshot", "run", *data, "--shots=2", "--l2=1,4", "--seeds=0", "--validation_fraction=0.2"
     )
     assert status == 0, err
-    assert "the validation images are scored, and choose nothing" in err
+    assert "the validation images are scored instead" in err
     assert "test: 18 images of 3 classes" in out
     assert "L2: 4 validation images" in out, "of the training images"
 

@@ -132,12 +132,10 @@ def test_help_and_misspelt_flags_are_answered_at_once(
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.5
 
 
-def test_help_of_train_says_first_that_num_steps_counts_epochs_and_has_three_examples(run):
+def test_help_of_train_has_three_examples(run):
     usage, purpose, _, *examples = run("train", "--help")[1].split("\n\n")[:4]
     assert usage == "usage: keras-mixer train [--flag=value ...]"
-    assert purpose.startswith(
-        "Trains a Mixer for --num_steps epochs, evaluates it once on the test"
-    )
+    assert purpose.startswith("Trains a Mixer for --epochs epochs, evaluates it once on the test")
     assert [line[:18] for line in examples[0].splitlines()[1:]] == 3 * ["  python train.py "]
 
 

@@ -29,7 +29,7 @@ def single_argument(arguments, what):
 
 
 def hint_at_separator(error, name):
-    """Returns an `InputError` of `parse`, in other words if the unknown flag is one of train.
+    """Returns an error about an unknown flag; for a flag of train, one that says where it goes.
 
     Args:
         error: `InputError`.
@@ -135,24 +135,6 @@ def check_outputs(options, *flags):
             if other := taken.get(path):
                 raise InputError(f"--{flag}={path} is the file of --{other}; give another one")
             taken[path] = flag
-
-
-def _problem(path):
-    """Returns why a path cannot be written, or None; raises an OSError if it cannot exist."""
-    if path == "-":
-        return None if sys.stdout else "standard output is closed; give the path of a file"
-    with contextlib.suppress(FileNotFoundError):
-        os.stat(path)
-    folder = os.path.dirname(os.path.realpath(path))
-    if os.path.isdir(path):
-        return "it is a folder; name a file in it"
-    if os.path.exists(path) and not os.path.isfile(path):  # a pipe or a device
-        return None if os.access(path, os.W_OK) else "no permission to write to it"
-    if not os.path.isdir(folder):
-        return f"its folder does not exist; create {folder}, or give another path"
-    if not os.access(folder, os.W_OK | os.X_OK):
-        return f"no permission to write in the folder {folder}; give another path"
-    return None
 
 
 def write(path, content):

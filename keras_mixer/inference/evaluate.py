@@ -42,15 +42,15 @@ class Evaluation:
         scores: dict of JSON values, see `evaluate`.
         images: `data.splits.Images`.
         labels: int array `(n,)` of true classes.
-        probabilities: float64 array `(n, num_classes)`.
-        class_names: Names of the model's classes.
+        logits: float array `(n, num_classes)`.
+        spec: `ModelSpec`, with the names of the classes.
     """
 
     scores: dict
     images: object
     labels: np.ndarray
-    probabilities: np.ndarray
-    class_names: tuple[str, ...]
+    logits: np.ndarray
+    spec: ModelSpec
 
     @property
     def confusion(self):
@@ -60,14 +60,15 @@ class Evaluation:
     @property
     def predictions(self):
         """list of a dict for each image: `name`, `label`, `predicted` and `probabilities`."""
+        names, probabilities = self.spec.names, probabilities_of(self.logits, self.spec.loss)
         return [
             {
                 "name": self.images.place(index),
-                "label": self.class_names[label],
-                "predicted": self.class_names[row.argmax()],
+                "label": names[label],
+                "predicted": names[row.argmax()],
                 "probabilities": row,
             }
-            for index, (label, row) in enumerate(zip(self.labels, self.probabilities, strict=True))
+            for index, (label, row) in enumerate(zip(self.labels, probabilities, strict=True))
         ]
 
     def __str__(self):
@@ -146,8 +147,7 @@ def evaluate(
         scores["corruptions"] = corruption_scores(subject, corruptions, severities, seed)
     if expected is not None:
         scores["expected"] = _compare(scores, expected, confidence)
-    probabilities = probabilities_of(logits, subject.spec.loss)
-    return Evaluation(scores, subject.split, labels, probabilities, subject.spec.names)
+    return Evaluation(scores, subject.split, labels, logits, subject.spec)
 
 
 def _name(model_or_run):
@@ -371,8 +371,8 @@ def score_run(run):
 def _validation_images(run, subject, of_run):
     if run is None or run.dataset.validation is None:
         raise InputError(
-            "--temperature: expected a run with a validation split, on which the temperature is "
-            "fitted; give a run directory that has one"
+            f"--temperature: expected a run with a validation split, on which it is fitted; this "
+            f"{'run has none' if run else 'is not a run'}"
         )
     if of_run and subject.name == "validation":
         logger.warning("the temperature is fitted on the images that are scored, which flatters it")
