@@ -214,7 +214,11 @@ def test_a_folder_without_images_is_refused(kaggle):
 @pytest.mark.parametrize(
     "dataset, labels, message",
     [
-        ("folder", "labels.csv", "is for --dataset=csv, not --dataset=folder"),
+        (
+            "folder",
+            "labels.csv",
+            "is for --dataset=csv and would change nothing with --dataset=folder",
+        ),
         ("csv", "nowhere.csv", "--labels=nowhere.csv: no such file"),
         ("csv", os.sep, "no such file"),
         ("csv", "x" * 5000, "no such file|name too long"),

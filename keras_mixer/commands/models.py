@@ -19,7 +19,6 @@ from keras_mixer.errors import InputError, path_errors
 from keras_mixer.inference.export.versions import check_target
 from keras_mixer.log import logger
 from keras_mixer.preprocessing.corruption_constants import CORRUPTIONS, SEVERITIES
-from keras_mixer.preprocessing.permute import KINDS
 from keras_mixer.runs.open_run import read_run
 from keras_mixer.runs.run import CONFIG
 from keras_mixer.weights.model_folder import digest
@@ -67,13 +66,7 @@ class EvaluateOptions(DatasetOptions):
     severities: tuple[int, ...] = option(
         SEVERITIES, "Severities of the corruptions, from 1 to 5.", low=1, high=5
     )
-    permute: tuple[str, ...] | None = option(
-        None,
-        "Also report the accuracy on images whose pixels are permuted, all in the same way. "
-        "patches+pixels: the patches, and the pixels in each. global: all pixels.",
-        choices=KINDS,
-    )
-    seed: int = option(0, "Seed of corruptions and permutations.", **SEED)
+    seed: int = option(0, "Seed of the corruptions.", **SEED)
     format: str = option("table", "Output format.", choices=("table", "json"), heading="Output")
     output: str | None = option(None, "Write the scores as JSON to this file, too.")
 
@@ -93,8 +86,8 @@ def evaluate(options, arguments):
 
 
 def _robustness(subject, options):
-    """Returns the accuracies on corrupted and on permuted images that were asked for."""
-    from keras_mixer.inference.robustness import corruption_scores, permutation_scores
+    """Returns the requested accuracies on corrupted images."""
+    from keras_mixer.inference.robustness import corruption_scores
 
     scores = {}
     if options.corruptions:
@@ -102,9 +95,6 @@ def _robustness(subject, options):
         names = CORRUPTIONS if every else dict.fromkeys(options.corruptions)
         severities = sorted(set(options.severities))
         scores["corruptions"] = corruption_scores(subject, names, severities, options.seed)
-    if options.permute:
-        kinds = dict.fromkeys(options.permute)
-        scores["permutations"] = permutation_scores(subject, kinds, options.seed)
     return scores
 
 

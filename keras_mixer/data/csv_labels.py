@@ -10,9 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_mixer.data.class_folders import SPLIT_FOLDERS, subfolders
+from keras_mixer.data.class_folders import SPLIT_FOLDERS, refuse_unreadable, subfolders
 from keras_mixer.data.datasets import SPLITS
-from keras_mixer.data.image_checks import refuse_unreadable
 from keras_mixer.data.image_listing import (
     MISSING,
     SEVERAL,
@@ -20,6 +19,7 @@ from keras_mixer.data.image_listing import (
     has_image_suffix,
     list_images,
 )
+from keras_mixer.data.readers import Reader
 from keras_mixer.data.splits import FileImages
 from keras_mixer.errors import InputError, join_names, path_errors
 
@@ -42,7 +42,7 @@ class _Table(NamedTuple):
     splits: list[str] | None
 
 
-def read_csv(request):
+def _read_csv(request):
     """Reads images and labels by a CSV file: its first column names images, another has labels.
 
     Names may lack the suffix, and the folder if it is one of `IMAGE_FOLDERS` or that of the
@@ -52,18 +52,18 @@ def read_csv(request):
         InputError: If the file is not such a table, or images are missing or unreadable.
     """
     directory = request.directory
-    table = _read_table(_find_label_file(directory, request.labels))
+    table = _read_table(_find_label_file(directory, request.options["labels"]))
     _refuse_faulty(table)
     class_names, labels = _encode_labels(table, request.least_classes)
     listing, _ = list_images(directory)
     indices = _match_images(table, listing.names, directory)
     order = np.argsort(indices)  # by name: the order of the rows does not matter
     listing = listing.take(indices[order])
-    images = FileImages(listing, labels[order], request.row.channels)
+    images = FileImages(listing, labels[order], request.info.channels)
     splits = _take_splits(table, order, images)
     _refuse_untrained(table, class_names, splits)
     if not request.find_bad:
-        refuse_unreadable(listing)
+        refuse_unreadable(images)
     return class_names, splits
 
 
@@ -223,3 +223,6 @@ def _refuse_no_header(table, names):
             f"--labels={table.file}: its first line is {','.join(table.header)}; "
             f"expected a header, such as id,label"
         )
+
+
+CSV = Reader(_read_csv, options=("labels",))

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_mixer.data.datasets import DATASETS, SPLITS, dataset_row
+from keras_mixer.data.readers import Reader
 from keras_mixer.data.tfrecords import RandomAccessStore, RecordImages, TFRecordStore, overlap
 from keras_mixer.errors import InputError
 from keras_mixer.log import logger
@@ -21,7 +22,7 @@ from keras_mixer.log import logger
 SECONDS_TO_ANSWER = 20
 
 
-def read_tfds(request):
+def _read_tfds(request):
     """Opens a dataset of tensorflow-datasets, in its own splits or in those requested.
 
     Labels are not read: that would mean reading all of the data before the first step.
@@ -177,8 +178,8 @@ def flag_of(name):
 
 def _choose_expressions(builder, request):
     """Returns the expression of each split to open; the only split of a dataset is named `all`."""
-    defaults = _default_expressions(builder, request.row)
-    given = {name: text for name, text in request.expressions.items() if text}
+    defaults = _default_expressions(builder, request.info)
+    given = {n: text for n in SPLITS if (text := request.options[flag_of(n)])}
     chosen = {**defaults, **given}
     if "all" in defaults and "train" in chosen:
         del chosen["all"]
@@ -197,11 +198,11 @@ def _choose_expressions(builder, request):
     return chosen
 
 
-def _default_expressions(builder, row):
+def _default_expressions(builder, info):
     """Returns the expressions of the table, else the splits with the usual names."""
     names = list(builder.info.splits)
-    if row.splits:
-        return {name: text for name, text in zip(SPLITS, row.splits, strict=True) if text}
+    if info.splits:
+        return {name: text for name, text in zip(SPLITS, info.splits, strict=True) if text}
     if not names:  # mocked, so any name will do
         return {"train": "train", "test": "test"}
     return {"all": names[0]} if len(names) == 1 else {n: n for n in SPLITS if n in names}
@@ -267,3 +268,6 @@ def _store(builder, expression, image_key, label_key):
             f"read in any order; prepare it as tfrecord or array_record ({_one_line(error)})"
         ) from error
     return RandomAccessStore(f"{full_name} {expression}", source, shards)
+
+
+TFDS = Reader(_read_tfds, "optional", options=tuple(map(flag_of, SPLITS)))

@@ -1,21 +1,18 @@
-"""Robustness of a model: accuracy on corrupted images, and on images with permuted pixels."""
+"""Robustness of a model: its accuracy on corrupted images."""
 
-import dataclasses
 import functools
 
 import numpy as np
 
 from keras_mixer.compute.devices import predictor
 from keras_mixer.compute.fast_mixing import fast_inference
-from keras_mixer.errors import InputError
 from keras_mixer.inference.evaluate import as_table as scores_as_table
 from keras_mixer.log import track
 from keras_mixer.preprocessing.bad_images import broken_images_named
 from keras_mixer.preprocessing.corruption_constants import SEVERITIES
 from keras_mixer.preprocessing.corruptions import corrupt
 from keras_mixer.preprocessing.input_pipeline import evaluation_batches
-from keras_mixer.preprocessing.permute import permute
-from keras_mixer.preprocessing.resize import permuted, to_model_range
+from keras_mixer.preprocessing.resize import to_model_range, to_pixels
 from keras_mixer.training.losses import check_finite
 
 FROST_NOTE = "frost is drawn, not photographed: not comparable with published ImageNet-C numbers"
@@ -59,47 +56,15 @@ def corruption_scores(subject, corruptions, severities=SEVERITIES, seed=0):
 
 def _corrupted(images, first, corruption, severity, seed):
     """Corrupts a batch of images in [-1, 1]; `first` is the position of its first one."""
-    pixels = np.rint(images * 127.5 + 127.5).astype(np.uint8)
     results = [
         corrupt(image, corruption, severity, first + offset, seed)
-        for offset, image in enumerate(pixels)
+        for offset, image in enumerate(to_pixels(images))
     ]
     return to_model_range(np.stack(results)).numpy()
 
 
-def permutation_scores(subject, kinds, seed=0):
-    """Computes the accuracy on images with permuted pixels (`preprocessing.permute`).
-
-    Args:
-        subject: `evaluate.Subject`.
-        kinds: Names of `permute.KINDS`.
-        seed: int, not negative. Each seed is another permutation, the same for all images.
-
-    Returns:
-        dict of JSON values: `seed`, and `top1`, a dict of the accuracy with each kind.
-
-    Raises:
-        InputError: If the image is one patch, so that "patches+pixels" would be "global".
-    """
-    sizes = subject.spec.architecture
-    patch_shape = sizes.patch_shape
-    if "patches+pixels" in kinds and sizes.grid == (1, 1):
-        raise InputError(
-            "--permute=patches+pixels: expected a model of several patches, received one whose "
-            "image is one; give --permute=global"
-        )
-    variants = {
-        kind: lambda images, first, kind=kind: permute(images, kind, patch_shape, seed)
-        for kind in kinds
-    }
-    top1 = accuracy_of_variants(subject, variants, "evaluating permutations")
-    return {"seed": seed, "top1": top1}
-
-
 def accuracy_of_variants(subject, variants, description):
     """Computes the top-1 accuracy on variants of images, each of which is decoded once.
-
-    The pixels of a model with `Preprocessing.permutation` are permuted after the variant.
 
     Args:
         subject: `evaluate.Subject`.
@@ -113,17 +78,13 @@ def accuracy_of_variants(subject, variants, description):
     Raises:
         InputError: If an output of the model is not finite.
     """
-    spec = subject.spec
-    ordered = spec.replace(
-        preprocessing=dataclasses.replace(spec.preprocessing, permutation="none")
-    )
-    batches = evaluation_batches(subject.split, ordered, subject.batch_size)
+    batches = evaluation_batches(subject.split, subject.spec, subject.batch_size)
     predict = predictor(fast_inference(subject.model, subject.batch_size))
     correct = dict.fromkeys(variants, 0)
     with broken_images_named(subject.split):
         steps = track(_each(variants, batches), description, len(batches) * len(variants))
         for name, images, labels in steps:
-            logits = predict(permuted(images, spec))
+            logits = predict(images)
             check_finite(logits)
             correct[name] += np.sum(logits.argmax(axis=1) == subject.class_of[labels])
     return {name: float(count / len(subject.split)) for name, count in correct.items()}
@@ -146,8 +107,6 @@ def as_table(scores):
     parts = [scores_as_table(scores)]
     if corruptions := scores.get("corruptions"):
         parts.append(_corruptions_as_table(corruptions, scores["top1"]))
-    if permutations := scores.get("permutations"):
-        parts.append(_permutations_as_table(permutations, scores["top1"]))
     return "\n\n".join(parts)
 
 
@@ -162,9 +121,3 @@ def _corruptions_as_table(scores, clean):
         lines.append(f"{name:<18}{row['mean']:>8.2%}{cells}")
     lines += [f"{'mean over all':<18}{scores['mean']:>8.2%}", f"{'clean':<18}{clean:>8.2%}"]
     return "\n".join([*lines, scores["note"]] if scores["note"] else lines)
-
-
-def _permutations_as_table(scores, unpermuted):
-    rows = {**scores["top1"], "none": unpermuted}
-    head = f"top-1 on permuted images (seed {scores['seed']}; not the order of its training)"
-    return "\n".join([head, *(f"{kind:<18}{top1:>8.2%}" for kind, top1 in rows.items())])

@@ -17,8 +17,8 @@ from keras_mixer.errors import InputError
 from keras_mixer.log import logger, track
 from keras_mixer.preprocessing.augment import augment, inception_crop, mix
 from keras_mixer.preprocessing.decode import decode_image, refuse_large
-from keras_mixer.preprocessing.draws import Rows
-from keras_mixer.preprocessing.resize import fit_images, preprocess, to_inputs
+from keras_mixer.preprocessing.random_numbers import BatchPart
+from keras_mixer.preprocessing.resize import fit_images, preprocess, to_model_range
 
 ORDER_SALT = 0x4D49  # so that order and augmentation have different seeds
 EVALUATION_BATCH_SIZE = 256
@@ -42,10 +42,10 @@ class Part(NamedTuple):
         """Returns the first of `size` items that is in this part, and the first after it."""
         return self.index * size // self.count, (self.index + 1) * size // self.count
 
-    def rows_of(self, batch_size, with_predecessor):
-        """Returns the `Rows` of this part of a batch, if need be after that which precedes it."""
+    def of_batch(self, batch_size, with_predecessor):
+        """Returns the `BatchPart` of a batch, beginning with the image before it if required."""
         start, stop = self.bounds(batch_size)
-        return Rows(np.arange(start - with_predecessor, stop) % batch_size, batch_size)
+        return BatchPart(np.arange(start - with_predecessor, stop) % batch_size, batch_size)
 
 
 def training_batches(
@@ -95,18 +95,18 @@ def training_batches(
         raise InputError(f"batch_size={batch_size}: there are only {len(split)} images")
     num_classes = spec.architecture.num_classes
     mixes = bool(mixup or cutmix)
-    rows = part and part.rows_of(batch_size, with_predecessor=mixes)
-    positions = _training_positions(first_step, batch_size, rows)
+    batch_part = part and part.of_batch(batch_size, with_predecessor=mixes)
+    positions = _training_positions(first_step, batch_size, batch_part)
 
     def finish(position, images, labels):
         step_seed = tf.stack([tf.constant(seed, tf.int64), position[0] // batch_size])
-        images = augment(images, step_seed, **augmentation, rows=rows)
+        images = augment(images, step_seed, **augmentation, part=batch_part)
         labels = tf.one_hot(labels, num_classes)
-        images, labels = mix(images, labels, step_seed, mixup=mixup, cutmix=cutmix, rows=rows)
+        images, labels = mix(images, labels, step_seed, mixup=mixup, cutmix=cutmix, part=batch_part)
         if part and mixes:
             images, labels = images[1:], labels[1:]
         smoothed = labels * (1 - label_smoothing) + label_smoothing / num_classes
-        inputs = to_inputs(images, spec)
+        inputs = to_model_range(images)
         if class_weights is None:
             return inputs, smoothed
         return inputs, smoothed, tf.linalg.matvec(labels, class_weights)
@@ -114,21 +114,22 @@ def training_batches(
     index_of = functools.partial(shuffled_index, seed=seed, count=len(split), batch_size=batch_size)
     prepare = _random_crop(spec, seed, inception_crop) if inception_crop else _whole_image(spec)
     read = _reader_of(split, at_once=not inception_crop)
-    size = len(rows.indices) if rows else batch_size
+    size = len(batch_part.indices) if batch_part else batch_size
     batches = read(positions, index_of, prepare, split, size, True)
     return batches.map(finish, **_IN_ORDER).prefetch(tf.data.AUTOTUNE)
 
 
-def _training_positions(first_step, batch_size, rows):
+def _training_positions(first_step, batch_size, batch_part):
     """Returns a dataset of the numbers of images before, over the whole run.
 
     Dataset.counter would leave a function in memory (TensorFlow 2.21).
     """
-    if rows is None:
+    if batch_part is None:
         return tf.data.Dataset.range(first_step * batch_size, tf.int64.max).repeat()
-    size, places = len(rows.indices), tf.constant(rows.indices, tf.int64)
+    indices = tf.constant(batch_part.indices, tf.int64)
+    size = len(batch_part.indices)
     counts = tf.data.Dataset.range(first_step * size, tf.int64.max).repeat()
-    return counts.map(lambda count: count // size * batch_size + places[count % size])
+    return counts.map(lambda count: count // size * batch_size + indices[count % size])
 
 
 def evaluation_batches(split, spec, batch_size=EVALUATION_BATCH_SIZE, part=None):

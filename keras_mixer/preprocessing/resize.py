@@ -1,18 +1,13 @@
 """Preprocesses decoded images for a model: resizes them, then scales them to [-1, 1].
 
-Models of the paper's study of inductive biases get their pixels in another order, too.
-
 Training, evaluation, prediction and the exported model all call `preprocess` or, with augmentation
 in between, its two halves.
 """
 
 import functools
 
+import numpy as np
 import tensorflow as tf
-
-from keras_mixer.preprocessing.permute import pixel_order
-
-PERMUTATION_SEED = 0  # one fixed order, as in the paper
 
 
 def preprocess(images, spec):
@@ -25,7 +20,7 @@ def preprocess(images, spec):
     Returns:
         float32 tensor `([batch,] *image_shape, channels)`.
     """
-    return to_inputs(fit_images(images, spec), spec)
+    return to_model_range(fit_images(images, spec))
 
 
 def fit_images(images, spec):
@@ -101,24 +96,6 @@ def to_model_range(images):
     return (tf.cast(images, tf.float32) - 127.5) / 127.5
 
 
-def to_inputs(images, spec):
-    """Scales pixel values to [-1, 1] and orders them as the model has it: the end of `preprocess`.
-
-    Args:
-        images: tensor `([batch,] *image_shape, channels)` with values from 0 to 255.
-        spec: `ModelSpec`.
-
-    Returns:
-        float32 tensor of the same shape.
-    """
-    return permuted(to_model_range(images), spec)
-
-
-def permuted(images, spec):
-    """Returns images `([batch,] *image_shape, channels)` with their pixels in the model's order."""
-    sizes, kind = spec.architecture, spec.preprocessing.permutation
-    if kind == "none":
-        return images
-    order = pixel_order(kind, sizes.image_shape, sizes.patch_shape, PERMUTATION_SEED)
-    pixels = tf.reshape(images, (-1, len(order), sizes.channels))
-    return tf.reshape(tf.gather(pixels, order, axis=1), tf.shape(images))
+def to_pixels(images):
+    """Converts images in [-1, 1] back to pixel values: a uint8 array of the same shape."""
+    return np.clip(np.rint(np.asarray(images) * 127.5 + 127.5), 0, 255).astype(np.uint8)
