@@ -37,7 +37,7 @@ def load_cached(name, kinds, valid=lambda arrays: True):
 
 
 def save_cached(name, arrays, what):
-    """Saves a dict of arrays for `load_cached`; if that fails, says so, and goes on.
+    """Saves a dict of arrays for `load_cached`; if that fails, it logs why.
 
     Args:
         name: Path of the .npz file in the cache folder.

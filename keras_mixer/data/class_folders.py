@@ -107,8 +107,7 @@ def refuse_unreadable(images):
     Raises:
         InputError: Names the unreadable files.
     """
-    paths, problems = images.paths, find_unreadable(images.listing)
-    refuse_bad(images, [(os.fsdecode(paths[index]), problem) for index, problem in problems])
+    refuse_bad(images, find_unreadable(images.listing))
 
 
 CLASS_FOLDERS = Reader(_read_folder)

@@ -106,7 +106,7 @@ def _read_columns(file, reader):
 
 
 def _refuse_row(file, line, header, cells):
-    """Refuses a row whose cells would be read as others than were meant."""
+    """Refuses a row with too many cells or with control characters, as after a missing quote."""
     if any(cells[len(header) :]):
         raise InputError(
             f"--labels={file}: line {line} has {len(cells)} cells, the header {len(header)}; "
@@ -129,7 +129,7 @@ def _find_columns(file, header):
     if label == 0 or split == 0:
         raise InputError(
             f"--labels={file}: expected a header, with a column of images first and one of labels "
-            f"({', '.join(LABEL_COLUMNS)}); found the columns {join_names(header) or '(none)'}"
+            f"({', '.join(LABEL_COLUMNS)}); received the columns {join_names(header) or '(none)'}"
         )
     if repeated := [header[i] for i in (label, split) if i and names.count(names[i]) > 1]:
         raise InputError(f"--labels={file}: the header has several columns {repeated[0]}")
@@ -139,7 +139,7 @@ def _find_columns(file, header):
 def _refuse_faulty(table):
     """Checks what does not depend on the image files."""
     if not table.lines:
-        raise InputError(f"--labels={table.file}: has no rows below its header")
+        raise InputError(f"--labels={table.file}: expected rows below the header, received none")
     _refuse(table, [not name for name in table.images], "without an image")
     _refuse(table, [not label for label in table.labels], "without a label")
     _refuse(table, list(map(_is_outside, table.images)), "with an image outside of --data_dir")
@@ -150,9 +150,9 @@ def _refuse_faulty(table):
 
 def _refuse(table, faulty, what):
     if len(rows := np.flatnonzero(faulty)):
-        named = join_names([f"{table.images[row]} (line {table.lines[row]})" for row in rows])
+        names = join_names([f"{table.images[row]} (line {table.lines[row]})" for row in rows])
         plural = "s" * (len(rows) > 1)
-        raise InputError(f"--labels={table.file}: {len(rows)} row{plural} {what}: {named}")
+        raise InputError(f"--labels={table.file}: {len(rows)} row{plural} {what}: {names}")
 
 
 def _is_outside(name):
@@ -165,7 +165,8 @@ def _encode_labels(table, least):
     names = tuple(sorted(set(table.labels)))
     if len(names) < least:
         raise InputError(
-            f"--labels={table.file}: every label is {names[0]}; expected at least 2 classes"
+            f"--labels={table.file}: expected at least {least} classes, received one label, "
+            f"{names[0]}"
         )
     label_of = {name: label for label, name in enumerate(names)}
     return names, np.fromiter(map(label_of.get, table.labels), np.int64, len(table.labels))

@@ -204,8 +204,8 @@ def _bmp_problem(file, size, image):
     if header_size < 40 or image.tile[0][3][0] not in _CODINGS.get((bits, compression), ()):
         return "a BMP other than of plain 8, 24 or 32 bits per pixel: save it as PNG"
     width, height = image.size
-    row = (width * bits + 31) // 32 * 4
-    return "truncated" if size < pixels + row * height else None
+    line = (width * bits + 31) // 32 * 4  # in bytes
+    return "truncated" if size < pixels + line * height else None
 
 
 def _webp_problem(head, size):

@@ -35,7 +35,7 @@ class Read(Protocol):
     def __call__(self, request: Request) -> tuple[tuple[str, ...], dict[str, Images]]:
         """Returns the class names, and the splits that the data have.
 
-        The splits are train, validation and test, or a single one, named all.
+        The splits are train, validation and test, or a single one, called all.
 
         Raises:
             InputError: If files are missing, damaged or inconsistent; the message names them.

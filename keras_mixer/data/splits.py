@@ -30,11 +30,13 @@ class Images(Protocol):
         channels: Color channels, 1 or 3.
         labels: int64 array `(n,)` of class indices; None if they have to be read.
         fix: What a user can do about damaged images, for messages.
+        folder: What completes `name_of` to a path, for messages; "" if it is complete.
     """
 
     channels: int
     labels: np.ndarray | None
     fix: str
+    folder: str
 
     def __len__(self): ...
 
@@ -69,6 +71,7 @@ class ArrayImages:
     pixels: np.ndarray
     labels: np.ndarray
     fix: ClassVar[str] = "repair the data"
+    folder: ClassVar[str] = ""
 
     @property
     def channels(self):
@@ -118,6 +121,11 @@ class FileImages:
     labels: np.ndarray
     channels: int
     fix: ClassVar[str] = "repair or remove"
+
+    @property
+    def folder(self):
+        """Folder that names are relative to."""
+        return os.fsdecode(self.listing.directory)
 
     @property
     def paths(self):
@@ -314,10 +322,12 @@ def refuse_bad(images, problems):
 
     Args:
         images: `Images` that they belong to.
-        problems: list of (name or path, reason).
+        problems: list of (index, reason).
     """
     if problems:
-        names = join_names([f"{name} ({why})" for name, why in problems])
+        names = join_names(
+            [f"{os.path.join(images.folder, images.name_of(i))} ({why})" for i, why in problems]
+        )
         raise InputError(
             f"--data_dir: {len(problems)} unreadable image{'s' * (len(problems) > 1)}, "
             f"{images.fix}, or skip with --bad_images=skip: {names}"

@@ -55,6 +55,7 @@ class RecordImages:
     num_classes: int
     labels: None = None
     fix: ClassVar[str] = "remove the folder with the records and prepare it again"
+    folder: ClassVar[str] = ""
 
     def __len__(self):
         return len(self.numbers)
@@ -91,7 +92,7 @@ class RecordImages:
 
     def has_labels(self):
         """Returns whether the first record has one: those without are labeled -1."""
-        with contextlib.suppress(DamagedRecord):  # noticed when it is used
+        with contextlib.suppress(DamagedRecord):  # reported when it is read
             return not len(self) or self._feature(0, self.label_key).int64_list.value != [-1]
         return True
 
@@ -243,7 +244,7 @@ def _checksum(content):
 
 
 class RandomAccessStore:
-    """The records of a tfds data source (array_record, or mocked by `tfds.testing.mock_data`).
+    """The records of a tfds data source: array_record, or `tfds.testing.mock_data`.
 
     Args:
         name: Full name of the dataset and its split.

@@ -19,7 +19,7 @@ from keras_mixer.data.tfrecords import DamagedRecord, RecordImages
 from keras_mixer.errors import InputError
 from keras_mixer.files import OF_THE_MACHINE
 from keras_mixer.log import track
-from keras_mixer.preprocessing.decode import decode_image, decoding_problem, find_undecodable
+from keras_mixer.preprocessing.decode import decode_image, decoding_problem
 
 _CHUNK = 256  # images; small, so that Ctrl-C is noticed and few results wait
 _PASSING = {os.strerror(number) for number in OF_THE_MACHINE}
@@ -36,69 +36,12 @@ def find_bad(images):
     Returns:
         list of (index, reason).
     """
-    search = _SEARCHES.get(type(images))
-    return search(images) if search else []
-
-
-def _find_bad_files(images):
+    if type(images) is not FileImages:
+        return _find_undecodable(images)
     check = functools.partial(_check_in_parallel, functools.partial(_file_problem, images.channels))
     sources = [pkgutil.get_data(__package__, f"{name}.py") for name in ("decode", "bad_images")]
     version = b"".join([*sources, tf.__version__.encode()])
     return find_unreadable(images.listing, check, "decoding", version)
-
-
-def _find_bad_records(images):
-    problems = _check_in_parallel(functools.partial(_record_problem, images), range(len(images)))
-    problems = zip(track(range(len(images)), "checking images"), problems, strict=True)
-    return [(index, problem) for index, problem in problems if problem]
-
-
-def _check_in_parallel(check, items):
-    """Yields the results of a function, in order."""
-    with ThreadPoolExecutor() as pool:
-        for start in range(0, len(items), _CHUNK):
-            yield from pool.map(check, items[start : start + _CHUNK])
-
-
-def _file_problem(channels, path):
-    problem = check_image_file(path)
-    if problem in _PASSING:
-        raise InputError(f"{os.fsdecode(path)}: {problem}; it may be readable another time")
-    return problem or _decoding_problem(lambda: tf.io.read_file(path), channels)
-
-
-def _record_problem(images, index):
-    try:
-        images.label(index)
-        content = images.content(index)
-    except DamagedRecord as error:
-        return error.reason
-    return check_image(io.BytesIO(content)) or _decoding_problem(lambda: content, images.channels)
-
-
-def _decoding_problem(read, channels):
-    try:
-        decode_image(read(), channels)
-    except (tf.errors.ResourceExhaustedError, tf.errors.UnknownError) as error:
-        raise InputError(f"reading or decoding an image: {decoding_problem(error)}") from error
-    except (tf.errors.OpError, ValueError) as error:
-        return decoding_problem(error)
-    return None
-
-
-_SEARCHES = {FileImages: _find_bad_files, RecordImages: _find_bad_records}
-
-
-# === During a run ===
-
-
-_READING_ERRORS = (
-    tf.errors.InvalidArgumentError,  # cannot be decoded
-    tf.errors.NotFoundError,
-    tf.errors.PermissionDeniedError,
-    tf.errors.FailedPreconditionError,  # a folder
-    tf.errors.UnknownError,  # the disk, the network
-)
 
 
 @contextlib.contextmanager
@@ -114,28 +57,63 @@ def broken_images_named(*splits):
         yield
     except _READING_ERRORS:
         for split in splits:
-            if contents_of := _CONTENTS.get(type(split)):
-                refuse_bad(split, find_undecodable(contents_of(split), split.channels))
+            refuse_bad(split, _find_undecodable(split))
         raise
 
 
-def _file_contents(split):
-    """Yields (path, function that reads the file) of every image."""
-    for path in track(split.paths, "looking for broken images"):
-        yield os.fsdecode(path), functools.partial(_read_file, path)
+_READING_ERRORS = (
+    tf.errors.InvalidArgumentError,  # cannot be decoded
+    tf.errors.NotFoundError,
+    tf.errors.PermissionDeniedError,
+    tf.errors.FailedPreconditionError,  # a folder
+    tf.errors.UnknownError,  # the disk, the network
+)
 
 
-def _read_file(path):
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise ValueError("not a regular file")
-    return tf.io.read_file(path)
+def _find_undecodable(images):
+    """Decodes all images, even if they passed before; those in memory need not be."""
+    if type(images) is FileImages:
+        check, items = functools.partial(_file_problem, images.channels), images.paths
+    elif type(images) is RecordImages:
+        check, items = functools.partial(_record_problem, images), range(len(images))
+    else:
+        return []
+    problems = track(_check_in_parallel(check, items), "checking images (decoding)", len(items))
+    return [(index, problem) for index, problem in enumerate(problems) if problem]
 
 
-def _record_contents(split):
-    """Yields (name, encoded image) of every record; raises InputError for a damaged record."""
-    for index in track(range(len(split)), "looking for broken images"):
-        split.label(index)
-        yield split.name_of(index), split.content(index)
+def _check_in_parallel(check, items):
+    """Yields the results of a function, in order."""
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(items), _CHUNK):
+            yield from pool.map(check, items[start : start + _CHUNK])
 
 
-_CONTENTS = {FileImages: _file_contents, RecordImages: _record_contents}
+def _file_problem(channels, path):
+    problem = check_image_file(path)
+    if problem in _PASSING:
+        raise InputError(f"{os.fsdecode(path)}: {problem}; it may be readable another time")
+    return problem or _decoding_problem(os.fsdecode(path), lambda: tf.io.read_file(path), channels)
+
+
+def _record_problem(images, index):
+    try:
+        images.label(index)
+        content = images.content(index)
+    except DamagedRecord as error:
+        return error.reason
+    return check_image(io.BytesIO(content)) or _decoding_problem(
+        images.name_of(index), lambda: content, images.channels
+    )
+
+
+def _decoding_problem(name, read, channels):
+    try:
+        decode_image(read(), channels)
+    except (tf.errors.ResourceExhaustedError, tf.errors.UnknownError) as error:
+        raise InputError(
+            f"{name}: {decoding_problem(error)}; it may be readable another time"
+        ) from error
+    except (tf.errors.OpError, ValueError) as error:
+        return decoding_problem(error)
+    return None
