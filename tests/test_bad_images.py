@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import re
 import shutil
 
 import numpy as np
@@ -12,10 +11,8 @@ import pytest
 from keras_mixer import Config, fit
 from keras_mixer.data.sources import open_dataset
 from keras_mixer.errors import InputError
-from keras_mixer.model.architecture import Architecture, ModelSpec
 from keras_mixer.preprocessing import bad_images
-from keras_mixer.preprocessing.bad_images import broken_images_named, find_bad
-from keras_mixer.preprocessing.input_pipeline import evaluation_batches
+from keras_mixer.preprocessing.bad_images import find_bad
 from keras_mixer.weights import model_folder
 
 
@@ -118,7 +115,7 @@ def test_a_csv_file_may_list_broken_images(broken, tmp_path):
     rows = "".join(f"{name},{name.parent}\n" for name in names)
     (broken / "labels.csv").write_text(f"file,label\n{rows}")
     dataset = open_dataset("csv", broken, find_bad=find_bad)
-    assert [place for place, _ in dataset.skipped] == list(BAD)
+    assert [name for name, _ in dataset.skipped] == list(BAD)
     assert len(dataset.train) + len(dataset.validation) + len(dataset.test) == 35
 
 
@@ -169,18 +166,3 @@ def test_what_is_wrong_with_the_machine_is_no_bad_image(folder, monkeypatch):
     monkeypatch.setattr(bad_images, "check_image_file", lambda path: os.strerror(errno.EMFILE))
     with pytest.raises(InputError, match="0.png: Too many open files; it may be readable"):
         open_dataset("folder", folder, find_bad=find_bad)
-
-
-def test_a_pipe_that_takes_an_images_place_ends_the_run_by_name(folder, monkeypatch):
-    """TensorFlow would wait for somebody to write to it."""
-    monkeypatch.setattr(bad_images, "_IDLE", 0.1)
-    spec = ModelSpec(
-        Architecture(image_shape=(8, 8), patch_shape=(4, 4), depth=1, dim=8, num_classes=3)
-    )
-    split = open_dataset("folder", folder).train
-    path = os.fsdecode(split.paths[3])
-    os.remove(path)
-    os.mkfifo(path)
-    message = re.escape(f"{path} (not a regular file)")
-    with pytest.raises(InputError, match=message), broken_images_named(split):
-        list(evaluation_batches(split, spec))

@@ -15,7 +15,7 @@ from keras_mixer.config.options import as_flags, flags_of, option
 from keras_mixer.config.presets import OF_MIXER_TRAINING, preset_folder, preset_names, preset_path
 from keras_mixer.config.resolve import resolve
 from keras_mixer.config.training import Config
-from keras_mixer.data.sources import open_dataset
+from keras_mixer.data.sources import READERS, open_dataset
 from keras_mixer.errors import InputError
 from keras_mixer.model.architecture import FIELDS as ARCHITECTURE
 from keras_mixer.model.architecture import MIXER_FIELDS
@@ -91,8 +91,9 @@ def test_options_are_the_arguments_of_the_functions_they_are_passed_to():
         inspect.signature(function).parameters for function in (training_batches, augment)
     )
     dataset = dataset - {"bad_images"} | {"find_bad"}
-    assert dataset == {*inspect.signature(open_dataset).parameters} - {"least_classes"}
-    augmented = {*augmented} - {"images", "seed", "rows"}
+    named = {*inspect.signature(open_dataset).parameters} - {"least_classes", "options"}
+    assert dataset == named.union(*(reader.options for reader in READERS.values()))
+    augmented = {*augmented} - {"images", "seed", "part"}
     assert augmentation == {"inception_crop", "mixup", "cutmix"} | augmented
     assert augmentation - augmented < set(batches)
 

@@ -19,7 +19,7 @@ from keras_mixer.inference.predict import classify
 from keras_mixer.model.architecture import ModelSpec, Preprocessing
 from keras_mixer.model.mixer import build_mixer
 from keras_mixer.preprocessing import decode as decode_module
-from keras_mixer.preprocessing.decode import decode_image, decoding_problem, find_undecodable
+from keras_mixer.preprocessing.decode import decode_image, decoding_problem
 from keras_mixer.preprocessing.input_pipeline import evaluation_batches, training_batches
 from keras_mixer.preprocessing.resize import preprocess
 from keras_mixer.weights import model_folder
@@ -266,18 +266,6 @@ def test_an_animated_webp_never_reaches_the_op_that_overflows():
     assert content[12:16] == b"VP8X"
     with pytest.raises(tf.errors.InvalidArgumentError):
         in_graph[3](tf.constant(content))
-
-
-def test_undecodable_images_are_found_among_good_ones(tmp_path):
-    content, path = encoded(NOISE, "PNG"), tmp_path / "flipped.png"
-    flipped = bytearray(content)
-    flipped[len(content) // 2] ^= 1
-    path.write_bytes(flipped)
-    assert check_image_file(path) is None, "only decoding shows damage in the middle"
-    contents = [("good", content), ("cut", content[:60]), ("flipped", path.read_bytes)]
-    (cut, reason), (damaged, _) = find_undecodable(contents, 3)
-    assert (cut, damaged) == ("cut", "flipped")
-    assert reason.startswith("Invalid PNG")
 
 
 def test_reasons_come_without_tensorflows_internals():

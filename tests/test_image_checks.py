@@ -1,4 +1,4 @@
-"""Tests `keras_mixer/data/image_checks.py`: which files are refused and why, and its memory."""
+"""Tests `keras_mixer/data/image_checks.py`: which files are refused and why, and its cache."""
 
 import builtins
 import io
@@ -214,7 +214,7 @@ def test_hostile_bytes_never_raise(problem_of):
             assert reason is None or isinstance(reason, str)
 
 
-# === Memory ===
+# === Cache ===
 
 
 @pytest.fixture
@@ -328,32 +328,20 @@ def test_a_folder_elsewhere_is_not_taken_for_this_one(folder, tmp_path, checked,
     assert len(checked) == 72, "the same path, written otherwise"
 
 
-DAMAGES = {
-    "no archive": lambda path: path.write_bytes(b"hello"),
-    "empty": lambda path: path.write_bytes(b""),
-    "cut": lambda path: path.write_bytes(path.read_bytes()[:-40]),
-    "flipped": lambda path: path.write_bytes(path.read_bytes().replace(b"names", b"nemas")),
-    "other columns": lambda path: np.savez(path, other=np.arange(3)),
-    "objects": lambda path: np.savez(path, names=[b"x"], sizes=[1], mtimes=np.array([None])),
-    "uneven": lambda path: np.savez(path, names=[b"x"], sizes=[0, 1], mtimes=[0, 1]),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
-def test_a_damaged_memory_is_made_again(folder, tmp_path, checked, monkeypatch, capsys, damage):
+def test_a_damaged_cache_is_written_again(folder, tmp_path, checked, monkeypatch, capsys):
     monkeypatch.setenv("KERAS_MIXER_CACHE", str(tmp_path / "mine"))
     open_dataset("folder", folder)
-    (memory,) = (tmp_path / "mine").rglob("*.npz")
-    damage(memory)
+    (cache,) = (tmp_path / "mine").rglob("*.npz")
+    cache.write_bytes(b"hello")
     open_dataset("folder", folder)
     assert len(checked) == 72
-    assert capsys.readouterr().err.count("damaged, so the images are checked again") == 1
+    assert capsys.readouterr().err.count("damaged, so it is written again") == 1
     open_dataset("folder", folder)
     assert len(checked) == 72
     assert capsys.readouterr().err == ""
 
 
-def test_a_memory_that_cannot_be_written_is_said(folder, tmp_path, monkeypatch, capsys):
+def test_a_cache_that_cannot_be_written_is_reported(folder, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("KERAS_MIXER_CACHE", str(tmp_path / "file"))
     assert len(open_dataset("folder", folder).train) == 25
@@ -362,7 +350,7 @@ def test_a_memory_that_cannot_be_written_is_said(folder, tmp_path, monkeypatch, 
     assert "cannot cache which images are readable" in said
 
 
-def test_the_memory_is_in_the_users_cache_folder(monkeypatch, tmp_path):
+def test_the_cache_is_in_the_users_cache_folder(monkeypatch, tmp_path):
     monkeypatch.delenv("KERAS_MIXER_CACHE")
     monkeypatch.setenv("HOME", "/home/somebody")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
@@ -390,7 +378,7 @@ def frames(count, size):
 def test_an_animation_is_refused_if_all_its_frames_are_too_many_pixels(problem_of):
     """TensorFlow decodes them all."""
     assert problem_of(frames(3, (2000, 2000))) is None
-    message = "a GIF of more than 22 frames of 2000x2000: save its first one as PNG"
+    message = "a GIF of 40 frames of 2000x2000: save its first one as PNG"
     assert problem_of(frames(40, (2000, 2000))) == message
     assert problem_of(frames(40, (200, 200))) is None
 

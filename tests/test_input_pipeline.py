@@ -12,7 +12,6 @@ from keras_mixer.data.image_listing import list_images
 from keras_mixer.data.splits import ArrayImages, FileImages
 from keras_mixer.data.tfrecords import RecordImages, TFRecordStore
 from keras_mixer.model.architecture import ModelSpec
-from keras_mixer.preprocessing.draws import Rows, draw_pixels
 from keras_mixer.preprocessing.input_pipeline import (
     Part,
     evaluation_batches,
@@ -20,6 +19,7 @@ from keras_mixer.preprocessing.input_pipeline import (
     shuffled_index,
     training_batches,
 )
+from keras_mixer.preprocessing.random_numbers import BatchPart, sample_pixels
 
 N, BATCH = 37, 4
 PER_EPOCH = N // BATCH
@@ -270,10 +270,10 @@ def test_parts_one_after_another_are_the_batches(images, count, mixup, cutmix):
 def test_pixels_drawn_for_a_part_are_those_of_the_whole(sides):
     """Sizes that are no multiple of what a counter of Philox gives, and those that are."""
     images, seed = tf.zeros((11, *sides)), tf.constant([5, 2**40], tf.int64)
-    expected = draw_pixels(images, seed, 255.0).numpy()
+    expected = sample_pixels(images, seed, 255.0).numpy()
     for indices in ([10, 0, 1, 2], [3, 4, 5], [0], list(range(11)), [9, 2, 3, 7]):
-        rows = Rows(np.array(indices), 11)
-        received = draw_pixels(images[: len(indices)], seed, 255.0, rows)
+        part = BatchPart(np.array(indices), 11)
+        received = sample_pixels(images[: len(indices)], seed, 255.0, part)
         np.testing.assert_array_equal(received, expected[indices])
 
 

@@ -1,4 +1,4 @@
-"""Tests `keras_mixer/data/sources.py`, `splits.py`, `embedded.py`, `idx.py` and `datasets.py`."""
+"""Tests `keras_mixer/data/sources.py`, `splits.py`, `in_memory.py` and `datasets.py`."""
 
 import gzip
 import struct
@@ -120,7 +120,7 @@ def test_unpacked_idx_files_are_the_same_data(idx_folder, tmp_path_factory):
         (lambda p: p.write_bytes(gzip.compress(b"\0\0\x08\x01\0\0\0\0")), "not an IDX file of 3"),
         (
             lambda p: p.write_bytes(gzip.compress(gzip.decompress(p.read_bytes())[:-7])),
-            "announces 47040 values, the file holds 47033",
+            "expected 47040 values by its header, received 47033",
         ),
         (
             lambda p: p.write_bytes(p.read_bytes()[:40] + b"\xff" * 40 + p.read_bytes()[80:]),
@@ -139,7 +139,7 @@ def test_idx_labels_must_fit(idx_folder):
     with pytest.raises(InputError, match="holds the label 10"):
         open_dataset("mnist", idx_folder)
     write_idx(idx_folder, "train", np.zeros((3, 28, 28)), [0, 1])
-    with pytest.raises(InputError, match="holds 3 images, but .* holds 2 labels"):
+    with pytest.raises(InputError, match="holds 3 images and .* holds 2 labels"):
         open_dataset("mnist", idx_folder)
 
 

@@ -413,7 +413,7 @@ def test_records_are_found_once_until_a_file_changes(own_shapes, monkeypatch):
 )
 def test_a_damaged_memory_is_made_again(shapes, content):
     before = load(shapes).identity
-    kept = sorted(Path(os.environ["KERAS_MIXER_CACHE"]).glob("records/*.npy"))
+    kept = sorted(Path(os.environ["KERAS_MIXER_CACHE"]).glob("records/*.npz"))
     assert len(kept) == 6
     for path in kept:
         if content is None:
@@ -536,7 +536,7 @@ def test_records_of_large_images_are_refused_by_their_header(own_shapes):
     directory, files = own_shapes
     rewritten(files, record_2=enlarge)
     split = load(directory).train
-    message = r"1 damaged image: record 2 of .* \(.*more than 89478485 pixels"
+    message = r"1 unreadable image, .*: record 2 of .* \(.*more than 89478485 pixels"
     with pytest.raises(InputError, match=message), broken_images_named(split):
         images_of(split)
 

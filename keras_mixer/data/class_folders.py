@@ -4,9 +4,10 @@ import os
 
 import numpy as np
 
-from keras_mixer.data.image_checks import refuse_unreadable
+from keras_mixer.data.image_checks import find_unreadable
 from keras_mixer.data.image_listing import IMAGE_SUFFIXES, leads_to_folder, list_images
-from keras_mixer.data.splits import FileImages
+from keras_mixer.data.readers import Reader
+from keras_mixer.data.splits import FileImages, refuse_bad
 from keras_mixer.errors import InputError, join_names, path_errors
 
 SPLIT_FOLDERS = {
@@ -16,7 +17,7 @@ SPLIT_FOLDERS = {
 }
 
 
-def read_folder(request):
+def _read_folder(request):
     """Reads images from class folders, directly in the directory or in train/, val/ and test/.
 
     Raises:
@@ -26,9 +27,8 @@ def read_folder(request):
     folders = _find_split_folders(directory)
     class_names = _list_class_names(folders["train"], request.least_classes)
     for folder in folders.values():
-        if differing := sorted(
-            set(_list_class_names(folder, request.least_classes)) ^ set(class_names)
-        ):
+        found = _list_class_names(folder, request.least_classes)
+        if differing := sorted({*found} ^ {*class_names}):
             raise InputError(
                 f"--data_dir: {folder} and {folders['train']} differ in their class folders: "
                 f"{', '.join(differing)}"
@@ -68,19 +68,14 @@ def _list_class_names(folder, least):
     if len(names) < least:
         raise InputError(
             f"--data_dir: {folder} holds {len(names)} class folder{'s' * (len(names) != 1)}; "
-            f"expected at least {least}, "
-            f"one per class, with the images inside"
+            f"expected at least {least}, one per class, with the images inside"
         )
-    if odd := [name for name in names if not _is_utf8(name)]:
+    if odd := [n for n in names if os.fsencode(n).decode(errors="replace") != n]:
         raise InputError(
             f"--data_dir: {folder} holds class folders whose names are not UTF-8, rename them: "
             f"{join_names(list(map(ascii, odd)))}"
         )
     return names
-
-
-def _is_utf8(name):
-    return os.fsencode(name).decode(errors="replace") == name
 
 
 def _read_splits(request, folders, class_names):
@@ -94,10 +89,25 @@ def _read_splits(request, folders, class_names):
             f"--data_dir: the class folder {paths[np.argmin(counts)]} has no images "
             f"({', '.join(IMAGE_SUFFIXES)}); remove it, or put images into it"
         )
-    if not request.find_bad:
-        refuse_unreadable(listing)
     split_of, labels = np.divmod(folder_of, len(class_names))
-    images = FileImages(listing, labels, request.row.channels)
+    images = FileImages(listing, labels, request.info.channels)
+    if not request.find_bad:
+        refuse_unreadable(images)
     return {
         name: images.take(np.flatnonzero(split_of == index)) for index, name in enumerate(folders)
     }
+
+
+def refuse_unreadable(images):
+    """Checks image files by their headers and ends, so that training does not fail on them.
+
+    Args:
+        images: `FileImages`.
+
+    Raises:
+        InputError: Names the unreadable files.
+    """
+    refuse_bad(images, find_unreadable(images.listing))
+
+
+CLASS_FOLDERS = Reader(_read_folder)

@@ -10,9 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_mixer.data.class_folders import SPLIT_FOLDERS, subfolders
+from keras_mixer.data.class_folders import SPLIT_FOLDERS, refuse_unreadable, subfolders
 from keras_mixer.data.datasets import SPLITS
-from keras_mixer.data.image_checks import refuse_unreadable
 from keras_mixer.data.image_listing import (
     MISSING,
     SEVERAL,
@@ -20,6 +19,7 @@ from keras_mixer.data.image_listing import (
     has_image_suffix,
     list_images,
 )
+from keras_mixer.data.readers import Reader
 from keras_mixer.data.splits import FileImages
 from keras_mixer.errors import InputError, join_names, path_errors
 
@@ -42,7 +42,7 @@ class _Table(NamedTuple):
     splits: list[str] | None
 
 
-def read_csv(request):
+def _read_csv(request):
     """Reads images and labels by a CSV file: its first column names images, another has labels.
 
     Names may lack the suffix, and the folder if it is one of `IMAGE_FOLDERS` or that of the
@@ -52,18 +52,18 @@ def read_csv(request):
         InputError: If the file is not such a table, or images are missing or unreadable.
     """
     directory = request.directory
-    table = _read_table(_find_label_file(directory, request.labels))
+    table = _read_table(_find_label_file(directory, request.options["labels"]))
     _refuse_faulty(table)
     class_names, labels = _encode_labels(table, request.least_classes)
     listing, _ = list_images(directory)
     indices = _match_images(table, listing.names, directory)
     order = np.argsort(indices)  # by name: the order of the rows does not matter
     listing = listing.take(indices[order])
-    images = FileImages(listing, labels[order], request.row.channels)
+    images = FileImages(listing, labels[order], request.info.channels)
     splits = _take_splits(table, order, images)
     _refuse_untrained(table, class_names, splits)
     if not request.find_bad:
-        refuse_unreadable(listing)
+        refuse_unreadable(images)
     return class_names, splits
 
 
@@ -106,7 +106,7 @@ def _read_columns(file, reader):
 
 
 def _refuse_row(file, line, header, cells):
-    """Refuses a row whose cells would be read as others than were meant."""
+    """Refuses a row with too many cells or with control characters, as after a missing quote."""
     if any(cells[len(header) :]):
         raise InputError(
             f"--labels={file}: line {line} has {len(cells)} cells, the header {len(header)}; "
@@ -129,7 +129,7 @@ def _find_columns(file, header):
     if label == 0 or split == 0:
         raise InputError(
             f"--labels={file}: expected a header, with a column of images first and one of labels "
-            f"({', '.join(LABEL_COLUMNS)}); found the columns {join_names(header) or '(none)'}"
+            f"({', '.join(LABEL_COLUMNS)}); received the columns {join_names(header) or '(none)'}"
         )
     if repeated := [header[i] for i in (label, split) if i and names.count(names[i]) > 1]:
         raise InputError(f"--labels={file}: the header has several columns {repeated[0]}")
@@ -139,7 +139,7 @@ def _find_columns(file, header):
 def _refuse_faulty(table):
     """Checks what does not depend on the image files."""
     if not table.lines:
-        raise InputError(f"--labels={table.file}: has no rows below its header")
+        raise InputError(f"--labels={table.file}: expected rows below the header, received none")
     _refuse(table, [not name for name in table.images], "without an image")
     _refuse(table, [not label for label in table.labels], "without a label")
     _refuse(table, list(map(_is_outside, table.images)), "with an image outside of --data_dir")
@@ -150,9 +150,9 @@ def _refuse_faulty(table):
 
 def _refuse(table, faulty, what):
     if len(rows := np.flatnonzero(faulty)):
-        named = join_names([f"{table.images[row]} (line {table.lines[row]})" for row in rows])
+        names = join_names([f"{table.images[row]} (line {table.lines[row]})" for row in rows])
         plural = "s" * (len(rows) > 1)
-        raise InputError(f"--labels={table.file}: {len(rows)} row{plural} {what}: {named}")
+        raise InputError(f"--labels={table.file}: {len(rows)} row{plural} {what}: {names}")
 
 
 def _is_outside(name):
@@ -165,7 +165,8 @@ def _encode_labels(table, least):
     names = tuple(sorted(set(table.labels)))
     if len(names) < least:
         raise InputError(
-            f"--labels={table.file}: every label is {names[0]}; expected at least 2 classes"
+            f"--labels={table.file}: expected at least {least} classes, received one label, "
+            f"{names[0]}"
         )
     label_of = {name: label for label, name in enumerate(names)}
     return names, np.fromiter(map(label_of.get, table.labels), np.int64, len(table.labels))
@@ -223,3 +224,6 @@ def _refuse_no_header(table, names):
             f"--labels={table.file}: its first line is {','.join(table.header)}; "
             f"expected a header, such as id,label"
         )
+
+
+CSV = Reader(_read_csv, options=("labels",))

@@ -1,11 +1,10 @@
-"""Checks image files before a run, from their headers and ends, and caches which are readable.
+"""Checks image files before a run, by their headers and ends, and caches which are readable.
 
-Each folder of images has a file in the user's cache folder with the names, sizes and modification
-times of readable images, so the next run opens only new and changed ones. It can be deleted.
+The cache has the name, size and modification time of every readable image, so that the next run
+opens only new and changed ones.
 """
 
 import hashlib
-import io
 import os
 import pkgutil
 import re
@@ -16,14 +15,13 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from keras_mixer.data.image_listing import MISSING, Listing, position_of
-from keras_mixer.errors import InputError, join_names
-from keras_mixer.files import cache_folder, write_atomically
-from keras_mixer.log import logger, track
+from keras_mixer.data.cache import load_cached, save_cached
+from keras_mixer.data.image_listing import MISSING, position_of
+from keras_mixer.log import track
 
 MOST_PIXELS = 89_478_485  # Pillow's limit against decompression bombs
 MOST_BYTES = 5 * MOST_PIXELS  # more than any format needs for them; files are read whole
-_MOST_READS = 500_000  # by Pillow and here, which is about a second; a large GIF has a tenth
+_MOST_READS = 500_000  # about a second; a large GIF needs a tenth
 
 _TAIL = 64  # bytes in which the end of a file is looked for first
 
@@ -32,8 +30,7 @@ def check_image_file(path):
     """Checks an image file for errors in its header and for truncation, without decoding it.
 
     It must be a JPEG, PNG, BMP, WebP or GIF that `decode_image` supports, of at most `MOST_PIXELS`.
-    What lies between header and end is read only if a JPEG or PNG has data appended, which is
-    rare; damage there shows only when the image is decoded.
+    Damage between header and end shows only when the image is decoded.
 
     Args:
         path: string or bytes. The suffix does not matter.
@@ -64,8 +61,8 @@ def check_image(file):
         return f"damaged header ({error})"
 
 
-class _FewReads:
-    """A file that can be read from so many times: a hostile header has millions of parts."""
+class _LimitedReads:
+    """A file with a limit on the number of reads: a hostile header has millions of parts."""
 
     def __init__(self, file):
         self._file = file
@@ -82,7 +79,7 @@ class _FewReads:
 
 
 def _problem(file):
-    file = _FewReads(file)
+    file = _LimitedReads(file)
     size = file.seek(0, os.SEEK_END)
     head = _read_at(file, 0, 32)
     if not head:
@@ -102,8 +99,8 @@ def _problem(file):
 def starts_like_image(content):
     """Returns whether bytes start like an image of a supported format, and not like text.
 
-    "BM" alone, the mark of a BMP, starts names, too: BMW.jpg. In a BMP, the size of the header that
-    begins at byte 14 follows, a small number of four bytes, which has zeros.
+    A text can start with "BM", too, such as BMW.jpg. In a BMP, the size of the header follows at
+    byte 14, a small number of four bytes, so that its last three are 0.
     """
     kind = _kind_of(content[:32])
     return kind is not None and (kind != "BMP" or content[15:18] == bytes(3))
@@ -135,7 +132,7 @@ def _read_at(file, offset, count):
 
 # === Formats ===
 
-_END_OF_IMAGE = b"\xff\xd9"
+_END_OF_JPEG = b"\xff\xd9"
 _SCAN = 0xDA
 _DECODED_FRAMES = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}  # the others are lossless or hierarchical
 
@@ -146,16 +143,17 @@ def _jpeg_problem(file, size, image):
         return "truncated"
     if not segments.keys() & _DECODED_FRAMES:
         return "a lossless or hierarchical JPEG: save it as PNG"
-    # The end marker is near the end or, since cameras append videos, anywhere after the header.
-    scan = segments[_SCAN]
-    if _END_OF_IMAGE in _read_at(file, max(scan, size - _TAIL), _TAIL):
-        return None
-    return None if _holds(file, scan, _END_OF_IMAGE) else "truncated"
+    return None if _has_end(file, segments[_SCAN], size, _END_OF_JPEG) else "truncated"
 
 
-def _holds(file, offset, mark):
-    """Returns whether there is a mark anywhere from an offset on."""
-    file.seek(offset)
+def _has_end(file, start, size, mark):
+    """Returns whether the end mark of an image is in a file, from `start` on.
+
+    It is in the last bytes or, since cameras append videos, anywhere before.
+    """
+    if mark in _read_at(file, max(start, size - _TAIL), _TAIL):
+        return True
+    file.seek(start)
     last = b""
     while piece := file.read(1 << 20):
         if mark in last[-len(mark) :] + piece:
@@ -177,15 +175,7 @@ _END_OF_PNG = b"\0\0\0\0IEND\xaeB`\x82"
 
 
 def _png_problem(file, size, image):
-    if _END_OF_PNG in _read_at(file, size - _TAIL, _TAIL):
-        return None
-    offset = 8  # data may be appended: look at the head of every chunk
-    while len(chunk := _read_at(file, offset, 8)) == 8:
-        length, name = struct.unpack(">I4s", chunk)
-        if name == b"IEND":
-            return None
-        offset += 12 + length
-    return "truncated"
+    return None if _has_end(file, 0, size, _END_OF_PNG) else "truncated"
 
 
 def _gif_problem(file, size, image):
@@ -195,36 +185,9 @@ def _gif_problem(file, size, image):
     if not tail.rstrip(b"\0").endswith(b";"):
         return "truncated"
     width, height = image.size
-    most = max(1, MOST_PIXELS // (width * height))  # all are decoded, if only one is used
-    if _gif_has_more_frames(file, most):
-        return f"a GIF of more than {most} frames of {width}x{height}: save its first one as PNG"
+    if (frames := image.n_frames) > max(1, MOST_PIXELS // (width * height)):  # all are decoded
+        return f"a GIF of {frames} frames of {width}x{height}: save its first one as PNG"
     return None
-
-
-def _gif_has_more_frames(file, most):
-    """Returns whether a GIF has more images; GIF89a specification, sections 15 to 26."""
-    offset, frames = 13 + _gif_colors(_read_at(file, 10, 1)), 0
-    while frames <= most and (start := _read_at(file, offset, 10)):
-        if start[0] == 0x2C and len(start) == 10:  # an image: its colors, then a byte
-            frames += 1
-            offset = _gif_blocks_end(file, offset + 11 + _gif_colors(start[9:]))
-        elif start[0] == 0x21:  # an extension
-            offset = _gif_blocks_end(file, offset + 2)
-        else:
-            break
-    return frames > most
-
-
-def _gif_colors(flags):
-    """Returns the size of a table of colors, in bytes, from the byte with its flags."""
-    return 3 * 2 ** (flags[0] % 8 + 1) if flags and flags[0] & 0x80 else 0
-
-
-def _gif_blocks_end(file, offset):
-    """Returns the end of a sequence of blocks: a byte with the size before each, 0 at the end."""
-    while (size := _read_at(file, offset, 1)) and size[0]:
-        offset += 1 + size[0]
-    return offset + 1
 
 
 _CODINGS = {  # (bits per pixel, compression) -> Pillow's names for the order of the channels
@@ -241,8 +204,8 @@ def _bmp_problem(file, size, image):
     if header_size < 40 or image.tile[0][3][0] not in _CODINGS.get((bits, compression), ()):
         return "a BMP other than of plain 8, 24 or 32 bits per pixel: save it as PNG"
     width, height = image.size
-    row = (width * bits + 31) // 32 * 4
-    return "truncated" if size < pixels + row * height else None
+    line = (width * bits + 31) // 32 * 4  # in bytes
+    return "truncated" if size < pixels + line * height else None
 
 
 def _webp_problem(head, size):
@@ -274,34 +237,22 @@ _PROBLEMS = {"JPEG": _jpeg_problem, "PNG": _png_problem, "GIF": _gif_problem, "B
 # === Folders of images ===
 
 
-def refuse_unreadable(listing):
-    """Checks every image that is not known to be readable, so that training does not fail on it.
+def find_unreadable(listing, check=None, checks="headers", version=b""):
+    """Checks the images that did not pass the same checks before.
 
     Args:
         listing: `Listing` of the files.
-
-    Raises:
-        InputError: Names the unreadable files.
-    """
-    problems = find_unreadable(listing, lambda paths: map(check_image_file, paths), "headers")
-    paths = listing.paths()
-    refuse_files([(paths[index], problem) for index, problem in problems])
-
-
-def find_unreadable(listing, check, checks, version=b""):
-    """Checks every image that did not pass the same checks before.
-
-    Args:
-        listing: `Listing` of the files.
-        check: Function of an array of paths, as bytes, that yields a reason or None for each.
-        checks: Name of the checks; they are remembered apart from others.
+        check: Function of an array of paths, as bytes, that yields a reason or None for each; by
+            default, `check_image_file` of each.
+        checks: Name of the checks; each has its own cache.
         version: Bytes that change with what else the checks depend on.
 
     Returns:
         list of (index, reason) of the files that do not pass.
     """
-    cache = _cache_path(listing.directory, checks.encode() + version)
-    readable = _find_unchanged(listing, _load(cache))
+    check = check or (lambda paths: map(check_image_file, paths))
+    cache = _cache_name(listing.directory, checks.encode() + version)
+    readable = _find_unchanged(listing, load_cached(cache, _CACHED))
     unknown, problems = np.flatnonzero(~readable), []
     results = check(listing.take(unknown).paths())
     try:
@@ -310,74 +261,36 @@ def find_unreadable(listing, check, checks, version=b""):
             readable[index] = problem is None
             if problem:
                 problems.append((int(index), problem))
-    finally:  # so that an interrupted check can be resumed
+    finally:  # also if interrupted
         if len(unknown):
-            _save(cache, listing.take(readable))
+            passed = listing.take(readable)
+            passed = passed.take(np.argsort(passed.names))
+            arrays = {name: getattr(passed, name) for name in _CACHED}
+            save_cached(cache, arrays, "which images are readable")
     return problems
 
 
-def refuse_files(problems):
-    """Raises an `InputError` if a list of (path as bytes, reason) is not empty."""
-    if problems:
-        named = join_names([f"{os.fsdecode(path)} ({why})" for path, why in problems])
-        raise InputError(
-            f"--data_dir: {len(problems)} unreadable image{'s' * (len(problems) > 1)}, repair or "
-            f"remove, or skip with --bad_images=skip: {named}"
-        )
+_CACHED = {"names": "S", "sizes": "i", "mtimes": "i"}
 
 
-# === Cache ===
-
-
-def _cache_path(directory, checks):
+def _cache_name(directory, checks):
     """Returns a path that depends on the folder, the checks, this file and Pillow's version.
 
     So all images are checked again when the checks have changed.
     """
     source = pkgutil.get_data("keras_mixer.data", "image_checks.py") + PIL.__version__.encode()
     digest = hashlib.sha256(os.path.abspath(directory) + source + checks)
-    return cache_folder() / "readable_images" / f"{digest.hexdigest()[:32]}.npz"
-
-
-def _load(cache):
-    """Returns the cached (names, sizes, mtimes) of readable files, or empty arrays."""
-    nothing = np.empty(0, "S1"), np.empty(0, np.int64), np.empty(0, np.int64)
-    try:
-        arrays = np.load(io.BytesIO(cache.read_bytes()), allow_pickle=False)
-        columns = tuple(arrays[name] for name in Listing._fields[1:])
-        if [(c.dtype.kind, c.shape) for c in columns] != [(k, (len(columns[0]),)) for k in "Sii"]:
-            raise ValueError("unexpected arrays")
-    except OSError:
-        return nothing
-    except Exception as error:  # NumPy, zipfile and zlib raise many types on damaged files
-        logger.warning(f"{cache}: damaged, so the images are checked again ({error})")
-        return nothing
-    return columns
+    return f"readable_images/{digest.hexdigest()[:32]}.npz"
 
 
 def _find_unchanged(listing, cached):
     """Returns a bool array `(n,)`: whether each file is cached with its size and mtime."""
-    names, sizes, mtimes = cached
     unchanged = np.zeros(len(listing), bool)
-    index = position_of(listing.names, names)
-    known = np.flatnonzero(index != MISSING)
-    index = index[known]
-    same_size = sizes[index] == listing.sizes[known]
-    unchanged[known] = same_size & (mtimes[index] == listing.mtimes[known])
+    if cached:
+        index = position_of(listing.names, cached["names"])
+        known = np.flatnonzero(index != MISSING)
+        same = [
+            cached[key][index[known]] == getattr(listing, key)[known] for key in ("sizes", "mtimes")
+        ]
+        unchanged[known] = np.logical_and(*same)
     return unchanged
-
-
-def _save(cache, readable):
-    """Writes the listing of readable files, sorted by name; failing to do so is no error."""
-    columns = readable.take(np.argsort(readable.names))._asdict()
-    del columns["directory"]
-    content = io.BytesIO()
-    np.savez_compressed(content, **columns)
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(cache, content.getvalue())
-    except OSError as error:
-        logger.info(
-            f"{cache.parent}: cannot cache which images are readable ({error.strerror}), so they "
-            f"are checked again next time; set KERAS_MIXER_CACHE=FOLDER to use another folder"
-        )

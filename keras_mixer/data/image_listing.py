@@ -18,7 +18,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif")  # may diffe
 OTHER_SUFFIXES = (
     *(".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".svg", ".psd", ".dng"),
 )
-MISSING, SEVERAL = -1, -2  # in place of indices, see `find_images`
+MISSING, SEVERAL = -1, -2  # instead of indices, see `find_images`
 
 
 class Listing(NamedTuple):

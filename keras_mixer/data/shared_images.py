@@ -8,11 +8,11 @@ from keras_mixer.data.datasets import SPLITS
 from keras_mixer.log import logger, track
 
 MOST_BYTES = 1 << 30  # compared: about ten seconds from a disk
-_NAMED = 3
+_EXAMPLES = 3
 
 
 def note_shared_images(dataset):
-    """Prints a warning if an image of one split is in another, too, byte for byte.
+    """Logs a warning if an image of one split is in another, too, byte for byte.
 
     Args:
         dataset: `Dataset`. Of image files, those are read that have the size of one in another
@@ -24,10 +24,10 @@ def note_shared_images(dataset):
         logger.info("splits are not compared for identical images: they are larger than 1 GB")
         return
     if shared := _same_content(splits, candidates):
-        examples = "; ".join(" = ".join(names) for names in shared[:_NAMED])
+        examples = "; ".join(" = ".join(names) for names in shared[:_EXAMPLES])
         logger.warning(
             f"{len(shared):,} image{'s are' if len(shared) > 1 else ' is'} in several splits, byte "
-            f"for byte, which makes scores too good: {examples}{'; …' * (len(shared) > _NAMED)}"
+            f"for byte, which makes scores too good: {examples}{'; …' * (len(shared) > _EXAMPLES)}"
         )
 
 
@@ -52,7 +52,7 @@ def _same_content(splits, candidates):
         content = splits[name].content(index)
         found.setdefault(hashlib.sha256(content).digest(), []).append((name, index))
     return [
-        [f"{splits[name].place(index)} ({name})" for name, index in places]
-        for places in found.values()
-        if len({name for name, _ in places}) > 1
+        [f"{splits[name].name_of(index)} ({name})" for name, index in found_as]
+        for found_as in found.values()
+        if len({name for name, _ in found_as}) > 1
     ]

@@ -1,13 +1,11 @@
 """An open dataset: its class names, splits and identity.
 
-A split is a set of labeled images: `ArrayImages` in memory, `FileImages` on disk, or
-`tfrecords.RecordImages` in record files. All have one interface, `Images` in docstrings: `len`,
-`channels`, `labels` (None if they have to be read), `read_labels`, `take`, `digest`, and by index
-`sizes`, `content` and `place` (a description for messages).
+A split is a set of labeled images, with the interface `Images`: `ArrayImages` in memory,
+`FileImages` on disk, or `tfrecords.RecordImages` in TFRecord files.
 
 The identity is a digest of the images, their order, labels and classes, by which a resumed run
 checks that its data have not changed. For image files it covers names and sizes, not contents:
-those would take hours for large datasets.
+reading those would take hours for large datasets.
 """
 
 import dataclasses
@@ -15,6 +13,7 @@ import hashlib
 import math
 import os
 import struct
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -22,6 +21,42 @@ from keras_mixer.data.datasets import SPLITS
 from keras_mixer.data.image_listing import Listing
 from keras_mixer.errors import InputError, join_names, path_errors
 from keras_mixer.log import logger, one_line
+
+
+class Images(Protocol):
+    """Labeled images of a split.
+
+    Attributes:
+        channels: Color channels, 1 or 3.
+        labels: int64 array `(n,)` of class indices; None if they have to be read.
+        fix: What a user can do about damaged images, for messages.
+        folder: What completes `name_of` to a path, for messages; "" if it is complete.
+    """
+
+    channels: int
+    labels: np.ndarray | None
+    fix: str
+    folder: str
+
+    def __len__(self): ...
+
+    def take(self, indices):
+        """Returns the images at these indices, in this order."""
+
+    def read_labels(self):
+        """Returns the labels, int64 `(n,)`."""
+
+    def sizes(self):
+        """Returns the sizes of the images in bytes, as they are stored, an int array `(n,)`."""
+
+    def content(self, index):
+        """Returns an image as bytes, as it is stored; raises InputError if it cannot be read."""
+
+    def name_of(self, index):
+        """Returns the name of an image, for messages."""
+
+    def digest(self):
+        """Returns bytes that identify the images and labels, wherever they are stored."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,6 +70,8 @@ class ArrayImages:
 
     pixels: np.ndarray
     labels: np.ndarray
+    fix: ClassVar[str] = "repair the data"
+    folder: ClassVar[str] = ""
 
     @property
     def channels(self):
@@ -60,8 +97,8 @@ class ArrayImages:
         """Returns the pixels of an image as bytes."""
         return self.pixels[index].tobytes()
 
-    def place(self, index):
-        """Returns a description of an image, for messages."""
+    def name_of(self, index):
+        """Returns the index of an image, for messages."""
         return f"number {index}"
 
     def digest(self):
@@ -83,6 +120,12 @@ class FileImages:
     listing: Listing
     labels: np.ndarray
     channels: int
+    fix: ClassVar[str] = "repair or remove"
+
+    @property
+    def folder(self):
+        """Folder that names are relative to."""
+        return os.fsdecode(self.listing.directory)
 
     @property
     def paths(self):
@@ -110,7 +153,7 @@ class FileImages:
         with path_errors(os.fsdecode(path)), open(path, "rb") as file:
             return file.read()
 
-    def place(self, index):
+    def name_of(self, index):
         """Returns the name of a file, relative to the folder of the data."""
         return os.fsdecode(self.listing.names[index])
 
@@ -134,13 +177,13 @@ class Dataset:
         validation: `Images` to choose epochs and hyperparameters by; may be None.
         test: `Images` to score once, at the end; may be None.
         identity: Hexadecimal sha256 of all of the above.
-        skipped: (place, reason) of the images that were left out, since they cannot be decoded.
+        skipped: (name, reason) of the images that were left out, since they cannot be decoded.
     """
 
     class_names: tuple[str, ...]
-    train: object
-    validation: object
-    test: object
+    train: Images
+    validation: Images | None
+    test: Images | None
     identity: str
     skipped: tuple[tuple[str, str], ...] = ()
 
@@ -177,7 +220,7 @@ def set_aside(images, *arguments):
 
 
 def split_stratified(images, fraction, seed, flag, class_names):
-    """Sets aside a fraction of every class, chosen by a seed.
+    """Sets aside a fraction of every class at random (a stratified split).
 
     Args:
         images: `Images` with known labels.
@@ -227,13 +270,16 @@ def split_randomly(images, fraction, seed, flag, class_names):
     """Sets aside a fraction of all images at random; arguments as for `split_stratified`."""
     aside = round(len(images) * fraction)
     if not 0 < aside < len(images):
-        raise InputError(f"{flag}={fraction}: of {len(images)} images that would be {aside}")
+        raise InputError(
+            f"{flag}={fraction}: expected a fraction of the {len(images)} images that leaves some "
+            f"on both sides, received one that sets aside {aside}; 0 sets none aside"
+        )
     order = np.random.default_rng(seed).permutation(len(images))
     return images.take(np.sort(order[aside:])), images.take(np.sort(order[:aside]))
 
 
 def without_bad(splits, class_names, find_bad):
-    """Leaves out images that cannot be decoded, and prints which.
+    """Leaves out images that cannot be decoded, and logs which.
 
     Args:
         splits: dict from names to `Images`.
@@ -241,7 +287,7 @@ def without_bad(splits, class_names, find_bad):
         find_bad: Function of `Images` that returns a list of (index, reason).
 
     Returns:
-        (splits, skipped): the same without them, and a tuple of (place, reason).
+        (splits, skipped): the same without them, and a tuple of (name, reason).
 
     Raises:
         InputError: If no image is left of a split, or of a class in it.
@@ -249,25 +295,42 @@ def without_bad(splits, class_names, find_bad):
     kept, skipped = {}, []
     for name, images in splits.items():
         reasons = dict(find_bad(images))
-        skipped += [(images.place(index), why) for index, why in reasons.items()]
+        skipped += [(images.name_of(index), why) for index, why in reasons.items()]
         kept[name] = images.take(np.setdiff1d(np.arange(len(images)), list(reasons)).astype(int))
         _refuse_lost(name, images, kept[name], class_names)
     if skipped:
         count = sum(map(len, splits.values()))
-        named = join_names([one_line(f"{place} ({why})") for place, why in skipped])
-        logger.warning(f"{len(skipped):,} of {count:,} images are bad and skipped: {named}")
+        names = join_names([one_line(f"{name} ({why})") for name, why in skipped])
+        logger.warning(f"{len(skipped):,} of {count:,} images are bad and skipped: {names}")
     return kept, tuple(skipped)
 
 
 def _refuse_lost(name, before, after, class_names):
-    """Refuses to go on without any image of a class or, if labels have to be read, of a split."""
+    """Refuses a class without images or, if labels have to be read, a split without images."""
     lost = [] if len(after) else ["any class"]
     if len(after) and after.labels is not None:
         lost = [class_names[label] for label in np.setdiff1d(before.labels, after.labels)]
     if lost:
         raise InputError(
             f"--bad_images=skip: no readable image is left of {join_names(lost)} (split: {name}); "
-            f"repair the images"
+            f"{before.fix}"
+        )
+
+
+def refuse_bad(images, problems):
+    """Raises an `InputError` if images of a split are unreadable.
+
+    Args:
+        images: `Images` that they belong to.
+        problems: list of (index, reason).
+    """
+    if problems:
+        names = join_names(
+            [f"{os.path.join(images.folder, images.name_of(i))} ({why})" for i, why in problems]
+        )
+        raise InputError(
+            f"--data_dir: {len(problems)} unreadable image{'s' * (len(problems) > 1)}, "
+            f"{images.fix}, or skip with --bad_images=skip: {names}"
         )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_mixer.data.datasets import DATASETS, SPLITS, dataset_row
+from keras_mixer.data.readers import Reader
 from keras_mixer.data.tfrecords import RandomAccessStore, RecordImages, TFRecordStore, overlap
 from keras_mixer.errors import InputError
 from keras_mixer.log import logger
@@ -21,7 +22,7 @@ from keras_mixer.log import logger
 SECONDS_TO_ANSWER = 20
 
 
-def read_tfds(request):
+def _read_tfds(request):
     """Opens a dataset of tensorflow-datasets, in its own splits or in those requested.
 
     Labels are not read: that would mean reading all of the data before the first step.
@@ -41,7 +42,10 @@ def read_tfds(request):
         splits[name] = RecordImages(
             store, np.arange(len(store)), image_key, label_key, channels, len(class_names)
         )
-        _refuse_unlabeled(splits[name], name, expression)
+        if not splits[name].has_labels():
+            raise InputError(
+                f"--{flag_of(name)}={expression}: its images have no labels; give another split"
+            )
     return class_names, splits
 
 
@@ -79,16 +83,13 @@ def _builder(name, directory):
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         if os.path.isdir(name):
             hint = f"; for the images in {name} give --dataset=folder --data_dir={name}"
+        others = ", ".join(key for key, info in DATASETS.items() if info.origin != "tfds")
         raise InputError(
-            f"--dataset={name}: expected one of {', '.join(_own_names())} or the name of a set of "
+            f"--dataset={name}: expected one of {others} or the name of a set of "
             f"tensorflow-datasets{hint}"
         ) from error
     except Exception as error:  # many types: config, version and syntax of the name
         raise InputError(f"--dataset={name}: {_one_line(error)}") from error
-
-
-def _own_names():
-    return [name for name, row in DATASETS.items() if row.origin != "tfds"]
 
 
 def _is_mocked(builder):
@@ -108,7 +109,7 @@ def _prepare(builder, name):
     except Exception as error:  # the network, the disk, manual downloads, missing packages
         raise InputError(
             f"--dataset={name}: not in {builder.data_dir}, and cannot be prepared there: "
-            f"{_one_line(error)}. --data_dir names another folder, with prepared data"
+            f"{_one_line(error)}. --data_dir gives another folder, with prepared data"
             f"{' or the four IDX files' * (dataset_row(name).origin == 'idx')}"
         ) from error
 
@@ -142,10 +143,10 @@ def _feature_keys(builder):
         return supervised
     if list(map(len, names)) == [1, 1]:
         return names[0][0], names[1][0]
-    shown = ", ".join(f"{name} ({type(features[name]).__name__})" for name in sorted(features))
+    found = ", ".join(f"{name} ({type(features[name]).__name__})" for name in sorted(features))
     raise InputError(
         f"--dataset={builder.name}: not a set for image classification; expected one image and "
-        f"one class label, its features are {shown}"
+        f"one class label, received the features {found}"
     )
 
 
@@ -160,13 +161,6 @@ def _channels(builder, image_key):
     return channels
 
 
-def _refuse_unlabeled(records, name, expression):
-    if not records.has_labels():
-        raise InputError(
-            f"--{flag_of(name)}={expression}: its images have no labels; give another split"
-        )
-
-
 # === Splits ===
 
 
@@ -176,9 +170,9 @@ def flag_of(name):
 
 
 def _choose_expressions(builder, request):
-    """Returns the expression of each split to open; the only split of a dataset is named `all`."""
-    defaults = _default_expressions(builder, request.row)
-    given = {name: text for name, text in request.expressions.items() if text}
+    """Returns the expression of each split to open; the only split of a dataset is called `all`."""
+    defaults = _default_expressions(builder, request.info)
+    given = {n: text for n in SPLITS if (text := request.options[flag_of(n)])}
     chosen = {**defaults, **given}
     if "all" in defaults and "train" in chosen:
         del chosen["all"]
@@ -197,11 +191,11 @@ def _choose_expressions(builder, request):
     return chosen
 
 
-def _default_expressions(builder, row):
+def _default_expressions(builder, info):
     """Returns the expressions of the table, else the splits with the usual names."""
     names = list(builder.info.splits)
-    if row.splits:
-        return {name: text for name, text in zip(SPLITS, row.splits, strict=True) if text}
+    if info.splits:
+        return {name: text for name, text in zip(SPLITS, info.splits, strict=True) if text}
     if not names:  # mocked, so any name will do
         return {"train": "train", "test": "test"}
     return {"all": names[0]} if len(names) == 1 else {n: n for n in SPLITS if n in names}
@@ -258,7 +252,7 @@ def _store(builder, expression, image_key, label_key):
             decoders=tfds.decode.PartialDecoding(wanted),
             deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
         )
-        with contextlib.suppress(RuntimeError):  # damaged: noticed when it is used
+        with contextlib.suppress(RuntimeError):  # damaged: reported when it is read
             if not isinstance(source[0], bytes):
                 raise TypeError(f"its records are {type(source[0]).__name__}")
     except Exception as error:
@@ -267,3 +261,6 @@ def _store(builder, expression, image_key, label_key):
             f"read in any order; prepare it as tfrecord or array_record ({_one_line(error)})"
         ) from error
     return RandomAccessStore(f"{full_name} {expression}", source, shards)
+
+
+TFDS = Reader(_read_tfds, "optional", options=tuple(map(flag_of, SPLITS)))

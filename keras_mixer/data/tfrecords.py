@@ -1,25 +1,25 @@
 """Reads images from TFRecord and array_record files by index.
 
-Random access to a TFRecord file needs the offsets of its records; they are collected once from the
-headers and kept in the user's cache folder. Every record is checked against its checksum when it is
-read, as by TensorFlow, and every label against the number of classes.
+Random access to a TFRecord file needs the offsets of its records; they are read once from the
+headers and cached. Every record is checked against its checksum when it is read, as by TensorFlow,
+and every label against the number of classes.
 """
 
 import collections
 import contextlib
 import dataclasses
 import hashlib
-import io
 import os
 import struct
 from pathlib import Path
+from typing import ClassVar
 
 import google_crc32c
 import numpy as np
 
-from keras_mixer.errors import InputError, join_names, path_errors
-from keras_mixer.files import cache_folder, write_atomically
-from keras_mixer.log import logger, track
+from keras_mixer.data.cache import load_cached, save_cached
+from keras_mixer.errors import InputError, path_errors
+from keras_mixer.log import track
 
 _HEADER, _FOOTER = 12, 4  # length and its checksum before the content, a checksum after it
 
@@ -54,6 +54,8 @@ class RecordImages:
     channels: int
     num_classes: int
     labels: None = None
+    fix: ClassVar[str] = "remove the folder with the records and prepare it again"
+    folder: ClassVar[str] = ""
 
     def __len__(self):
         return len(self.numbers)
@@ -83,13 +85,14 @@ class RecordImages:
         if len(labels) != 1 or not 0 <= labels[0] < self.num_classes:
             found = ", ".join(map(str, labels[:5])) or "missing"
             raise DamagedRecord(
-                self.place(index), f"{self.label_key} {found}, expected 0 to {self.num_classes - 1}"
+                self.name_of(index),
+                f"{self.label_key} {found}, expected 0 to {self.num_classes - 1}",
             )
         return labels[0]
 
     def has_labels(self):
         """Returns whether the first record has one: those without are labeled -1."""
-        with contextlib.suppress(DamagedRecord):  # noticed when it is used
+        with contextlib.suppress(DamagedRecord):  # reported when it is read
             return not len(self) or self._feature(0, self.label_key).int64_list.value != [-1]
         return True
 
@@ -101,17 +104,17 @@ class RecordImages:
         """Returns the encoded image of one record as bytes; raises InputError if it holds none."""
         values = self._feature(index, self.image_key).bytes_list.value
         if len(values) != 1:
-            raise DamagedRecord(self.place(index), f"it holds {len(values)} images, expected one")
+            raise DamagedRecord(self.name_of(index), f"it holds {len(values)} images, expected one")
         return values[0]
 
-    def place(self, index):
-        """Returns a description of where a record is, for messages."""
-        return self.store.place(self.numbers[index])
+    def name_of(self, index):
+        """Returns the number and file of a record, for messages."""
+        return self.store.name_of(self.numbers[index])
 
     def digest(self):
         """Returns a sha256 that identifies the records but does not depend on the folder."""
         digest = hashlib.sha256(repr((self.store.names(), self.image_key, self.label_key)).encode())
-        digest.update(np.ascontiguousarray(self.store.places(self.numbers), "<i8").tobytes())
+        digest.update(np.ascontiguousarray(self.store.positions(self.numbers), "<i8").tobytes())
         return digest.digest()
 
     def _feature(self, index, key):
@@ -122,17 +125,7 @@ class RecordImages:
             example = tf_example_pb2.Example.FromString(self.store.read(self.numbers[index]))
             return example.features.feature[key]
         except (DecodeError, UnicodeDecodeError) as error:
-            raise DamagedRecord(self.place(index), "no tf.train.Example") from error
-
-
-def refuse_records(problems):
-    """Raises an `InputError` if a list of (description of the record, reason) is not empty."""
-    if problems:
-        named = join_names([f"{place} ({why})" for place, why in problems])
-        raise InputError(
-            f"{len(problems)} damaged image{'s' * (len(problems) > 1)}: {named}; remove the folder "
-            f"with the records and prepare it again, or skip them with --bad_images=skip"
-        )
+            raise DamagedRecord(self.name_of(index), "no tf.train.Example") from error
 
 
 # === TFRecord files ===
@@ -178,11 +171,11 @@ class TFRecordStore:
             raise DamagedRecord(path, "it became shorter during the run")
         content, checksum = content[:-_FOOTER], content[-_FOOTER:]
         if _checksum(content) != checksum:
-            raise DamagedRecord(self.place(number), "its contents do not match its checksum")
+            raise DamagedRecord(self.name_of(number), "its contents do not match its checksum")
         return content
 
-    def place(self, number):
-        """Returns a description of where a record is, for messages."""
+    def name_of(self, number):
+        """Returns the number and file of a record, for messages."""
         shard = self._shards[number]
         before = np.searchsorted(self._shards, shard)
         return f"record {self._firsts[shard] + number - before} of {self._paths[shard]}"
@@ -195,30 +188,36 @@ class TFRecordStore:
         """Returns an int64 array `(n,)` of the sizes of records in bytes."""
         return self._stops[numbers] - self._starts[numbers]
 
-    def places(self, numbers):
+    def positions(self, numbers):
         """Returns an int64 array `(n, 2)` of each record's shard and offset."""
         return np.stack([self._shards[numbers], self._starts[numbers]], axis=1)
 
 
 def _bounds(path, total):
-    """Returns the offset of each record in a file, then the file size: `(total + 1,)`."""
+    """Returns the offset of each record in a file, then the file size: int64 `(total + 1,)`."""
     with path_errors(path):
         status = path.stat()
     key = f"{path.absolute()} {status.st_size} {status.st_mtime_ns}".encode(
         errors="surrogateescape"
     )
-    cache = cache_folder() / "records" / f"{hashlib.sha256(key).hexdigest()[:32]}.npy"
-    bounds = _load(cache)
-    if bounds is None or len(bounds) != total + 1 or bounds[-1] != status.st_size:
-        bounds = _walk(path, status.st_size)
-        if len(bounds) != total + 1:
-            raise DamagedRecord(path, f"it holds {len(bounds) - 1} records, expected {total}")
-        _save(cache, bounds)
+    cache = f"records/{hashlib.sha256(key).hexdigest()[:32]}.npz"
+
+    def valid(cached):
+        bounds = cached["bounds"]
+        ends = len(bounds) == total + 1 and (bounds[0], bounds[-1]) == (0, status.st_size)
+        return ends and (np.diff(bounds) >= _HEADER + _FOOTER).all()
+
+    if cached := load_cached(cache, {"bounds": "i"}, valid):
+        return cached["bounds"]
+    bounds = _walk(path, status.st_size)
+    if len(bounds) != total + 1:
+        raise DamagedRecord(path, f"it holds {len(bounds) - 1} records, expected {total}")
+    save_cached(cache, {"bounds": bounds}, "where records begin")
     return bounds
 
 
 def _walk(path, size):
-    """Finds the bounds of the records by their headers, skipping the contents."""
+    """Reads the bounds of the records from their headers, skipping the contents."""
     bounds = [0]
     with path_errors(path), open(path, "rb", buffering=0) as file:
         while bounds[-1] < size:
@@ -241,31 +240,11 @@ def _checksum(content):
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
-def _load(cache):
-    try:
-        bounds = np.load(io.BytesIO(cache.read_bytes()), allow_pickle=False)
-    except Exception:  # a missing file; NumPy raises many types on damaged ones
-        return None
-    valid = bounds.dtype == np.int64 and bounds.ndim == 1 and len(bounds) and bounds[0] == 0
-    return bounds if valid and (np.diff(bounds) >= _HEADER + _FOOTER).all() else None
-
-
-def _save(cache, bounds):
-    """Writes the bounds for the next run; failing to do so is no error."""
-    content = io.BytesIO()
-    np.save(content, bounds)
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(cache, content.getvalue())
-    except OSError as error:
-        logger.info(f"{cache.parent}: cannot cache the record index ({error.strerror})")
-
-
 # === Other stores with random access ===
 
 
 class RandomAccessStore:
-    """The records of a tfds data source (array_record, or mocked by `tfds.testing.mock_data`).
+    """The records of a tfds data source: array_record, or `tfds.testing.mock_data`.
 
     Args:
         name: Full name of the dataset and its split.
@@ -284,10 +263,10 @@ class RandomAccessStore:
         try:
             return self._source[int(number)]
         except Exception as error:  # the reader's own, a RuntimeError of many lines
-            raise DamagedRecord(self.place(number), str(error).splitlines()[0][:120]) from error
+            raise DamagedRecord(self.name_of(number), str(error).splitlines()[0][:120]) from error
 
-    def place(self, number):
-        """Returns a description of where a record is, for messages."""
+    def name_of(self, number):
+        """Returns the number and file of a record, for messages."""
         return f"record {number} of {self._name}"
 
     def names(self):
@@ -300,7 +279,7 @@ class RandomAccessStore:
         """Returns an int64 array `(n,)` with the mean size of a record in bytes, for each."""
         return np.full(len(numbers), sum(self.names()[2]) // max(len(self), 1))
 
-    def places(self, numbers):
+    def positions(self, numbers):
         """Returns the numbers themselves."""
         return numbers
 

@@ -11,7 +11,7 @@ from keras_mixer.preprocessing.bad_images import broken_images_named
 from keras_mixer.preprocessing.corruption_constants import SEVERITIES
 from keras_mixer.preprocessing.corruptions import corrupt
 from keras_mixer.preprocessing.input_pipeline import evaluation_batches
-from keras_mixer.preprocessing.resize import to_model_range
+from keras_mixer.preprocessing.resize import to_model_range, to_pixels
 from keras_mixer.training.losses import check_finite
 
 FROST_NOTE = "frost is drawn, not photographed: not comparable with published ImageNet-C numbers"
@@ -69,10 +69,9 @@ def _accuracies(subject, variants, seed):
 
 def _corrupted(images, corruption, severity, first, seed):
     """Corrupts a batch of images in [-1, 1]; `first` is the index of its first image."""
-    pixels = np.rint(images * 127.5 + 127.5).astype(np.uint8)
     results = [
         corrupt(image, corruption, severity, index, seed)
-        for index, image in enumerate(pixels, first)
+        for index, image in enumerate(to_pixels(images), first)
     ]
     return to_model_range(np.stack(results)).numpy()
 

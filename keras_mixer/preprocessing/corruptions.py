@@ -4,8 +4,8 @@ They are made as by the paper's code, with its constants, in NumPy, SciPy and Pi
 could be used: `imagecorruptions` (last released in 2020) needs what NumPy 2 and scikit-image have
 removed, `imagenet-c` (2018) needs ImageMagick and OpenCV 3. What differs from the published files:
 
-- Frost is drawn, since the original's photographs cannot be shipped. Its numbers are not comparable
-  with published ones, nor is a mean that includes it.
+- Frost is synthetic, since the original's photographs cannot be shipped. Its numbers are not
+  comparable with published ones, nor is a mean that includes it.
 - Random numbers are others, and a function of (seed, image, corruption, severity) alone.
 - Values are rounded to 8 bits once, at the end. The original cuts them off, there and in between;
   ImageNet-C was then saved as JPEG of quality 85.
@@ -210,7 +210,7 @@ def _frost(x, constants, generator):
 
 
 def _crystals(shape, generator):
-    """Draws the brightness of frost about its mean: branching ridges on clouds of ice.
+    """Makes the brightness of frost about its mean: branching ridges on clouds of ice.
 
     Ridges are where a fractal crosses its middle, so they wind and branch as the fractal does.
     """

@@ -180,7 +180,7 @@ def _last_application_segment(content):
     marker, length (2 bytes, itself included), data.
     """
 
-    def goes_on(offset, segment):
+    def is_other(offset, segment):
         marker = segment[1]
         skippable = (marker // 16 == 0xE) | (marker == 0xFE)
         return (segment[0] == 0xFF) & skippable & ~_is_exif(segment)
@@ -191,7 +191,7 @@ def _last_application_segment(content):
 
     first = tf.constant(2, tf.int64)
     state = first, _bytes_at(content, first, 10)
-    return tf.while_loop(goes_on, skip, state, maximum_iterations=_MOST_SEGMENTS)
+    return tf.while_loop(is_other, skip, state, maximum_iterations=_MOST_SEGMENTS)
 
 
 def _is_exif(segment):
@@ -225,7 +225,7 @@ def _upright(image, orientation):
         turned = tf.transpose(image, (1, 0, 2)) if transpose else image
         return tf.reverse(turned, axes) if axes else turned
 
-    branches = [functools.partial(turn, *row) for row in _UPRIGHT]
+    branches = [functools.partial(turn, *how) for how in _UPRIGHT]
     return tf.switch_case(tf.cast(orientation - 1, tf.int32), branches)
 
 
@@ -244,7 +244,7 @@ def _number(data, little_endian):
     return tf.reduce_sum(tf.cast(data, tf.int64) * weights, axis=-1)
 
 
-# === Images that must not, or cannot be decoded ===
+# === Images that must not or cannot be decoded ===
 
 
 def refuse_large(content):
@@ -296,25 +296,6 @@ def _pixels_by_header(content):
     cases = [(tf.strings.regex_full_match(start, p), size) for p, size in sizes.items()]
     is_jpeg = tf.strings.substr(content, 0, 2) == b"\xff\xd8"  # RE2 has no bytes above 127
     return tf.case([(is_jpeg, jpeg), *cases], default=lambda: tf.constant(0, tf.int64))
-
-
-def find_undecodable(contents, channels=3):
-    """Decodes images and returns a list of (name, reason) of those that fail.
-
-    For use after a decoding error of TensorFlow, which does not name the file.
-
-    Args:
-        contents: Pairs of a name and the bytes of a file, or a function that reads them.
-        channels: int, 1 or 3.
-    """
-    problems = []
-    for name, content in contents:
-        try:
-            content = content() if callable(content) else content
-            decode_image(refuse_large(tf.convert_to_tensor(content)), channels)
-        except (tf.errors.OpError, ValueError) as error:
-            problems.append((name, decoding_problem(error)))
-    return problems
 
 
 def decoding_problem(error):

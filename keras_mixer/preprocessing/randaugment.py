@@ -1,8 +1,8 @@
 """RandAugment and color jitter: Pillow's operations on batches, with random numbers per image.
 
 The only file that uses keras-cv, which is imported when its solarization is traced. Random numbers
-are drawn here, since its layers draw them from a generator with a state. Its other layers do not
-fit: its equalization subtracts the pixels of the rarest value, not of the brightest; its contrast
+are sampled here, since its layers use a generator with a state. Its other layers do not fit: its
+equalization subtracts the pixels of the rarest value, not of the brightest; its contrast
 is about each channel's mean, not that of the gray image; its brightness adds instead of
 multiplying; its color layer needs the global generator; and its auto-contrast and its sharpness
 take two to six times as long on a CPU.
@@ -14,14 +14,14 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from keras_mixer.preprocessing.draws import draw
+from keras_mixer.preprocessing.random_numbers import sample
 
 FILL = 128.0  # for pixels from outside of an image, as in the official code
 GRAY = (0.2989, 0.587, 0.114)  # the weights of `tf.image.rgb_to_grayscale`
 
 
 @tf.autograph.experimental.do_not_convert  # it would take a second to find nothing
-def rand_augment(images, seed, layers, magnitude, rows=None):
+def rand_augment(images, seed, layers, magnitude, part=None):
     """Applies RandAugment (Cubuk et al. 2019): random ones of the paper's 14 operations per image.
 
     Shear, translate, rotate, color, contrast, brightness and sharpness have the scale of the
@@ -48,9 +48,9 @@ def rand_augment(images, seed, layers, magnitude, rows=None):
         images: tensor `(batch, height, width, channels)`, pixel values from 0 to 255; height and
             width are static and at least 3.
         seed: int tensor `(2,)`.
-        layers: int. Number of operations applied to each image, drawn with replacement.
+        layers: int. Number of operations applied to each image, sampled with replacement.
         magnitude: number from 0 to 30. Signs are random for each image.
-        rows: `draws.Rows` of the images; None for a whole batch.
+        part: `random_numbers.BatchPart`; None for a whole batch.
 
     Returns:
         float32 tensor of the same shape.
@@ -63,7 +63,7 @@ def rand_augment(images, seed, layers, magnitude, rows=None):
     def toss(count):
         return tf.random.stateless_uniform((layers, count), tf.random.fold_in(seed, 1)) < 0.5
 
-    chosen, positive = (draw(sample, images, rows, axis=1) for sample in (choose, toss))
+    chosen, positive = (sample(each, images, part, axis=1) for each in (choose, toss))
     for layer in range(layers):
         images = _apply_each(images, chosen[layer], positive[layer], magnitude)
     return images
@@ -72,8 +72,8 @@ def rand_augment(images, seed, layers, magnitude, rows=None):
 def _apply_each(images, chosen, positive, magnitude):
     """Applies each image's operation to it, grouping the images by operation and sign."""
     kinds = [(each, m) for each in OPERATIONS.values() for m in (-magnitude, magnitude)]
-    drawn = 2 * chosen + tf.cast(positive, tf.int32)
-    groups = tf.dynamic_partition(tf.range(tf.shape(images)[0]), drawn, len(kinds))
+    group_of = 2 * chosen + tf.cast(positive, tf.int32)
+    groups = tf.dynamic_partition(tf.range(tf.shape(images)[0]), group_of, len(kinds))
     results = [_apply(*kind, images, group) for kind, group in zip(kinds, groups, strict=True)]
     return tf.ensure_shape(tf.dynamic_stitch(groups, results), images.shape)
 
@@ -87,7 +87,7 @@ def _apply(operation, m, images, group):
     )  # fmt: skip
 
 
-def jitter_color(images, seed, strength, rows=None):
+def jitter_color(images, seed, strength, part=None):
     """Changes brightness, then contrast, then saturation of each image.
 
     The factors are uniform in [max(0, 1 - strength), 1 + strength] and those of Pillow and
@@ -98,7 +98,7 @@ def jitter_color(images, seed, strength, rows=None):
         images: tensor `(batch, height, width, channels)`, pixel values from 0 to 255.
         seed: int tensor `(2,)`.
         strength: float, at least 0; usually 0.4.
-        rows: `draws.Rows` of the images; None for a whole batch.
+        part: `random_numbers.BatchPart`; None for a whole batch.
 
     Returns:
         float32 tensor of the same shape.
@@ -106,10 +106,10 @@ def jitter_color(images, seed, strength, rows=None):
     images = tf.cast(images, tf.float32)
     bounds = max(0.0, 1.0 - strength), 1.0 + strength
 
-    def sample(count):
+    def uniform(count):
         return tf.random.stateless_uniform((3, count, 1, 1, 1), seed, *bounds)
 
-    factors = draw(sample, images, rows, axis=1)
+    factors = sample(uniform, images, part, axis=1)
     images = _enhance(images, 0.0, factors[0])
     images = _enhance(images, _mean_gray(images), factors[1])
     return _enhance(images, _gray(images), factors[2])
@@ -122,7 +122,7 @@ def jitter_color(images, seed, strength, rows=None):
 # every graph, however it is optimized.
 #
 # TensorFlow's ImageProjectiveTransformV3 does the same, but takes two to four times as long: it
-# computes the place of every channel of every pixel, and again for every image.
+# computes the position of every channel of every pixel, and again for every image.
 
 
 def _shear_x(images, m):
@@ -186,9 +186,9 @@ def _look_up(images, rows, columns, behind=0):
     """
     height, width, channels = images.shape[1:]
     firsts = height * width * tf.range(tf.shape(images)[0]) + behind
-    places = tf.constant(rows * width + columns, tf.int32)[..., None]
-    places += tf.reshape(firsts, (-1, 1, 1, 1))
-    return tf.gather_nd(tf.reshape(images, (-1, channels)), places)
+    indices = tf.constant(rows * width + columns, tf.int32)[..., None]
+    indices += tf.reshape(firsts, (-1, 1, 1, 1))
+    return tf.gather_nd(tf.reshape(images, (-1, channels)), indices)
 
 
 def _blend(near, far, weights):
@@ -241,8 +241,8 @@ def _equalizing(counts, pixels):
 
 
 def _solarize(images, m):
-    draws = {"thresholds": 256 * (1 - abs(m) / 30), "additions": 0.0}
-    return _keras_cv("Solarization").augment_images(images, draws)
+    values = {"thresholds": 256 * (1 - abs(m) / 30), "additions": 0.0}
+    return _keras_cv("Solarization").augment_images(images, values)
 
 
 @functools.cache

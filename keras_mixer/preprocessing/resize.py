@@ -6,6 +6,7 @@ in between, its two halves.
 
 import functools
 
+import numpy as np
 import tensorflow as tf
 
 
@@ -93,3 +94,8 @@ def _center(images, shape, image_shape):
 def to_model_range(images):
     """Scales pixel values of any type from [0, 255] to [-1, 1] in float32, as the official code."""
     return (tf.cast(images, tf.float32) - 127.5) / 127.5
+
+
+def to_pixels(images):
+    """Converts images in [-1, 1] back to pixel values: a uint8 array of the same shape."""
+    return np.clip(np.rint(np.asarray(images) * 127.5 + 127.5), 0, 255).astype(np.uint8)

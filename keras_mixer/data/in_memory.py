@@ -1,4 +1,4 @@
-"""Reads IDX files, the format in which MNIST and Fashion-MNIST are published."""
+"""Reads small datasets into memory: scikit-learn's digits, and the IDX files of MNIST."""
 
 import gzip
 import struct
@@ -6,17 +6,27 @@ import zlib
 
 import numpy as np
 
+from keras_mixer.data.readers import Reader
 from keras_mixer.data.splits import ArrayImages
 from keras_mixer.errors import InputError
 
 
-def read_idx(request):
+def _read_digits(request):
+    """Returns the class names and scikit-learn's 1,797 handwritten digits, not split yet."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]  # levels 0 to 16
+    return request.info.class_names, {"all": ArrayImages(images, bunch.target.astype(np.int64))}
+
+
+def _read_idx(request):
     """Reads the four files of MNIST or Fashion-MNIST, gzipped or not, into memory.
 
     Raises:
         InputError: If a file is missing or damaged, or images and labels do not match.
     """
-    class_names, directory = request.row.class_names, request.directory
+    class_names, directory = request.info.class_names, request.directory
     splits = {}
     for name, prefix in (("train", "train"), ("test", "t10k")):
         images_path = _find_file(directory, f"{prefix}-images-idx3-ubyte")
@@ -25,8 +35,8 @@ def read_idx(request):
         labels = _read_values(labels_path, dimensions=1).astype(np.int64)
         if len(images) != len(labels) or not len(labels):
             raise InputError(
-                f"--data_dir: {images_path} holds {len(images)} images, "
-                f"but {labels_path} holds {len(labels)} labels"
+                f"--data_dir: expected as many images as labels, but {images_path} holds "
+                f"{len(images)} images and {labels_path} holds {len(labels)} labels"
             )
         if labels.max() >= len(class_names):
             raise InputError(
@@ -37,7 +47,7 @@ def read_idx(request):
     return class_names, splits
 
 
-def holds_idx(directory):
+def _holds_idx(directory):
     """Returns whether any of the four files exists."""
     return any(any(directory.glob(f"{prefix}-*-ubyte*")) for prefix in ("train", "t10k"))
 
@@ -64,7 +74,11 @@ def _read_values(path, dimensions):
     shape = struct.unpack(f">{dimensions}I", content[4:header])
     if len(content) - header != int(np.prod(shape)):
         raise InputError(
-            f"--data_dir: {path} is damaged: its header announces {int(np.prod(shape))} values, "
-            f"the file holds {len(content) - header}"
+            f"--data_dir: {path} is damaged: expected {int(np.prod(shape))} values by its header, "
+            f"received {len(content) - header}; copy or download it again"
         )
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
+DIGITS = Reader(_read_digits, data_dir="none")
+IDX = Reader(_read_idx, data_dir="optional", holds=_holds_idx)
