@@ -63,7 +63,7 @@ class Evaluation:
         names, probabilities = self.spec.names, probabilities_of(self.logits, self.spec.loss)
         return [
             {
-                "name": self.images.place(index),
+                "name": self.images.name_of(index),
                 "label": names[label],
                 "predicted": names[row.argmax()],
                 "probabilities": row,
