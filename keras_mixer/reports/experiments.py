@@ -31,7 +31,7 @@ SCORED = ("validation", "test")  # splits that reports compare
 # Options in which the runs of one experiment may differ: the seed, and those without effect on the
 # result, but for the names of splits.
 _KEPT = ("train_split", "validation_split", "test_split")
-_IGNORED = {"seed", "permutation"} | {
+_IGNORED = {"seed"} | {
     field.name
     for field in dataclasses.fields(Config)
     if not field.metadata["result"] and field.name not in _KEPT
@@ -235,6 +235,8 @@ def differences(experiments):
 def _format_option(config, name):
     """Returns an option as text; a dash for one that a baseline has no use for."""
     value = config.get(name)
+    if name == "permutation" and value == "none":  # runs of earlier versions have this option
+        return "–"
     if value is None or (name in MIXER_FIELDS and config.get("model", MIXER) != MIXER):
         return "–"
     if isinstance(value, float):

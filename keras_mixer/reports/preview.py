@@ -8,6 +8,7 @@ from keras_mixer.preprocessing.input_pipeline import (
     shuffled_index,
     training_batches,
 )
+from keras_mixer.preprocessing.resize import to_pixels
 
 SMALLEST_TILE = 96  # pixels of width; smaller images are enlarged by a whole factor
 CAPTION = 14  # pixels of height
@@ -61,18 +62,3 @@ def as_picture(image, factor=1):
     picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).convert("RGB")
     size = factor * picture.width, factor * picture.height
     return picture.resize(size, Image.Resampling.NEAREST)
-
-
-def to_pixels(images):
-    """Returns images in [-1, 1] as uint8."""
-    return np.clip(np.round(images * 127.5 + 127.5), 0, 255).astype(np.uint8)
-
-
-def _caption(label, class_names):
-    """Returns the class, or the two largest shares of a mixed label."""
-    if label.ndim == 0:
-        return class_names[label]
-    first, second = np.argsort(-label)[:2]
-    if label[first] > 0.995:
-        return class_names[first]
-    return f"{label[first]:.0%} {class_names[first]} {label[second]:.0%} {class_names[second]}"
