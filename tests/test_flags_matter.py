@@ -10,8 +10,7 @@ from conftest import GOLDEN
 from keras_mixer import Config, fit
 from keras_mixer.model.variants import VARIANTS, Variant
 from keras_mixer.runs.checkpoints import newest_checkpoint
-from keras_mixer.runs.open_run import plan_run
-from keras_mixer.weights import model_folder
+from keras_mixer.runs.open_run import open_run, plan_run
 
 BASE = {
     "depth": 2, "dim": 8, "batch_size": 128, "num_steps": 2, "warmup_step": 1, "lr": 0.1,
@@ -53,14 +52,11 @@ ELSEWHERE = {
 RESULT = {f.name for f in dataclasses.fields(Config) if f.metadata.get("result", True)}
 
 
-def trained(tmp_path_factory, **fields):
-    directory = tmp_path_factory.mktemp("run")
-    return fit(Config(**{**BASE, **fields, "output_dir": str(directory)}))
-
-
 def weights(tmp_path_factory, **fields):
     """All that training changes, at its end; the weights in best/ may be of an earlier epoch."""
-    return newest_checkpoint(trained(tmp_path_factory, **fields).checkpoints).arrays
+    directory = tmp_path_factory.mktemp("run")
+    run = fit(Config(**{**BASE, **fields, "output_dir": str(directory)}))
+    return newest_checkpoint(run.checkpoints).arrays
 
 
 def same(one, other):
@@ -143,28 +139,28 @@ def test_jit_changes_no_more_than_the_last_bits(base, tmp_path_factory, jit):
         np.testing.assert_allclose(found[name], base[name], atol=1e-3)
 
 
-def test_variant_is_trained(tmp_path_factory, monkeypatch):
+def test_variant_is_built(before_training, monkeypatch):
     """With a row added to the table, since the smallest in it has 18 million parameters."""
     monkeypatch.setitem(VARIANTS, "XS/4", Variant(2, 6, 4, 3, 12, 0, 0))
     field = Config.__dataclass_fields__["variant"]
     monkeypatch.setattr(field, "metadata", {**field.metadata, "choices": None})
-    run = trained(tmp_path_factory, variant="XS/4", image_shape=(8, 8), depth=None, dim=None)
-    found = model_folder.read_weights(run.best)[0]
-    assert found["stem/kernel"].shape == (4, 4, 1, 6)
-    assert found["mixer_block_1/token_mixing/dense_0/kernel"].shape == (4, 3)
+    fields = {**BASE, "variant": "XS/4", "image_shape": (8, 8), "depth": None, "dim": None}
+    model, _ = before_training(plan_run(Config(**fields)))
+    shapes = {weight.path: weight.shape for weight in model.weights}
+    assert shapes["stem/kernel"] == (4, 4, 1, 6)
+    assert shapes["mixer_block_1/token_mixing/dense_0/kernel"] == (4, 3)
 
 
-def test_golden_checkpoint_can_be_trained_on(tmp_path_factory, folder):
+def test_golden_checkpoint_can_be_trained_on(before_training, folder, tmp_path):
     """Official weights, whose 24 patches leave the image shape to the flag, and a head of zeros."""
-    directory = tmp_path_factory.mktemp("run")
     config = Config(
         **{"dataset": "folder", "data_dir": str(folder), "batch_size": 8, "num_steps": 1},
         **{"image_shape": (24, 16), "checkpoint": str(GOLDEN / "official_mixer.npz")},
-        **{"lr": 1e-9, "warmup_step": 0, "jit": "false", "output_dir": str(directory)},
+        **{"warmup_step": 0, "jit": "false", "output_dir": str(tmp_path / "run")},
     )
-    run = fit(config)
-    found = model_folder.read_weights(run.best)[0]
+    with open_run(config) as run:
+        model, _ = before_training(run)
+    found = {weight.path: weight.numpy() for weight in model.weights}
     with np.load(GOLDEN / "official_mixer.npz") as expected:
-        np.testing.assert_allclose(found["stem/kernel"], expected["stem/kernel"], atol=1e-6)
-    assert found["head/kernel"].shape == (24, 3)
-    np.testing.assert_allclose(found["head/kernel"], 0, atol=1e-6)
+        np.testing.assert_array_equal(found["stem/kernel"], expected["stem/kernel"])
+    np.testing.assert_array_equal(found["head/kernel"], np.zeros((24, 3)))
