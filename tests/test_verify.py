@@ -201,7 +201,7 @@ def test_images_are_resized_as_the_checkpoint_has_it(tmp_path, capsys, photos, e
     flags = ["--dataset=csv", f"--data_dir={tmp_path}", "--validation_fraction=0", "--format=json"]
     main(["verify", str(folder), *flags, "--expected=0.5"])
     result = json.loads(capsys.readouterr().out)
-    assert f"(eval_crop {eval_crop:g})" in result["preprocessing"] and result["class_names_known"]
+    assert f"eval_crop {eval_crop:g}, " in result["preprocessing"] and result["class_names_known"]
     assert result["n"] >= 20 and len({row.split(",")[1] for row in rows[1:-4]}) == 4
     assert result["top1"] == 1.0 if top1 else result["top1"] < 1.0
 
