@@ -15,6 +15,10 @@ class InputError(ValueError):
         super().__init__(" ".join(str(text).splitlines()))
 
 
+class InUseError(InputError):
+    """Another process trains in the directory."""
+
+
 class RunError(RuntimeError):
     """A run cannot go on, as when the loss is not finite. The command line exits with status 1."""
 

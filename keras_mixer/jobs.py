@@ -107,8 +107,8 @@ class JobSequence:
         Raises:
             InputError, RunError, Interrupted: See `run_job`.
         """
-        self._begun += 1
         with open_run(config, _check_export) as run:
+            self._begun += 1
             if not run.finished:
                 logger.info(f"[{self._begun}/{self.total}] {name}{self._time_left()}")
                 start = time.monotonic()

@@ -9,8 +9,7 @@ from conftest import ROOT
 from PIL import Image
 
 from keras_mixer import Config, RunError
-from keras_mixer.benchmark import benchmark, timm_worker
-from keras_mixer.benchmark.benchmark import Row
+from keras_mixer.benchmark import measure, timm_worker
 from keras_mixer.benchmark.worker import MEASURES, main
 from keras_mixer.commands.studies import BenchmarkOptions
 from keras_mixer.config.command_line import parse
@@ -22,8 +21,8 @@ SIZES = {"depth": 1, "dim": 8, "image_shape": (8, 8), "patch_shape": (4, 4), "ba
 FLAGS = ["--depth=1", "--dim=8", "--image_shape=8", "--patch_shape=4", "--batch_size=16"]
 
 
-def row(measure, side, *rates, memory=0):
-    return Row(measure, side, list(rates), 16, 0.5, 1.5, memory)
+def measured(name, side, *rates, memory=0):
+    return measure.Measurement(name, side, list(rates), 16, 0.5, 1.5, memory)
 
 
 def test_multiply_adds_are_the_papers():
@@ -39,15 +38,15 @@ def test_table_shares_and_ratios():
     sizes = Architecture(**{k: v for k, v in SIZES.items() if k != "batch_size"}, num_classes=10)
     flops = 2 * sizes.multiply_adds
     rows = [
-        row("training", "keras_mixer", 90.0, 100.0, 140.0, memory=10**9),
-        row("input", "keras_mixer", 400.0),
-        row("fit", "keras_mixer", 72.0),
-        row("training", "timm", 50.0),
-        row("training", "timm, compiled", 80.0),
-        row("training", benchmark.ON_JAX, 200.0),
-        row("products", "keras_mixer", 100 * flops * 3 * 4),
+        measured("training", "keras_mixer", 90.0, 100.0, 140.0, memory=10**9),
+        measured("input", "keras_mixer", 400.0),
+        measured("fit", "keras_mixer", 72.0),
+        measured("training", "timm", 50.0),
+        measured("training", "timm, compiled", 80.0),
+        measured("training", measure.ON_JAX, 200.0),
+        measured("products", "keras_mixer", 100 * flops * 3 * 4),
     ]
-    text = benchmark.as_table(rows, sizes, "float32")
+    text = measure.as_table(rows, sizes, "float32")
     line = "| training | keras_mixer | 100.0 | 90.0–140.0 | 160.0 | 25% | 1.50 | 1,000 MB | 0.5 s |"
     assert line in text
     assert "training: 1.25 times timm, compiled" in text
@@ -56,13 +55,13 @@ def test_table_shares_and_ratios():
     assert text.index("| training | timm |") < text.index("| input |")
 
 
-@pytest.mark.parametrize("measure", sorted(MEASURES.keys() - {"fit"}))
-def test_everything_can_be_measured(measure, tmp_path):
+@pytest.mark.parametrize("name", sorted(MEASURES.keys() - {"fit"}))
+def test_everything_can_be_measured(name, tmp_path):
     config = {**SIZES, "output_dir": str(tmp_path / "none"), "channels": 1}
     answers = []
-    main(measure, [json.dumps(config), "0.01", "0.01"], answers.append)
+    main(name, [json.dumps(config), "0.01", "0.01"], answers.append)
     start, *measured = answers
-    assert start["images"] == {"latency": 1, "products": 2 * 2048**3}.get(measure, 16)
+    assert start["images"] == {"latency": 1, "products": 2 * 2048**3}.get(name, 16)
     assert len(measured) == 2
     assert all(answer["images_per_second"] > 0 and answer["memory"] > 0 for answer in measured)
     assert not (tmp_path / "none").exists()
@@ -70,7 +69,7 @@ def test_everything_can_be_measured(measure, tmp_path):
 
 def test_command(run, tmp_path, monkeypatch):
     """In real processes, with another one that answers as timm's would."""
-    monkeypatch.setattr(benchmark, "_FACTORS", (0.5, 4))
+    monkeypatch.setattr(measure, "_FACTORS", (0.5, 4))
     fake = tmp_path / "python"
     answer = '{"first_call": 1, "images": 16, "images_per_second": 1e9, "cores": 1, "memory": 1}'
     fake.write_text(
@@ -131,7 +130,7 @@ def test_failure_of_a_process_is_told(tmp_path):
     fake.chmod(0o755)
     config = Config(**SIZES, output_dir=str(tmp_path / "none"))
     with pytest.raises(RunError, match="timm: training cannot be measured: No module named torch"):
-        benchmark.measure(config, ["training"], ["timm"], str(fake), 1, 0.01)
+        measure.measure(config, ["training"], ["timm"], str(fake), 1, 0.01)
 
 
 def test_calls_are_counted_and_waited_for():
@@ -174,5 +173,5 @@ def test_training_on_jax_is_measured(run, tmp_path):
 def test_timm_is_measured(tmp_path):
     pytest.importorskip("timm")
     config = Config(**SIZES, output_dir=str(tmp_path / "none"))
-    rows = benchmark.measure(config, ["training"], ["timm"], sys.executable, 1, 0.01)
-    assert {row.side for row in rows} == {"keras_mixer", *benchmark.TIMM}
+    rows = measure.measure(config, ["training"], ["timm"], sys.executable, 1, 0.01)
+    assert {found.side for found in rows} == {"keras_mixer", *measure.TIMM}

@@ -1,10 +1,10 @@
-"""Tests `keras_mixer/benchmark/scaling.py` and its worker: `benchmark --processes`."""
+"""Tests `keras_mixer/benchmark/scaling.py`, `benchmark --processes`."""
 
 import json
 
 import pytest
 
-from keras_mixer.benchmark import scaling, scaling_worker
+from keras_mixer.benchmark import scaling
 from keras_mixer.compute.environment import cores
 from keras_mixer.model.architecture import Architecture
 
@@ -48,7 +48,7 @@ def test_the_table_has_what_was_measured_beside_what_was_calculated(monkeypatch)
 def test_a_process_that_is_alone_exchanges_nothing(tmp_path):
     answers = []
     values = {"depth": 1, "dim": 8, "batch_size": 32, "output_dir": str(tmp_path)}
-    scaling_worker.main({**values, "repeats": 2, "steps": 2}, answers.append)
+    scaling.main({**values, "repeats": 2, "steps": 2}, answers.append)
     [found] = answers
     assert [len(found["step"]), len(found["fit"]), found["exchange"]] == [2, 2, 0]
     assert min(*found["step"], *found["fit"], found["input"]) > 0

@@ -12,15 +12,15 @@ from keras_mixer import Config, InputError, load_mixer
 from keras_mixer.commands.studies import _finetuning
 from keras_mixer.data.datasets import AVG5
 from keras_mixer.inference.evaluate import compute_logits
+from keras_mixer.jobs import JobSequence
 from keras_mixer.runs.run import read_history, read_metrics
 from keras_mixer.signals import Interrupted
+from keras_mixer.studies import transfer
 from keras_mixer.studies.resizing import Shape, parse_shape, study_resizing
 from keras_mixer.studies.transfer import (
     FINE_TUNED,
     SCRATCH,
     Result,
-    _has_validation,
-    _validation_accuracy,
     as_table,
     study_transfer,
 )
@@ -170,18 +170,19 @@ def test_transfer_chooses_on_held_out_images_and_tests_once(preset, tmp_path, co
 
 @pytest.mark.parametrize("own_split", [False, True])
 def test_learning_rates_are_compared_by_the_weights_that_final_runs_keep(
-    folder, tmp_path, own_split
+    folder, tmp_path, monkeypatch, own_split
 ):
     """The last ones; those of the best epoch if the data have a validation split of their own."""
     if own_split:
         for split in ("train", "val", "test"):
             shutil.copytree(folder, tmp_path / "split" / split)
-    data = tmp_path / "split" if own_split else folder
-    config = Config(dataset="folder", data_dir=str(data), validation_fraction=0.0)
     (tmp_path / "history.csv").write_text("epoch,val_accuracy\n1,0.75\n2,0.5\n")
-    run = SimpleNamespace(config=config, directory=tmp_path, scores={"validation": {"top1": 0.75}})
-    assert _has_validation(config) == own_split
-    assert _validation_accuracy(run, own_split) == (0.75 if own_split else 0.5)
+    run = SimpleNamespace(directory=tmp_path, scores={"validation": {"top1": 0.75}})
+    monkeypatch.setattr(transfer.JobSequence, "run", lambda self, name, config: run)
+    data = tmp_path / "split" if own_split else folder
+    config = Config(dataset="folder", data_dir=str(data))
+    result = transfer._train_arm(JobSequence(3), ("x", FINE_TUNED), config, [1, 2], [0], tmp_path)
+    assert set(result.choice.values()) == {0.75 if own_split else 0.5}
 
 
 def test_one_learning_rate_leaves_nothing_to_choose(preset, tmp_path, counted):
@@ -249,8 +250,8 @@ def test_avg5_is_the_mean_of_five_sets_within_each_seed(monkeypatch):
 
 def test_transfer_compares_checkpoints(run, trained, tmp_path):
     """One table, a row for each; models of one architecture are trained from scratch once."""
-    for name in ("one", "two"):
-        assert run("convert", trained.directory, f"{name}.safetensors")[0] == 0
+    assert run("convert", trained.directory, "one.safetensors")[0] == 0
+    shutil.copy(tmp_path / "one.safetensors", tmp_path / "two.safetensors")
     (tmp_path / "mine.flags").write_text("--batch_size=64\n--jit=false\n")
     words = ["--checkpoint=one.safetensors,two.safetensors", "--datasets=mine.flags", "--seeds=0"]
     words += ["--lrs=0.01", "--scratch", "--output=t.md", "--", "--num_steps=1"]
@@ -264,7 +265,7 @@ def test_transfer_compares_checkpoints(run, trained, tmp_path):
     assert folders == {*starts[:2], "from-scratch,-as-one.safetensors"}
 
 
-def test_transfer_leaves_datasets_the_places_they_have(tmp_path, monkeypatch):
+def test_data_dir_is_for_datasets_in_files_whose_flagfile_has_none(tmp_path, monkeypatch):
     """--data_dir after -- is not for embedded images, nor for a flagfile with its own."""
     monkeypatch.chdir(tmp_path)
     Path("birds.flags").write_text("--dataset=folder\n--data_dir=birds\n")
@@ -281,18 +282,15 @@ def test_transfer_from_an_official_file_to_other_images_and_patches(run, trained
     (tmp_path / "mine.flags").write_text(
         "--image_shape=12\n--patch_shape=3\n--batch_size=64\n--num_steps=9\n--jit=false\n"
     )
-    words = ["--checkpoint=start.npz", "--datasets=mine.flags", "--seeds=0,1", "--lrs=0.1"]
-    status, _, err = run("transfer", *words, "--output=t.md", "--", "--num_steps=2", "--flip")
+    words = "--checkpoint=start.npz --datasets=mine.flags --seeds=1 --lrs=0.1 --output=t.md"
+    words += " -- --num_steps=1 --flip"
+    status, _, err = run("transfer", *words.split())
     assert status == 0, err
     text = (tmp_path / "t.md").read_text()
-    assert text.startswith("| dataset | start |")
     assert "| mine | fine-tuned | 1,437, 360 | 0.1 |" in text
-    assert text.endswith(
-        "`keras-mixer transfer --checkpoint=start.npz --datasets=mine.flags --seeds=0,1 --lrs=0.1 "
-        "--output=t.md -- --num_steps=2 --flip`.\n"
-    )
+    assert text.endswith(f"`keras-mixer transfer {words}`.\n")
     config = config_of(tmp_path / "runs" / "transfer" / "mine" / "fine-tuned" / "lr-0.1-seed-1")
-    assert (config["num_steps"], config["flip"], config["image_shape"]) == (2, True, [12, 12])
+    assert (config["num_steps"], config["flip"], config["image_shape"]) == (1, True, [12, 12])
     assert "patch kernels resampled" in err
 
 

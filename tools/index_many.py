@@ -5,8 +5,8 @@
 Indexing is what happens before the first step: listing, checking headers and ends, splitting, the
 identity. It is done twice, each time in a process of its own: cold, with an empty cache of readable
 images, and warm. After the second, 300 steps are read as training reads them. While they are, the
-resident memory must not grow by more than MOST_GROWTH after the tenth step. (Cold refers to our
-memory: the files were just written, so the operating system still holds them.)
+resident memory must not grow by more than MOST_GROWTH after the tenth step. (Cold refers to
+that cache: the files were just written, so the operating system still holds them.)
 
 Memory is read from /proc, so this runs on Linux. About 4 KB of disk are needed for each file; the
 folder is removed in the end.
@@ -91,14 +91,14 @@ def in_new_process(function, *arguments):
 
 def show(files, steps):
     """Makes the folder, measures, prints; returns the growth of memory in MB."""
-    with tempfile.TemporaryDirectory() as place:
-        os.environ["KERAS_MIXER_CACHE"] = str(Path(place) / "cache")
-        folder, began = Path(place) / "images", time.monotonic()
+    with tempfile.TemporaryDirectory() as root:
+        os.environ["KERAS_MIXER_CACHE"] = str(Path(root) / "cache")
+        folder, began = Path(root) / "images", time.monotonic()
         make_folder(folder, files)
         print(f"{files:,} files written in {time.monotonic() - began:.1f} s", flush=True)
         cold = in_new_process(index_only, folder)
-        (memory,) = Path(place).glob("cache/*/*.npz")
-        kept = memory.stat().st_size / 2**20
+        (cache,) = Path(root).glob("cache/*/*.npz")
+        cached = cache.stat().st_size / 2**20
         warm = in_new_process(index_and_read, folder, steps)
     for name, measured in (("cold", cold), ("warm", warm)):
         print(
@@ -106,7 +106,7 @@ def show(files, steps):
             f", memory {measured['before']:.0f} MB before, {measured['after']:.0f} MB after"
         )
     growth = warm["end"] - warm["step 10"]
-    print(f"cache of readable images on disk: {kept:.2f} MB")
+    print(f"cache of readable images on disk: {cached:.2f} MB")
     print(
         f"memory after step 10: {warm['step 10']:.0f} MB, after step {steps}: {warm['end']:.0f} MB"
     )

@@ -5,10 +5,9 @@
 A run is killed up to five times and started again with the same command until it is done: three
 kills in four after its first step, while it trains, validates, saves, scores or exports, the others
 before, while Python imports, the data are read, the state is restored and XLA compiles. One run in
-four is also stopped for two seconds (SIGSTOP). In the end it must equal a run that nothing
-disturbed, bit for bit: weights, optimizer, moving average, seed states, metrics, history, best
-weights; and it must have exported once. All that draws random numbers is on, bfloat16 and gradient
-accumulation too.
+four is also stopped for two seconds (SIGSTOP). In the end it must equal an undisturbed run, bit for
+bit: weights, optimizer, moving average, seed states, metrics, history, best weights; and it must
+have exported once. Every random augmentation is on, and bfloat16 and gradient accumulation, too.
 
 With --processes=2 every run has several processes, of which one is killed; the others must end
 within a minute, each with one line that names it.
@@ -25,12 +24,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from keras_mixer.commands.shared import check_writable, write
-from keras_mixer.compute.environment import environment
+from documents import add_output, this_machine, write_document
+
 from keras_mixer.compute.rank import free_port, variables_of
 from keras_mixer.log import progress_bar
 from keras_mixer.reports.markdown import table
-from keras_mixer.reports.report import describe_machine
 from keras_mixer.runs.checkpoints import newest_checkpoint
 from keras_mixer.runs.run import read_metrics
 from keras_mixer.weights import model_folder
@@ -51,14 +49,14 @@ FLAGS = [
 
 
 class Started:
-    """The processes of a run that has been started, the first of which tells what it does."""
+    """The processes of a run; the first one reports its progress on standard error."""
 
     def __init__(self, directory, count, more=()):
         exports = directory.with_name(f"{directory.name}-exports")
         flags = [*FLAGS, f"--output_dir={directory}", f"--export_dir={exports}", *more]
         command = [sys.executable, str(TRAIN), *flags]
         port = free_port()
-        self.said = [""] * count
+        self.messages = [""] * count
         self.processes = [
             subprocess.Popen(
                 command, env=variables_of(port, count, index), cwd=directory.parent, text=True,
@@ -70,10 +68,10 @@ class Started:
     def wait_for_first_step(self):
         """Reads standard error up to the first step, or the end if all steps were taken."""
         for line in self.processes[0].stderr:
-            self.said[0] += line
+            self.messages[0] += line
             if "first step done" in line:
                 break
-        return self.said[0]
+        return self.messages[0]
 
     def pause(self, dice, seconds=2):
         """Stops a process for some seconds."""
@@ -95,7 +93,7 @@ class Started:
         """Lets the run end well."""
         self._read(None)
         if statuses := [p.returncode for p in self.processes if p.returncode]:
-            raise AssertionError(f"exit status {statuses[0]}:\n{self.said}")
+            raise AssertionError(f"exit status {statuses[0]}:\n{self.messages}")
 
     def kill(self, dice):
         """Kills one process, and lets the others end."""
@@ -105,18 +103,18 @@ class Started:
         self._read(MOST_SECONDS)
         for index in set(alive) - {victim}:
             process = self.processes[index]
-            last = (self.said[index].splitlines() or [""])[-1]
+            last = (self.messages[index].splitlines() or [""])[-1]
             named = last.startswith(f"error: process {victim}") or process.returncode == 0
-            if not named or "Traceback" in self.said[index]:
+            if not named or "Traceback" in self.messages[index]:
                 raise AssertionError(
                     f"process {index}, status {process.returncode}, after {victim} was killed:\n"
-                    f"{self.said[index]}"
+                    f"{self.messages[index]}"
                 )
 
     def _read(self, seconds):
         for index, process in enumerate(self.processes):
             try:
-                self.said[index] += process.communicate(timeout=seconds)[1]
+                self.messages[index] += process.communicate(timeout=seconds)[1]
             except subprocess.TimeoutExpired as error:
                 self.stop()
                 raise AssertionError(f"process {index} did not end in {seconds} s") from error
@@ -132,18 +130,18 @@ def fingerprint(directory):
     checkpoint = newest_checkpoint(directory / "checkpoints")
     with open(directory / "history.csv") as file:
         rows = list(csv.DictReader(file))
-    weights, facts = model_folder.read_weights(directory / "best")
+    weights, metadata = model_folder.read_weights(directory / "best")
     for row in [*rows, checkpoint.progress["best"]]:
         del row["seconds"], row["images_per_second"]
     exports = directory.with_name(f"{directory.name}-exports") / "killed"
-    scores, run_facts = read_metrics(directory)
-    exported = Path(run_facts.pop("saved_model", "none"))
+    scores, other_metrics = read_metrics(directory)
+    exported = Path(other_metrics.pop("saved_model", "none"))
     return {
         "arrays": {name: array.tobytes() for name, array in checkpoint.arrays.items()},
         "best": {name: array.tobytes() for name, array in weights.items()},
-        "facts": [facts, checkpoint.progress["best"], checkpoint.step],
+        "metadata": [metadata, checkpoint.progress["best"], checkpoint.step],
         "history": rows,
-        "metrics": [scores, run_facts],
+        "metrics": [scores, other_metrics],
         "exports": [exported.name, sorted(path.name for path in exports.glob("*"))],
     }
 
@@ -194,10 +192,9 @@ def main():
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--processes", type=int, default=1, help="processes of a run, on JAX")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", default="-", help="write the table to this file")
+    add_output(parser)
     parser.add_argument("more", nargs="*", help="after --: more flags of the runs")
     options = parser.parse_args()
-    check_writable(options.output)
     dice = random.Random(options.seed)
     kills = runs = equal = 0
     with tempfile.TemporaryDirectory() as folder, progress_bar() as bar:
@@ -214,20 +211,14 @@ def main():
             if differing:
                 print(f"run {runs - 1} differs in {', '.join(differing)}", file=sys.stderr)
             bar.update(task, completed=kills)
-    write(options.output, _as_text(kills, runs, equal, options.more))
-    return 0 if equal == runs else 1
-
-
-def _as_text(kills, runs, equal, more):
     columns = "kills", "runs that were killed", "bit-equal in the end"
-    return "\n\n".join(
-        [
-            "\n".join(table(columns, [(kills, runs, equal)])),
-            f"The runs: `{shlex.join([*FLAGS, *more])}`.",
-            describe_machine(environment()),
-            f"Generated by `{shlex.join(['python', *sys.argv])}`.\n",
-        ]
+    write_document(
+        options.output,
+        "\n".join(table(columns, [(kills, runs, equal)])),
+        f"The runs: `{shlex.join([*FLAGS, *options.more])}`.",
+        this_machine(),
     )
+    return 0 if equal == runs else 1
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Flags after the file are those of `keras-mixer benchmark`. Cases whose images ar
 are left out. It takes about 25 minutes on two cores; of `fit`, 8.
 """
 
+import argparse
 import contextlib
 import io
 import math
@@ -141,7 +142,10 @@ def measured(flags, picture):
 
 
 if __name__ == "__main__":
-    target, *rest = sys.argv[1:]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("target", help="file to write: results/speed.md or speed_of_fit.md")
+    words, rest = parser.parse_known_args()
+    target = words.target
     parse(COMMANDS["benchmark"].options, rest)  # refuses wrong flags before half an hour of work
     picture = os.path.splitext(target)[0] + ".png"
     flags = ["--measure=training", *rest]

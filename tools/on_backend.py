@@ -3,6 +3,7 @@
 KERAS_BACKEND=jax python tools/on_backend.py QUESTION ANSWERS.npz [ARGUMENT...]
 """
 
+import argparse
 import os
 import sys
 
@@ -105,7 +106,7 @@ def loaded(checkpoint, images):
 
 
 def trained():
-    """Answers with what Keras's own `fit` does: its losses, and where its draws start."""
+    """Answers with what Keras's own `fit` does: its losses, and its random states."""
     import keras
 
     keras.utils.set_random_seed(0)
@@ -128,7 +129,14 @@ def _seeds(model):
     return [b.seed_generator.state.numpy() for b in (block.drop_path_0, block.drop_path_1)]
 
 
+QUESTIONS = {f.__name__: f for f in (logits_and_gradients, loaded, trained)}
+
+
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("question", choices=QUESTIONS)
+    parser.add_argument("answers", help="file to write, .npz")
+    parser.add_argument("arguments", nargs="*", help="of the question")
+    words = parser.parse_args()
     BACKEND = os.environ["KERAS_BACKEND"]
-    question, answers, *arguments = sys.argv[1:]
-    np.savez(answers, **globals()[question](*arguments))
+    np.savez(words.answers, **QUESTIONS[words.question](*words.arguments))

@@ -8,29 +8,28 @@ schedule that count batches where epochs are meant, and whose fractions are wron
 validation images. Flags after -- are those of train. Every arm is trained with each seed for the
 same number of steps, at the same peak learning rate, and its last weights are scored.
 
-The trainer itself ends with an error after its first epoch, as it calls a method that no module of
-PyTorch has. The optimizer, the augmentation and the choice of weights are not the trainer's but
-ours, so that each arm differs in one flaw alone.
+The trainer itself fails after its first epoch: it calls a method that no module of PyTorch has. All
+arms use this package's optimizer, augmentation and choice of weights, so that each differs in one
+flaw alone.
 
 Source: ngocphucck/MLP-Mixer, commit 45309c3.
 """
 
 import argparse
 import math
-import shlex
 import sys
 import time
 from typing import NamedTuple
 
+from documents import add_output, this_machine, write_document
+
 from keras_mixer.backend import quiet_tensorflow
-from keras_mixer.commands.shared import check_writable, write
-from keras_mixer.compute.environment import environment
+from keras_mixer.commands.shared import check_writable
 from keras_mixer.config.command_line import parse
 from keras_mixer.config.training import Config
 from keras_mixer.errors import InputError
 from keras_mixer.log import logger, track
 from keras_mixer.reports.markdown import spread, table
-from keras_mixer.reports.report import describe_machine
 from keras_mixer.runs.open_run import plan_run
 
 with quiet_tensorflow():
@@ -46,7 +45,7 @@ with quiet_tensorflow():
     from keras_mixer.training.optimizers import build_optimizer
     from keras_mixer.training.schedules import WarmupDecay
 
-DRAWS = 10  # of augmented validation images
+SAMPLES = 10  # of the augmentation of validation images
 # Options of train that the loop below does not have.
 UNUSED = (
     *("accumulation", "checkpoint", "class_weights", "early_stopping", "ema", "freeze"),
@@ -86,7 +85,7 @@ def one_layer(run):
 
 
 def decay(kind):
-    """Returns our schedule of a kind: warm-up and decay over the steps of the run."""
+    """Returns this package's schedule: warm-up and decay over the steps of the run."""
     return lambda run: WarmupDecay(run.config.lr, run.warmup_steps, run.total_steps, kind)
 
 
@@ -164,16 +163,16 @@ def score(model, run):
         name: _accuracy(model, evaluation_batches(run.dataset.split(name), run.spec))
         for name in ("validation", "test")
     }
-    augmented = [_accuracy(model, _augmented(run, draw)) for draw in range(DRAWS)]
+    augmented = [_accuracy(model, _augmented(run, seed)) for seed in range(SAMPLES)]
     return Scores(plain["validation"], float(np.mean(augmented)), plain["test"])
 
 
-def _augmented(run, draw):
+def _augmented(run, seed):
     """Returns all validation images as one batch, augmented as in training, without mixing."""
     options = run.config.augmentation() | {"mixup": 0.0, "cutmix": 0.0}
     images = run.dataset.validation
     size = len(images)
-    batches = training_batches(images, run.spec, batch_size=size, seed=draw, **options)
+    batches = training_batches(images, run.spec, batch_size=size, seed=seed, **options)
     return [(batch[0], tf.argmax(batch[1], axis=1)) for batch in batches.take(1)]
 
 
@@ -229,12 +228,12 @@ def as_table(run, results):
         f"Accuracy of the last weights in percent, mean ± standard deviation over "
         f"{len(next(iter(results.values())))} seeds; {run.total_steps:,} steps each. Images: "
         f"{', '.join(f'{count:,} {name}' for name, count in sizes.items())}. Augmented: the same "
-        f"validation images, cropped and flipped as those of training, mean of {DRAWS} draws. By "
+        f"validation images, cropped and flipped as in training, mean of {SAMPLES} samples. By "
         f"the number of images alone, an accuracy has a standard error of up to "
         f"{50 / sizes['validation'] ** 0.5:.1f} points in validation and "
         f"{50 / sizes['test'] ** 0.5:.1f} in the test; all rows are scored on the same images.",
         "",
-        describe_machine(environment()),
+        this_machine(),
     ]
     return "\n".join(lines)
 
@@ -246,12 +245,12 @@ def _row(arm, found):
     return arm, f"{found[0][2]:,}", *cells, f"{seconds:.0f} s"
 
 
-def draw(path, run, results):
-    """Draws the learning rates of the schedules, and the test accuracy of each arm, to a file."""
+def plot(path, run, results):
+    """Plots the learning rates of the schedules, and the test accuracy of each arm, to a file."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     rates, scores = figure.subplots(1, 2)
     steps = np.arange(run.total_steps)
-    for arm, (build, schedule) in reversed(ARMS.items()):  # ours in front
+    for arm, (build, schedule) in reversed(ARMS.items()):  # the paper's in front
         if build is own_layers:
             values = [float(schedule(run)(tf.constant(step))) for step in steps]
             rates.plot(steps, values, label=arm, linewidth=1)
@@ -277,20 +276,19 @@ def read_seeds(text):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", default="0,1,2", help="seeds of each arm (default: 0,1,2)")
-    parser.add_argument("--output", help="write the table to this file instead of printing it")
+    add_output(parser)
     parser.add_argument("--plot", help="draw learning rates and accuracies to this .png")
     parser.add_argument("flags", nargs="*", help="after --: flags of train")
     options = parser.parse_args()
     try:
-        for flag in filter(lambda flag: getattr(options, flag), ("output", "plot")):
-            check_writable(getattr(options, flag), flag)
-        if options.plot and not options.plot.endswith(".png"):
-            raise InputError(f"--plot={options.plot}: expected a name that ends in .png")
-        run, results = study(options.flags, read_seeds(options.seeds))
-        text = f"{as_table(run, results)}\n\nGenerated by `{shlex.join(['python', *sys.argv])}`."
-        write(options.output, f"{text}\n") if options.output else print(text)
         if options.plot:
-            draw(options.plot, run, results)
+            check_writable(options.plot, "plot")
+            if not options.plot.endswith(".png"):
+                raise InputError(f"--plot={options.plot}: expected a name that ends in .png")
+        run, results = study(options.flags, read_seeds(options.seeds))
+        write_document(options.output, as_table(run, results))
+        if options.plot:
+            plot(options.plot, run, results)
     except InputError as error:
         sys.exit(f"error: {error}")
 

@@ -1,32 +1,41 @@
-"""How training scales with processes: measured on this computer, and a model of it for GPUs.
+"""How training scales with processes: measured on this computer, and calculated for GPUs.
 
 A step takes as long as its computation, which is divided among the devices, and then the exchange
-of the gradients, a ring all-reduce, which is not hidden behind it here:
+of the gradients, a ring all-reduce, which does not overlap with it here:
 
     step(P) = step(1) / P + 2 (P - 1) / P * 4 bytes * parameters / bandwidth
 """
 
 import contextlib
+import dataclasses
 import json
+import os
 import statistics
-import subprocess
 import sys
-import tempfile
+import time
+from pathlib import Path
 
+import numpy as np
+
+from keras_mixer.backend import quiet_tensorflow
+from keras_mixer.benchmark.measure import Worker
+from keras_mixer.benchmark.timm_worker import take_standard_output
+from keras_mixer.benchmark.worker import random_batch
 from keras_mixer.compute.environment import cores
+from keras_mixer.compute.process_group import join_processes
 from keras_mixer.compute.rank import free_port, variables_of
 from keras_mixer.config.options import options_of
 from keras_mixer.config.training import Config
-from keras_mixer.errors import RunError
 from keras_mixer.log import track
 from keras_mixer.model.architecture import Architecture
 from keras_mixer.reports.markdown import table
+from keras_mixer.runs.open_run import plan_run
 
 _STEPS = 20  # of a repeat
 _BYTES = 4  # of a gradient, float32
 
-# What the model assumes of a GPU: NVIDIA's figure for the H100 SXM, dense bfloat16, and the share
-# of it that training reaches: a guess, between 23% (measured by others, small ViTs) and 45%.
+# Assumed of a GPU: NVIDIA's figure for the H100 SXM, dense bfloat16, and the share of it that
+# training reaches: a guess, between 23% (measured by others, small ViTs) and 45%.
 PEAK, REACHED = 989.4e12, 0.35
 BANDWIDTHS = {"25 Gb/s": 25e9 / 8, "100 Gb/s": 100e9 / 8, "400 Gb/s": 400e9 / 8}  # of each GPU
 GPUS = (1, 2, 4, 8, 16, 32, 64)
@@ -43,55 +52,146 @@ def measure(config, counts, repeats):
         repeats: int.
 
     Returns:
-        dict from the number of processes to a dict of `scaling_worker`.
+        dict from the number of processes to a dict. In seconds: `step` (on random images) and
+        `fit` (on the input pipeline), lists; `exchange` of the gradients alone; `input` of the part
+        of a batch of one process, alone. Also `bytes`, which the loopback device of this computer
+        carried a step, and the number of `weights`.
 
     Raises:
         RunError: If a process fails.
     """
-    values = options_of(config, Config) | {"repeats": repeats, "steps": _STEPS}
-    return {count: _measured(count, values) for count in track(counts, "measuring")}
+    options = options_of(config, Config) | {"repeats": repeats, "steps": _STEPS}
+    return {count: _measure(count, options) for count in track(counts, "measuring")}
 
 
-def _measured(count, values):
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        port = free_port()
-        processes = [_start(count, port, index, folder, stack) for index in range(count)]
-        for process in processes:
-            process.stdin.write(json.dumps(values) + "\n")
-            process.stdin.flush()
-        answer = processes[0].stdout.readline()
-        statuses = [process.wait() for process in processes]
-        if not answer or any(statuses):
-            with open(f"{folder}/{[*map(bool, statuses), True].index(True)}") as errors:
-                last = (errors.read().strip().splitlines() or ["no message"])[-1]
-            raise RunError(f"{count} processes cannot be measured: {last}")
-    return json.loads(answer)
+def _measure(count, options):
+    port = free_port()
+    with contextlib.ExitStack() as stack:
+        workers = [
+            stack.enter_context(_worker(count, port, index, options)) for index in range(count)
+        ]
+        failed = [worker for worker in workers if worker.process.wait()]
+        if failed:
+            raise failed[0].failure()
+        return workers[0].answer()
 
 
-def _start(count, port, index, folder, stack):
-    errors = stack.enter_context(open(f"{folder}/{index}", "w"))  # noqa: SIM115
-    command = [sys.executable, "-m", "keras_mixer.benchmark.scaling_worker", str(index % cores())]
-    process = subprocess.Popen(
-        command,
-        env=variables_of(port, count, index) | {"KERAS_BACKEND": "jax"},
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
-    )  # fmt: skip
-    stack.callback(process.communicate)
-    stack.callback(process.kill)
-    return process
+def _worker(count, port, index, options):
+    command = [sys.executable, "-m", "keras_mixer.benchmark.scaling", str(index % cores())]
+    variables = variables_of(port, count, index) | {"KERAS_BACKEND": "jax"}
+    return Worker(f"{count} processes", command, options, variables)
+
+
+# === One of the processes ===
+
+_WARM_UP = 3  # steps before those that are measured
+
+
+def main(options, answer):
+    """Measures as one of the processes; the first one answers.
+
+    Args:
+        options: dict: the fields of a `Config`, `repeats` and `steps`.
+        answer: Function that takes a dict of JSON values.
+    """
+    repeats, steps = options.pop("repeats"), options.pop("steps")
+    run = plan_run(Config(**options))
+    with join_processes() as group, quiet_tensorflow():
+        from keras_mixer.compute.devices import choose_devices, connected, sharing
+
+        run = dataclasses.replace(run, group=group)
+        with connected(group):
+            devices = choose_devices("all", group)
+            with sharing(devices, run.config.batch_size):
+                measured = _measure_as_one(run, repeats, steps)
+    if group.is_main:
+        answer(measured)
+
+
+def _measure_as_one(run, repeats, steps):
+    import keras
+
+    from keras_mixer.training.fit import batches_of, compiled_model
+
+    keras.utils.set_random_seed(run.config.seed)
+    model, _ = compiled_model(run, run.config.lr)
+    carried = _carried()
+    random = [_measure_step(model, _random_batches(run), steps) for _ in range(repeats)]
+    carried = (_carried() - carried) / (repeats * (steps + _WARM_UP))
+    batches = batches_of(run, run.dataset.train)
+    return {
+        "step": random,
+        "fit": [_measure_step(model, batches, steps) for _ in range(repeats)],
+        "exchange": _measure_exchange(run, [v.shape for v in model.trainable_variables], steps),
+        "weights": len(model.trainable_variables),
+        "input": _mean_seconds(iter(batches).__next__, 2 * steps),
+        "bytes": carried,
+    }
+
+
+def _random_batches(run):
+    import tensorflow as tf
+
+    batch = random_batch(run, run.config.batch_size // run.group.count)
+    return tf.data.Dataset.from_tensors(batch).repeat()
+
+
+def _measure_step(model, batches, steps):
+    import keras
+
+    class Timer(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch in (_WARM_UP - 1, _WARM_UP + steps - 1):
+                float(logs["loss"])  # waits until it is computed
+                self.begun, self.ended = getattr(self, "ended", None), time.perf_counter()
+
+    timer = Timer()
+    total = _WARM_UP + steps
+    model.fit(batches, steps_per_epoch=total, callbacks=[timer], shuffle=False, verbose=0)
+    return (timer.ended - timer.begun) / steps
+
+
+def _measure_exchange(run, shapes, steps):
+    """Returns the seconds of adding up arrays of the weights' shapes, one of each device's.
+
+    XLA adds up every gradient by itself on a CPU, as here; on GPUs it puts them together.
+    """
+    import jax
+
+    if run.group.count == 1:
+        return 0.0
+    mesh = jax.sharding.Mesh(jax.devices(), ("devices",))
+    dealt, whole = (
+        jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+        for axes in (["devices"], [])
+    )
+    ones = (np.ones((jax.local_device_count(), *shape), np.float32) for shape in shapes)
+    arrays = [jax.make_array_from_process_local_data(dealt, array) for array in ones]
+    add_up = jax.jit(lambda arrays: [a.sum(axis=0) for a in arrays], out_shardings=whole)
+    return _mean_seconds(lambda: jax.block_until_ready(add_up(arrays)), steps)
+
+
+def _mean_seconds(call, times):
+    for _ in range(_WARM_UP):
+        call()
+    begun = time.perf_counter()
+    for _ in range(times):
+        call()
+    return (time.perf_counter() - begun) / times
+
+
+def _carried():
+    """Returns the bytes that the loopback device has carried; 0 where it is not known."""
+    table = Path("/proc/net/dev")
+    lines = table.read_text().splitlines() if table.exists() else []
+    return next((int(line.split()[1]) for line in lines if line.strip().startswith("lo:")), 0)
 
 
 # === Results ===
 
 
 def as_table(results, architecture, batch_size):
-    """Returns what `measure` returned, and the model for GPUs, as Markdown tables.
-
-    Args:
-        results: dict from the number of processes to a dict.
-        architecture: `Architecture` of what was measured.
-        batch_size: int.
-    """
+    """Returns what `measure` returned, and the calculation for GPUs, as Markdown tables."""
     alone = statistics.median(results[min(results)]["step"]) * min(min(results), cores())
     rows = (
         _cells(count, found, alone, architecture.parameters, batch_size)
@@ -149,7 +249,7 @@ _GPU_COLUMNS = ("model", "GPUs", "images of each", "compute, ms", *BANDWIDTHS, "
 
 
 def _predictions():
-    """Yields rows of the model: the step time, and the share of perfect scaling, by bandwidth."""
+    """Yields cells for GPUs: the step time, and the share of perfect scaling, by bandwidth."""
     for name in VARIANTS:
         architecture = Architecture.create(name, num_classes=1000)
         for count in GPUS:
@@ -171,16 +271,20 @@ def _predictions():
 
 
 def seconds_of_compute(architecture, images):
-    """Returns the seconds of a step on images, forward and backward, on the GPU of the model."""
+    """Returns the seconds of a step on images, forward and backward, on one GPU."""
     return images * 3 * 2 * architecture.multiply_adds / (PEAK * REACHED)
 
 
 def seconds_of_exchange(parameters, count, bandwidth):
-    """Returns the seconds of a ring all-reduce of the gradients.
+    """Returns the seconds of a ring all-reduce of the gradients among `count` devices.
 
-    Args:
-        parameters: int.
-        count: int. Number of devices.
-        bandwidth: Bytes per second that each sends and receives.
+    Each sends and receives `bandwidth` bytes per second.
     """
     return 2 * (count - 1) / count * _BYTES * parameters / bandwidth
+
+
+if __name__ == "__main__":
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {int(sys.argv[1])})
+    write = take_standard_output()
+    main(json.loads(sys.stdin.readline()), write)

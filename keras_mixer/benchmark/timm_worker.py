@@ -1,7 +1,7 @@
-"""Measures timm's Mixer in a process of its own, with the protocol of `benchmark_worker`.
+"""Process of a benchmark of timm's Mixer, with the protocol of worker.py.
 
-A script for a Python with torch and timm. It imports nothing of this package, so what both workers
-do stands here. Its first line of input has the `measure`, the sizes of the model, `batch_size`,
+A script for a Python with torch and timm: it imports nothing of this package, so what both workers
+share is here. Its first line of input has the `measure`, the sizes of the model, `batch_size`,
 `precision`, `optimizer`, `momentum`, `lr` and whether the model is `compiled`; for `fit`, also
 `train_images` and `crop_padding`.
 """
@@ -20,8 +20,8 @@ _WARM_UP = 0.3  # seconds
 def import_timm():
     """Imports timm's `MlpMixer`, also where torchvision's binary does not fit torch's.
 
-    timm imports torchvision, which fails at the first operator that its binary does not bring.
-    Those are defined by name here, without an implementation; the model does not use them.
+    timm imports torchvision, which fails at the first operator that its binary lacks. Each of these
+    is defined here without an implementation; the model does not use them.
     """
     import torch
 
@@ -123,7 +123,7 @@ def cropped_batches(options, device):
             yield padded[image, channel, row + top, column + left], labels[chosen]
 
 
-# === What both workers do ===
+# === Shared by both workers ===
 
 
 def answer_lines(lines, answer, call, wait, images, memory):

@@ -1,12 +1,12 @@
-"""Measures one thing of a model in a process of its own, as `benchmark` asks for it line by line.
+"""One process of a benchmark: `python -m keras_mixer.benchmark.worker MEASURE`.
 
-Started as `python -m keras_mixer.benchmark.worker MEASURE`, it reads lines of standard
-input. The first is a JSON object, the fields of a `Config`. Once what is measured has run once, it
-answers with a JSON line of `first_call` in seconds and `images` per call. Every further line is a
-number of seconds to measure for, answered by a JSON line of `images_per_second`, `cores` (processor
-time by wall time) and `memory`, the peak so far in bytes.
+It reads lines of standard input. The first is a JSON object, the fields of a `Config`. After a
+first call, it answers with a JSON line of `first_call` in seconds and `images` per call. Each
+further line is a number of seconds to measure for, answered by a JSON line of `images_per_second`,
+`cores` (processor time by wall time) and `memory`, the peak so far in bytes.
 """
 
+import dataclasses
 import json
 import os
 import sys
@@ -19,7 +19,6 @@ from keras_mixer.benchmark.timm_worker import answer_lines, process_memory, take
 from keras_mixer.config.training import Config
 from keras_mixer.log import progress_bar
 from keras_mixer.runs.open_run import plan_run
-from keras_mixer.runs.run import Run
 
 _PRODUCT = 2048  # rows and columns of the matrices whose product is the peak
 
@@ -36,16 +35,11 @@ def main(measure, lines, answer):
     values = json.loads(next(lines))
     channels = values.pop("channels", None)
     run = plan_run(Config(**values))
+    if channels:
+        sizes = run.spec.architecture.replace(channels=channels)
+        run = dataclasses.replace(run, spec=run.spec.replace(architecture=sizes))
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    answer_lines(lines, answer, *MEASURES[measure](_with_channels(run, channels)), _memory)
-
-
-def _with_channels(run, channels):
-    if channels is None:
-        return run
-    architecture = run.spec.architecture.replace(channels=channels)
-    spec = run.spec.replace(architecture=architecture)
-    return Run(run.directory, run.config, spec, run.dataset)
+    answer_lines(lines, answer, *MEASURES[measure](run), _memory)
 
 
 def _memory():
@@ -81,30 +75,14 @@ def _training(run):
 
     size = run.config.batch_size
     images, labels = random_batch(run, size)
-    if keras.backend.backend() != "tensorflow":
-        return _training_by_keras(run, images, labels)
     prepare_threads(run.config)
     model, _ = compiled_model(run, run.config.lr)
+    if keras.backend.backend() != "tensorflow":
+        return lambda: model.train_on_batch(images, labels), lambda: None, size
     batches = tf.data.Dataset.from_tensors((images, labels)).repeat()
     batches, logs = iter(batches.prefetch(2)), {}
     model.make_train_function()
     return (lambda: logs.update(model.train_function(batches)), lambda: float(logs["loss"]), size)
-
-
-def _training_by_keras(run, images, labels):
-    """The same on another backend of Keras, by its own trainer, compiled."""
-    from keras_mixer.model.baselines import build_model
-    from keras_mixer.training.fit import POLICIES
-    from keras_mixer.training.losses import KERAS_LOSSES
-    from keras_mixer.training.optimizers import build_optimizer
-
-    config = run.config
-    model = build_model(run.spec.architecture, dtype=POLICIES[config.precision])
-    weights = model.trainable_variables
-    options = {"momentum": config.momentum, "decay": config.decay, "clip_norm": config.clip_norm}
-    optimizer = build_optimizer(config.optimizer, config.lr, weights, **options)
-    model.compile(optimizer, KERAS_LOSSES[config.loss](), jit_compile=True)
-    return lambda: model.train_on_batch(images, labels), lambda: None, len(images)
 
 
 def _inference(run, size=None):
@@ -169,11 +147,11 @@ def _fit(run):
             model.fit(batches, steps_per_epoch=10**9, callbacks=callbacks, verbose=0)
 
     threading.Thread(target=fit, daemon=True).start()
-    return gate.let_one_pass, lambda: None, run.config.batch_size
+    return gate.take_step, lambda: None, run.config.batch_size
 
 
 def _gate():
-    """Returns a callback that holds `model.fit` after every step until it may go on."""
+    """Returns a callback that stops `model.fit` before each step until one is asked for."""
     import keras
 
     class Gate(keras.callbacks.Callback):
@@ -187,7 +165,7 @@ def _gate():
         def on_train_batch_end(self, batch, logs=None):
             self.done.release()
 
-        def let_one_pass(self):
+        def take_step(self):
             self.asked.release()
             self.done.acquire()
 

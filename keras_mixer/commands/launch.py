@@ -1,4 +1,4 @@
-"""The command that starts several processes of one run on this computer: launch."""
+"""The command `launch`: several processes of one run on this computer."""
 
 import dataclasses
 import subprocess
@@ -29,7 +29,7 @@ class LaunchOptions:
 
 
 def launch(options, arguments):
-    """Trains one run in several processes of this computer, as on several hosts, but on its CPU.
+    """Trains one run in several processes on the CPU of this computer, as on several hosts.
 
     One process uses all GPUs of a host, so this is for trying out and testing; see BUILD.md.
     """
@@ -41,10 +41,15 @@ def launch(options, arguments):
     if find_rank():
         raise InputError("launch: this is one of several processes already")
     check_installed("jax")
-    parse(Config, arguments[1:])  # so that what is wrong is said once
+    parse(Config, arguments[1:])  # so that a wrong flag is reported once, not by each process
     port = free_port() if options.port is None else options.port
     processes = [
-        _start(arguments, port, options.processes, index) for index in range(options.processes)
+        subprocess.Popen(
+            [sys.executable, "-m", "keras_mixer", *arguments],
+            env=variables_of(port, options.processes, index),
+            process_group=0,  # so that Ctrl-C reaches it once, from here
+        )
+        for index in range(options.processes)
     ]
 
     def forward(number, frame):
@@ -52,19 +57,6 @@ def launch(options, arguments):
             process.send_signal(number)
 
     with temporary_handlers(SIGNALS, forward):
-        statuses = [_status_of(process) for process in processes]
-    return next(filter(None, statuses), 0)
-
-
-def _status_of(process):
-    """Waits for a process and returns its exit status, as a shell does for one that was killed."""
-    status = process.wait()
-    return status if status >= 0 else 128 - status
-
-
-def _start(arguments, port, count, index):
-    return subprocess.Popen(
-        [sys.executable, "-m", "keras_mixer", *arguments],
-        env=variables_of(port, count, index),
-        process_group=0,  # so that Ctrl-C reaches it once, from here
-    )
+        statuses = [process.wait() for process in processes]
+    # As in a shell, the status of a process that a signal killed is 128 and the signal's number.
+    return next((s if s > 0 else 128 - s for s in statuses if s), 0)

@@ -20,7 +20,7 @@ from keras_mixer.errors import InputError, path_errors
 from keras_mixer.files import is_special, write_through
 from keras_mixer.reports.report import read_experiments
 from keras_mixer.runs.run import CONFIG, describe_scores, read_metrics
-from keras_mixer.studies.space import option_named
+from keras_mixer.studies.space import resolve_alias
 
 
 def only(arguments, what):
@@ -43,7 +43,7 @@ def hint_at_separator(error, name):
         name: Name of the command.
     """
     unknown = re.match(r"unknown command line flag '(\w+)'", str(error))
-    if unknown and (unknown[1] == "preset" or option_named(unknown[1]) in _TRAIN):
+    if unknown and (unknown[1] == "preset" or resolve_alias(unknown[1]) in _TRAIN):
         return InputError(
             f"--{unknown[1]} is a flag of train: put it after --, as in "
             f"keras-mixer {name} ... -- --{unknown[1]}=..."
@@ -61,7 +61,7 @@ def refuse_options(arguments, taken):
         arguments: list of strings: flags of train.
         taken: dict from the name of an option to why it is not free.
     """
-    given = {option_named(re.split("[= ]", word.lstrip("-"))[0]) for word in arguments}
+    given = {resolve_alias(re.split("[= ]", word.lstrip("-"))[0]) for word in arguments}
     for name in sorted(given & taken.keys()):
         raise InputError(
             f"--{name} after --: {taken[name]}; leave it out there{_INSTEAD.get(name, '')}"

@@ -1,7 +1,6 @@
-"""Commands for many runs, and for none: report, transfer, resizing, benchmark."""
+"""The commands `report`, `transfer`, `resizing` and `benchmark`."""
 
 import dataclasses
-import importlib.util
 import io
 import json
 import os
@@ -10,7 +9,7 @@ import sys
 from pathlib import Path
 
 from keras_mixer.backend import check_installed, quiet_tensorflow
-from keras_mixer.benchmark import benchmark as benchmark_study
+from keras_mixer.benchmark import measure as speed
 from keras_mixer.benchmark import scaling
 from keras_mixer.commands.shared import (
     check_outputs,
@@ -32,7 +31,7 @@ from keras_mixer.reports.curves import draw_curves
 from keras_mixer.reports.page_folder import INDEX, check_page_folder
 from keras_mixer.reports.report import as_table, read_experiments
 from keras_mixer.runs.open_run import plan_run
-from keras_mixer.studies.space import OWN
+from keras_mixer.studies.space import SET_BY_STUDIES
 from keras_mixer.weights.registry import release_of
 
 PICTURES = (".png", ".svg", ".pdf")
@@ -103,7 +102,7 @@ class TransferOptions:
     datasets: tuple[str, ...] = option(
         AVG5,
         "Datasets: NAME means --preset=finetune_NAME, or --preset=NAME where there is none; a path "
-        "ending in .flags is used as given. --data_dir after -- is for those whose flagfile has "
+        "ending in .flags is used as given. --data_dir after -- is for datasets whose flagfile has "
         "none.",
     )
     seeds: tuple[int, ...] = option((0, 1, 2), "Seeds; one run each.", **SEED)
@@ -128,15 +127,15 @@ def transfer(options, arguments):
         raise InputError("--checkpoint: expected the weights to start from")
     if options.output:
         check_writable(options.output)
-    own = dict.fromkeys(("checkpoint", *OWN), "is set by transfer for every run")
-    refuse_options(arguments, own | {"lr": "is one of --lrs"})
+    set_here = dict.fromkeys(("checkpoint", *SET_BY_STUDIES), "is set by transfer for every run")
+    refuse_options(arguments, set_here | {"lr": "is one of --lrs"})
     with quiet_tensorflow():
         from keras_mixer.studies.transfer import FINE_TUNED, as_table, study_transfer
 
-    checkpoints = list(dict.fromkeys(map(_normal, options.checkpoint)))
+    checkpoints = list(dict.fromkeys(map(_normalize, options.checkpoint)))
     starts = checkpoints if len(checkpoints) > 1 else [FINE_TUNED]
     arms = {
-        (_preset_name(name), start): _finetuning(name, [f"--checkpoint={checkpoint}", *arguments])
+        (_dataset_name(name), start): _finetuning(name, [f"--checkpoint={checkpoint}", *arguments])
         for name in options.datasets
         for start, checkpoint in zip(starts, checkpoints, strict=True)
     }
@@ -147,16 +146,32 @@ def transfer(options, arguments):
     publish_table("transfer", options, [], table, last=["--", *arguments] if arguments else [])
 
 
-def _normal(path):
-    """Returns a path without what changes nothing, such as ./; names with a colon as they are."""
+def _normalize(path):
+    """Normalizes a path; names with a colon, such as hf:, stay as they are."""
     return path if ":" in path else os.path.normpath(path)
 
 
-def _preset_name(name):
+def _dataset_name(name):
     return Path(name).stem.removeprefix("finetune_") if name.endswith(".flags") else name
 
 
-def _protocol(name):
+def _finetuning(name, extra):
+    """Returns the `Config` of a dataset: its flagfile, changed by flags after --.
+
+    --data_dir and --labels after -- are for datasets in files whose flagfile has none.
+    """
+    with errors_about(f"--datasets={name}"):
+        path = name if name.endswith(".flags") else _preset_of(name)
+        if not Path(path).is_file():
+            raise InputError("no such flagfile")
+        flagfile = parse(Config, [f"--flagfile={path}"])[0]
+        config = parse(Config, [f"--flagfile={path}", *extra])[0]
+    if flagfile.data_dir or dataset_row(config.dataset).origin == "embedded":
+        return dataclasses.replace(config, data_dir=flagfile.data_dir, labels=flagfile.labels)
+    return config
+
+
+def _preset_of(name):
     """Returns the path of the flagfile that fine-tunes on a dataset."""
     names = preset_names()
     for preset in (f"finetune_{name}", name):
@@ -164,22 +179,6 @@ def _protocol(name):
             return preset_path(preset)
     known = dict.fromkeys(preset.removeprefix("finetune_") for preset in names)
     raise InputError(f"expected a path that ends in .flags, or one of {', '.join(known)}")
-
-
-def _finetuning(name, extra):
-    """Returns the `Config` of a dataset: its flagfile, changed by flags after --.
-
-    Where its images are, its flagfile knows better, and embedded ones have no place.
-    """
-    with errors_about(f"--datasets={name}"):
-        path = name if name.endswith(".flags") else _protocol(name)
-        if not Path(path).is_file():
-            raise InputError("no such flagfile")
-        own = parse(Config, [f"--flagfile={path}"])[0]
-        config = parse(Config, [f"--flagfile={path}", *extra])[0]
-    if own.data_dir or dataset_row(config.dataset).origin == "embedded":
-        return dataclasses.replace(config, data_dir=own.data_dir, labels=own.labels)
-    return config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +220,7 @@ class BenchmarkOptions(Config):
         ("training", "inference", "input"),
         "What to measure: training (a step on random images), inference (a batch), latency (one "
         "image), exported (the SavedModel), input (the pipeline alone), fit (both together).",
-        choices=benchmark_study.MEASURES,
+        choices=speed.MEASURES,
         heading="Benchmark",
         basic=True,
     )
@@ -229,7 +228,7 @@ class BenchmarkOptions(Config):
         None,
         "What to measure beside it. timm: timm's Mixer of the same sizes, eager and compiled; jax: "
         "training on Keras's JAX backend, which needs jax.",
-        choices=benchmark_study.OTHERS,
+        choices=speed.OTHERS,
         basic=True,
     )
     timm_python: str = option(
@@ -238,11 +237,11 @@ class BenchmarkOptions(Config):
     vary: tuple[str, ...] | None = option(
         None,
         "Sizes to measure training at half, one, two and four times of.",
-        choices=tuple(benchmark_study.VARIED),
+        choices=tuple(speed.VARIED),
     )
     processes: tuple[int, ...] | None = option(
         None,
-        "Measure nothing but how training scales with these numbers of processes, on Keras's JAX "
+        "Measure how training scales with these numbers of processes instead, on Keras's JAX "
         "backend, each on a core of its own; and calculate it for up to 64 GPUs.",
         low=1,
         high=64,
@@ -264,37 +263,42 @@ def benchmark(options, arguments):
             check_writable(path, flag)
     if options.plot and not options.vary:
         raise InputError("--plot: there is nothing to draw without --vary")
-    if options.processes:
-        _benchmark_processes(options)
-        return
-    compare = options.compare or ()
-    if "jax" in compare and not importlib.util.find_spec("jax"):
-        raise InputError("--compare=jax needs a package: pip install 'keras_mixer[backends]'")
-    if "timm" in compare and not shutil.which(options.timm_python):
-        raise InputError(f"--timm_python={options.timm_python}: expected a program, found none")
     config = Config(**options_of(options, Config))
-    sizes = plan_run(config).spec.architecture
-    sizes = sizes.replace(channels=options.channels or sizes.channels)
-    how = options.repeats, options.seconds, options.channels
-    rows = benchmark_study.measure(config, options.measure, compare, options.timm_python, *how)
-    results = benchmark_study.vary(config, options.vary or (), *how)
-    table = benchmark_study.as_table(rows, sizes, config.precision)
-    table += "\n" + benchmark_study.varied_table(results) if results else ""
+    run = plan_run(config)
+    table, found, picture = (_scaling if options.processes else _measured)(options, config, run)
     print(table, end="")
     if options.output:
         publish_table("benchmark", options, [], table)
     if options.json:
-        write(options.json, json.dumps(benchmark_study.as_json(rows, results, sizes), indent=2))
+        write(options.json, json.dumps(found, indent=2))
     if options.plot:
-        picture = io.BytesIO()
-        benchmark_study.draw(results).savefig(picture, format="png", dpi=150)
-        write(options.plot, picture.getvalue())
+        write(options.plot, picture)
 
 
-def _benchmark_processes(options):
+def _measured(options, config, run):
+    """Returns the table, the JSON values and the plot of --vary, as bytes."""
+    compare = options.compare or ()
+    if "jax" in compare:
+        with errors_about("--compare=jax"):
+            check_installed("jax")
+    if "timm" in compare and not shutil.which(options.timm_python):
+        raise InputError(f"--timm_python={options.timm_python}: expected a program, found none")
+    sizes = run.spec.architecture
+    sizes = sizes.replace(channels=options.channels or sizes.channels)
+    how = options.repeats, options.seconds, options.channels
+    found = speed.measure(config, options.measure, compare, options.timm_python, *how)
+    varied = speed.vary(config, options.vary or (), *how)
+    table = speed.as_table(found, sizes, config.precision)
+    table += "\n" + speed.varied_table(varied) if varied else ""
+    picture = io.BytesIO()
+    if options.plot:
+        speed.plot(varied).savefig(picture, format="png", dpi=150)
+    return table, speed.as_json(found, varied, sizes), picture.getvalue()
+
+
+def _scaling(options, config, run):
+    """Returns the table and the JSON values of --processes, and no plot."""
     check_installed("jax")
-    config = Config(**options_of(options, Config))
-    run = plan_run(config)
     counts = sorted(set(options.processes))
     if uneven := [count for count in counts if run.config.batch_size % count]:
         raise InputError(
@@ -303,8 +307,4 @@ def _benchmark_processes(options):
         )
     results = scaling.measure(config, counts, options.repeats)
     table = scaling.as_table(results, run.spec.architecture, run.config.batch_size)
-    print(table, end="")
-    if options.output:
-        publish_table("benchmark", options, [], table)
-    if options.json:
-        write(options.json, json.dumps(results, indent=2))
+    return table, results, b""

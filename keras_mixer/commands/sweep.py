@@ -1,22 +1,16 @@
 """The command `sweep`."""
 
 import dataclasses
-import functools
 from pathlib import Path
 from shlex import quote
 
 from keras_mixer.commands.shared import check_outputs, publish_table, refuse_options, write
-from keras_mixer.config.command_line import parse
 from keras_mixer.config.options import COUNT, SEED, option
-from keras_mixer.config.resolve import resolve
-from keras_mixer.config.training import Config
 from keras_mixer.errors import InputError, path_errors
 from keras_mixer.log import duration, logger
-from keras_mixer.runs.open_run import check_sizes, plan_run
-from keras_mixer.runs.run import Run
 from keras_mixer.studies import sweep as study_sweep
 from keras_mixer.studies import trials as study_trials
-from keras_mixer.studies.space import OWN, parse_space
+from keras_mixer.studies.space import SAMPLERS, SET_BY_STUDIES, Search, parse_space
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,17 +20,16 @@ class SweepOptions:
     space: str | None = option(
         None,
         "What to vary: OPTION=VALUES, separated by semicolons. Values are separated by commas; "
-        "low..high is a range, low..high:log one that is drawn evenly in the logarithm. Options "
-        "joined by + have the same value; shapes are written 8x8. Ranges are for random and tpe. "
-        "Example: "
-        "'lr=1e-3..1e-2:log; dropout=0,0.1; dim+tokens_mlp_dim=64,128'.",
+        "low..high is a range, low..high:log one that is sampled uniformly in the logarithm. "
+        "Options joined by + have the same value; shapes are written 8x8. Ranges are for random "
+        "and tpe. Example: 'lr=1e-3..1e-2:log; dropout=0,0.1; dim+tokens_mlp_dim=64,128'.",
         basic=True,
     )
     sampler: str = option(
         "grid",
-        "How settings are chosen. grid: all combinations; random: --trials drawn ones; tpe: drawn "
-        "near the best so far (tree-structured Parzen estimator).",
-        choices=study_sweep.SAMPLERS,
+        "How settings are chosen. grid: all combinations; random: --trials at random; tpe: near "
+        "the best so far (tree-structured Parzen estimator).",
+        choices=SAMPLERS,
         basic=True,
     )
     trials: int = option(
@@ -69,8 +62,8 @@ class SweepOptions:
     study: str = option("sweep", "Name of the study in the database.")
     output_dir: str = option(
         "runs/sweep",
-        "Folder for the runs; the same command goes on with what is left. A setting that failed is "
-        "not tried again but by another --study.",
+        "Folder for the runs. The same command continues with the settings that are left; one that "
+        "failed is tried again only in another --study.",
     )
     estimate: bool = option(
         False,
@@ -88,38 +81,36 @@ def sweep(options, arguments):
     """
     space = parse_space(options.space or "")
     _check(options, arguments, space)
-    search = study_sweep.Search(
+    search = Search(
         space,
         options.sampler,
         options.trials,
         tuple(dict.fromkeys(options.seeds)),
         options.prune,
-        functools.partial(_config, tuple(arguments)),
         tuple(arguments),
     )
     test_seeds = tuple(dict.fromkeys(options.test_seeds)) if options.score else ()
-    runs = study_sweep.plan_all(search, _planner())
+    runs = study_sweep.plan_settings(search)
     if options.estimate:
-        _announce(search, runs, test_seeds)
+        _log_cost(search, runs, test_seeds)
         return
     folder = Path(options.output_dir)
     with path_errors(f"--output_dir={folder}"):
         folder.mkdir(parents=True, exist_ok=True)
-    storage = options.storage or f"sqlite:///{(folder / 'study.db').resolve()}"
-    study = study_sweep.open_study(search, storage, options.study)
-    if not study_trials.tried(search, study, folder):
-        _announce(search, runs, test_seeds)
+    study = study_sweep.open_study(search, folder, options.storage, options.study)
+    if not study_trials.list_trials(search, study, folder):
+        _log_cost(search, runs, test_seeds)
     result = study_sweep.sweep(search, study, folder, test_seeds)
     last = ["--", *arguments] if arguments else []
     publish_table("sweep", options, [], study_trials.as_table(result, search), last)
     if options.csv:
         write(options.csv, study_trials.as_csv(result, search))
-    study_trials.draw(study, folder)
+    study_trials.draw_plots(study, folder)
     logger.info(f"a page with plots: keras-mixer report {quote(str(folder))} --html=DIR")
 
 
 def _check(options, arguments, space):
-    """Refuses what would be found late, or would be ignored."""
+    """Refuses what would fail late, or would be ignored."""
     check_outputs(options, "output", "csv")
     folder = Path(options.output_dir)
     if folder.exists() and not folder.is_dir():
@@ -129,34 +120,11 @@ def _check(options, arguments, space):
             f"--trials={options.trials} is for --sampler=random or tpe; a grid has all combinations"
         )
     varied = {name for names in space for name in names.split("+")}
-    own = {name: "is set by the sweep for every run" for name in OWN}
-    refuse_options(arguments, own | dict.fromkeys(varied, "is in --space"))
+    set_here = {name: "is set by the sweep for every run" for name in SET_BY_STUDIES}
+    refuse_options(arguments, set_here | dict.fromkeys(varied, "is in --space"))
 
 
-def _config(flags, setting):
-    """Returns the config of a setting, beside the flags after --."""
-    given = [f"--{name}={value}" for names, value in setting.items() for name in names.split("+")]
-    return parse(Config, [*flags, *given])[0]
-
-
-def _planner():
-    """Returns `plan_run`, which opens the same data only once."""
-    opened = {}
-
-    def plan(config):
-        key = config.checkpoint, *config.dataset_options().items()
-        if config.checkpoint or key not in opened:
-            opened[key] = plan_run(config)
-        dataset = opened[key].dataset
-        run = opened[key] if config.checkpoint else Run(None, *resolve(config, dataset), dataset)
-        check_sizes(run)
-        return run
-
-    return plan
-
-
-def _announce(search, runs, test_seeds):
-    """Says what the whole search will cost."""
+def _log_cost(search, runs, test_seeds):
     logger.info("measuring the speed of one setting, to estimate the time")
     steps, seconds = study_sweep.estimate(search, runs, test_seeds)
     scored = ", with those of the runs that are scored" * bool(test_seeds)

@@ -18,7 +18,14 @@ from keras_mixer.config.resolve import resolve
 from keras_mixer.config.training import Config
 from keras_mixer.data.shared_images import note_shared_images
 from keras_mixer.data.sources import open_dataset
-from keras_mixer.errors import InputError, RunError, errors_about, join_names, path_errors
+from keras_mixer.errors import (
+    InputError,
+    InUseError,
+    RunError,
+    errors_about,
+    join_names,
+    path_errors,
+)
 from keras_mixer.files import HELD, locked
 from keras_mixer.log import VERBOSITIES, debugging, logger, show_messages
 from keras_mixer.model.architecture import Architecture
@@ -213,7 +220,7 @@ def _lock(directory, cleanup):
     except filelock.Timeout as error:
         held = directory / f"{LOCK}{HELD}"
         hint = f" (without locks of the file system, {held} is the lock)" * held.exists()
-        raise InputError(
+        raise InUseError(
             f"--output_dir={directory} is in use: another process is training there{hint}"
         ) from error
 

@@ -1,1 +1,1 @@
-"""Studies that train: sweeps, transfer, resizing; and the benchmark."""
+"""Studies, which train many runs: sweeps, transfer and resizing."""

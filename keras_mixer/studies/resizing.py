@@ -1,7 +1,7 @@
 """Resizing: accuracy of trained Mixers at other image and patch shapes, by `weights.resize`.
 
-It is measured without further training, after some, and for models of the same sizes that are
-trained from scratch for as long by the same recipe.
+Three accuracies are compared: without further training, after some, and of models of the same sizes
+that are trained from scratch for as long by the same recipe.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ from keras_mixer.runs.open_run import read_run
 from keras_mixer.weights.load import load_mixer
 from keras_mixer.weights.resize import resized_architecture
 
-METHODS = {"interpolate": "interpolated", "tile": "tiled"}
 SCRATCH = "scratch"
+METHODS = {"interpolate": "interpolated", "tile": "tiled", SCRATCH: "from scratch"}
 _SAME_GRID = "Where the grid of patches stays, only patch kernels are resampled, in one way."
 
 
@@ -52,11 +52,7 @@ def parse_shape(text):
     if not match:
         raise InputError(f"--shapes: expected image/patch such as 56/8 or 56x28/4, received {text}")
     height, width, rows, columns = match.groups()
-    return Shape(_pair(height, width), _pair(rows, columns))
-
-
-def _pair(first, second):
-    return int(first), int(second or first)
+    return Shape((int(height), int(width or height)), (int(rows), int(columns or rows)))
 
 
 def study_resizing(directories, shapes, num_steps, output_dir):
@@ -77,21 +73,28 @@ def study_resizing(directories, shapes, num_steps, output_dir):
         InputError: If a directory holds no run, its data are missing or changed, or a shape does
             not fit its model.
     """
-    output_dir = Path(output_dir)
     runs = _read(directories)
     arms = {shape: _methods(runs[0], shape) for shape in shapes}
     jobs = JobSequence(len(runs) * sum(len(methods) + 1 for methods in arms.values()))
+    after = "after an epoch" if num_steps == 1 else f"after {num_steps} epochs"
+    columns = [f"untrained: {METHODS[method]}" for method in ("interpolate", "tile")]
+    columns += [f"{after}: {name}" for name in METHODS.values()] if num_steps else []
     rows = []
     for shape, methods in arms.items():
-        untrained = {method: [_untrained(run, shape, method) for run in runs] for method in methods}
-        trained = {
-            method: [_trained(jobs, run, shape, method, num_steps, output_dir) for run in runs]
-            for method in ((*methods, SCRATCH) if num_steps else ())
+        scores = {
+            f"untrained: {METHODS[method]}": [_untrained(run, shape, method) for run in runs]
+            for method in methods
         }
-        rows.append(_row(runs[0], shape, untrained, trained))
+        for method in (*methods, SCRATCH) if num_steps else ():
+            scores[f"{after}: {METHODS[method]}"] = [
+                _trained(jobs, run, shape, method, num_steps, Path(output_dir)) for run in runs
+            ]
+        grid = resized_architecture(runs[0].spec.architecture, *shape, "interpolate").grid
+        cells = (spread([100 * top1 for top1 in scores.get(column, [])]) for column in columns)
+        rows.append([shape, "×".join(map(str, grid)), *cells])
+    lines = table(["images / patches", "grid", *columns], rows)
     machines = made_on(run.directory for run in runs)
-    lines = table(_columns(num_steps), rows)
-    return "\n".join([*_intro(runs), *lines, "", _SAME_GRID, "", *machines]) + "\n"
+    return "\n".join([_intro(runs), "", *lines, "", _SAME_GRID, "", *machines]) + "\n"
 
 
 def _read(directories):
@@ -153,27 +156,7 @@ def _intro(runs):
     scores = spread([100 * run.scores[config.eval_split]["top1"] for run in runs])
     shape = Shape(config.image_shape, config.patch_shape)
     recipe = ", ".join(as_flags(Config(**config.augmentation()))) or "no augmentation"
-    return [
+    return (
         f"{config.eval_split.capitalize()} top-1 in percent, of {len(runs)} "
-        f"run{'s'[: len(runs) != 1]} trained with {recipe}. As trained, on {shape}: {scores}.",
-        "",
-    ]
-
-
-def _columns(num_steps):
-    after = "after an epoch" if num_steps == 1 else f"after {num_steps} epochs"
-    names = [f"untrained: {name}" for name in METHODS.values()]
-    if num_steps:
-        names += [f"{after}: {name}" for name in (*METHODS.values(), "from scratch")]
-    return ["images / patches", "grid", *names]
-
-
-def _row(run, shape, untrained, trained):
-    def cells_of(scores, methods):
-        return [spread([100 * score for score in scores.get(method, [])]) for method in methods]
-
-    grid = resized_architecture(run.spec.architecture, *shape, "interpolate").grid
-    cells = [str(shape), "×".join(map(str, grid)), *cells_of(untrained, METHODS)]
-    if trained:
-        cells += cells_of(trained, (*METHODS, SCRATCH))
-    return cells
+        f"run{'s'[: len(runs) != 1]} trained with {recipe}. As trained, on {shape}: {scores}."
+    )

@@ -1,8 +1,8 @@
 """Transfer: checkpoints fine-tuned on several datasets, by the paper's protocol (section 3).
 
-For every dataset the learning rate is chosen on held-out training images; then the model is
-trained on all of them, once per seed, and scored once on the test images. Without held-out images
-those runs keep their last weights, so the choice compares the accuracies of last weights, too.
+For each dataset, the learning rate is chosen on held-out training images. Then the model is trained
+on all training images, once per seed, and scored once on the test images. Those runs hold out no
+images and keep their last weights, so the learning rates are compared by last weights, too.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ FINE_TUNED, SCRATCH = "fine-tuned", "from scratch"
 
 
 class Result(NamedTuple):
-    """Results on one dataset from one start.
+    """Runs on one dataset from one start.
 
     Attributes:
         name: Name of the dataset's preset.
@@ -63,17 +63,17 @@ def study_transfer(tuned, lrs, seeds, output_dir, scratch=False):
         InputError: If data, checkpoint or a config are not valid; before anything is trained.
         RunError, Interrupted: See `run_job`.
     """
-    _check_folders({start for _, start in tuned})
     plans = {arm: plan_run(config) for arm, config in tuned.items()}
     for (name, _), plan in plans.items():
         _check(name, plan.dataset, lrs)
     arms = tuned | (_from_scratch(tuned, plans) if scratch else {})
-    names = [name for name, _ in tuned]
-    arms = dict(sorted(arms.items(), key=lambda item: names.index(item[0][0])))  # by dataset
     choices = len(lrs) if len(lrs) > 1 else 0
     jobs = JobSequence(len(arms) * (choices + len(seeds)))
     return [
-        _train_arm(jobs, arm, config, lrs, seeds, Path(output_dir)) for arm, config in arms.items()
+        _train_arm(jobs, arm, arms[arm], lrs, seeds, Path(output_dir))
+        for dataset in dict.fromkeys(name for name, _ in tuned)
+        for arm in arms
+        if arm[0] == dataset
     ]
 
 
@@ -89,17 +89,6 @@ def _from_scratch(tuned, plans):
     return dict(found.values())
 
 
-def _check_folders(starts):
-    of_folder = {}
-    for start in sorted(starts):
-        other = of_folder.setdefault(folder_name(start), start)
-        if other != start:
-            raise InputError(
-                f"--checkpoint={other},{start}: both need the folder {folder_name(start)} in "
-                f"--output_dir; rename one"
-            )
-
-
 def _check(name, dataset, lrs):
     dataset.split(dataset.split_to_score())
     if len(lrs) > 1 and dataset.validation is None:
@@ -112,46 +101,34 @@ def _check(name, dataset, lrs):
 def _train_arm(jobs, arm, config, lrs, seeds, output_dir):
     """Chooses a learning rate, then trains with every seed; returns a `Result`."""
     name, start = arm
-    folder = output_dir / name / folder_name(start)
+    folder = output_dir / name / re.sub(r"[^\w.,-]+", "-", start)
     config = dataclasses.replace(config, eval_split=None, export=False, overwrite=False)
     whole = dataclasses.replace(config, validation_fraction=0.0)
-    own_split = len(lrs) > 1 and _has_validation(whole)
     choice = {}
-    for lr in lrs if len(lrs) > 1 else ():
-        tried = dataclasses.replace(
-            config,
-            lr=lr,
-            seed=seeds[0],
-            eval_split="validation",
-            output_dir=str(folder / f"lr-{lr:g}"),
-        )
-        run = jobs.run(f"{name}, {start}, lr {lr:g}", tried)
-        choice[lr] = _validation_accuracy(run, own_split)
+    if len(lrs) > 1:
+        own_split = open_dataset(**whole.dataset_options()).validation is not None
+        config = dataclasses.replace(config, seed=seeds[0], eval_split="validation")
+        for lr in lrs:
+            directory = str(folder / f"lr-{lr:g}")
+            config = dataclasses.replace(config, lr=lr, output_dir=directory)
+            run = jobs.run(f"{name}, {start}, lr {lr:g}", config)
+            choice[lr] = _validation_accuracy(run, own_split)
     best = max(choice, key=choice.get) if choice else lrs[0]
-    # As in the paper, the final runs are trained on the held-out images, too.
-    config = dataclasses.replace(whole, lr=best)
     runs = []
-    for seed in seeds:  # the rate is in the path, so that a later call may try other rates
-        directory = folder / f"lr-{best:g}-seed-{seed}"
-        seeded = dataclasses.replace(config, seed=seed, output_dir=str(directory))
-        runs.append(jobs.run(f"{name}, {start}, lr {best:g}, seed {seed}", seeded))
+    for seed in seeds:
+        # As in the paper, these runs are trained on the held-out images, too. The rate is in the
+        # path, so that a later call may try other rates.
+        directory = str(folder / f"lr-{best:g}-seed-{seed}")
+        config = dataclasses.replace(whole, lr=best, seed=seed, output_dir=directory)
+        runs.append(jobs.run(f"{name}, {start}, lr {best:g}, seed {seed}", config))
     return Result(name, start, choice, best, runs)
 
 
-def folder_name(start):
-    """Returns the name of the folder of a start's runs."""
-    return re.sub(r"[^\w.,-]+", "-", start)
-
-
-def _has_validation(config):
-    return open_dataset(**config.dataset_options()).validation is not None
-
-
 def _validation_accuracy(run, own_split):
-    """Returns that of the weights that the final runs will keep, on the images held out.
+    """Returns the accuracy on held-out images of the weights that the final runs will keep.
 
-    Those of the best epoch if the data have a validation split of their own, by which the final
-    runs choose, too; else the last ones.
+    Those are the weights of the best epoch if the data have a validation split of their own, and
+    the last ones otherwise.
     """
     if own_split:
         return run.scores["validation"]["top1"]
@@ -177,11 +154,13 @@ def as_table(results, published):
         if len(arm) > 1:
             rows.append(_mean_row(arm, published))
     runs = [run for result in results for run in result.runs]
+    seeds = len(results[0].runs)
+    over = f"{seeds} seeds each, mean ± sample standard deviation" if seeds > 1 else "one seed each"
     return "\n".join(
         [
             *table(_COLUMNS, rows),
             "",
-            f"Test accuracies in percent, {_seeds(len(results[0].runs))}.",
+            f"Test accuracies in percent, {over}.",
             "",
             *_without_test(results),
             *_choices(results),
@@ -189,10 +168,6 @@ def as_table(results, published):
             *(f"{sentence}\n" for sentence in made_on(run.directory for run in runs)),
         ]
     )
-
-
-def _seeds(count):
-    return f"{count} seeds each, mean ± sample standard deviation" if count > 1 else "one seed each"
 
 
 def _without_test(results):

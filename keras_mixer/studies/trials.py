@@ -1,8 +1,6 @@
-"""The trials of a sweep: what an Optuna study holds of them, as tables and plots."""
+"""Trials of a sweep: the settings that an Optuna study holds, as tables and plots."""
 
-import contextlib
 import io
-import re
 import statistics
 import warnings
 from pathlib import Path
@@ -14,10 +12,13 @@ from keras_mixer.log import logger
 from keras_mixer.reports.markdown import spread, table
 from keras_mixer.reports.report import made_on
 from keras_mixer.runs.run import HISTORY, Run, read_history, read_metrics
-from keras_mixer.studies.space import shown_setting
+from keras_mixer.studies.space import (
+    describe_setting,
+    format_setting,
+    quiet_optuna,
+    setting_folder,
+)
 
-INDEX = "index"  # user attribute of a trial: its place in the queue
-LEFT = "left"  # user attribute of a trial: it was not tried, or not to its end
 _STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
 
 
@@ -51,38 +52,33 @@ class Result(NamedTuple):
     runs: list[Run]
 
 
-def tried(search, study, folder):
-    """Returns a list of `Trial`, one per setting, the best one first; of equal ones, as queued."""
-    found, queued = {}, study.get_trials(deepcopy=False)
-    for trial in sorted(filter(counts, queued), key=lambda t: t.user_attrs.get(INDEX, len(queued))):
-        if trial.state.name in _STATES and trial.params.keys() == search.space.keys():
-            one = _trial(trial, search, folder)
-            found.setdefault(one.folder, one)
-    return sorted(found.values(), key=lambda t: -1 if t.top1 is None else t.top1, reverse=True)
+def list_trials(search, study, folder):
+    """Returns a list of `Trial`, one per setting, the best first; ties in the order of the search.
+
+    Settings that wait, are being trained, or were interrupted are left out.
+    """
+    trials = {}
+    for trial in filter(counts, study.get_trials(deepcopy=False)):
+        if trial.state.name in _STATES:
+            found = _read_trial(trial, search, folder)
+            trials.setdefault(found.folder, found)
+    settings = search.settings if search.sampler != "tpe" else []
+    folders = [setting_folder(folder, format_setting(search.space, s)) for s in settings]
+    order = {path: position for position, path in enumerate(folders)}
+    in_order = sorted(trials.values(), key=lambda trial: order.get(trial.folder, len(order)))
+    return sorted(in_order, key=lambda t: -1 if t.top1 is None else t.top1, reverse=True)
 
 
 def counts(trial):
-    """Returns whether a trial is the one of its place in the queue: not one to be tried again."""
-    gone = trial.state.name == "FAIL" and "error" not in trial.user_attrs  # with its process
-    return trial.state.name != "WAITING" and not gone and LEFT not in trial.user_attrs
+    """Returns whether a trial of Optuna counts: not if it was interrupted, and so queued again."""
+    return trial.state.name != "FAIL" or "error" in trial.user_attrs
 
 
-def _trial(trial, search, folder):
-    values = shown_setting(search.space, trial.params)
+def _read_trial(trial, search, folder):
+    setting = format_setting(search.space, trial.params)
     state, error = _STATES[trial.state.name], trial.user_attrs.get("error", "")
     top1 = trial.value if state == "complete" else None
-    return Trial(values, state, top1, folder_of(folder, values), error)
-
-
-def folder_of(folder, setting):
-    """Returns the folder of a setting's runs, the same whoever trains it."""
-    name = ",".join(f"{name}={value}" for name, value in setting.items())
-    return folder / re.sub(r"[^\w.,=+-]", "_", name)
-
-
-def text_of(setting):
-    """Returns a setting in words, for the terminal."""
-    return ", ".join(f"{name} {value}" for name, value in setting.items())
+    return Trial(setting, state, top1, setting_folder(folder, setting), error)
 
 
 # === Tables ===
@@ -91,7 +87,7 @@ def text_of(setting):
 def as_table(result, search):
     """Returns a Markdown table of the settings, the best one first, and the scores of that one."""
     columns = [*search.space, "validation top-1", "epochs", "training time", "state"]
-    runs = [path for trial in result.trials for path in runs_of(trial, search)]
+    runs = [path for trial in result.trials for path in run_directories(trial, search)]
     return "\n".join(
         [
             *table(columns, (_row(trial, search) for trial in result.trials)),
@@ -120,7 +116,8 @@ def _over(seeds):
 
 
 def _row(trial, search):
-    runs = runs_of(trial, search)
+    """Returns the cells of a setting: mean ± standard deviation over its seeds."""
+    runs = run_directories(trial, search)
     histories = [read_history(run) for run in runs]
     seconds = [sum(float(row["seconds"]) for row in rows) for rows in histories]
     if trial.state == "complete":
@@ -137,43 +134,36 @@ def _row(trial, search):
 
 
 def _scored(result):
-    """Returns lines on the scores of the best setting; none without runs of it."""
-    if not result.runs:
-        return []
-    split = result.runs[0].config.eval_split
-    top1 = [100 * run.scores[split]["top1"] for run in result.runs]
-    images, seeds = len(result.runs[0].dataset.split(split)), _over(len(result.runs))
-    return [
-        f"**The best by validation, {text_of(result.trials[0].setting)}: {spread(top1)}% of "
-        f"{images:,} {split} images, {seeds}.**\n"
-    ]
+    """Yields a line on the scores of the best setting, if it was scored."""
+    if result.runs:
+        best, split = result.trials[0].setting, result.runs[0].config.eval_split
+        top1 = [100 * run.scores[split]["top1"] for run in result.runs]
+        images, seeds = len(result.runs[0].dataset.split(split)), _over(len(result.runs))
+        yield (
+            f"**The best by validation, {describe_setting(best)}: {spread(top1)}% of {images:,} "
+            f"{split} images, {seeds}.**\n"
+        )
 
 
-def runs_of(trial, search):
-    """Returns the paths of a trial's run directories that have a history."""
+def run_directories(trial, search):
+    """Returns the run directories of a trial that have a history."""
     runs = [trial.folder / f"seed-{seed}" for seed in search.seeds]
     there = [run for run in runs if (run / HISTORY).exists()]
     if trial.state == "complete" and len(there) < len(runs):
-        logger.warning(f"{trial.folder}: runs are missing there; the table is without them")
+        logger.warning(f"{trial.folder}: runs are missing; the table leaves them out")
     return there
 
 
 def as_csv(result, search):
     """Returns a CSV table with a row for each epoch of each run, as text."""
-    scored = [run.directory for run in result.runs]
-    runs = [(trial, run) for trial in result.trials for run in runs_of(trial, search)]
-    runs += [(result.trials[0], run) for run in scored if run not in dict(map(reversed, runs))]
-    rows = [
-        {"run": str(run), "seed": run.name.removeprefix("seed-"), **trial.setting, **_epoch(row)}
-        for trial, run in runs
-        for row in read_history(run)
-    ]
+    trial_of = {path: trial for trial in result.trials for path in run_directories(trial, search)}
+    trial_of |= {run.directory: result.trials[0] for run in result.runs}
+    rows = []
+    for path, trial in trial_of.items():
+        start = {"run": str(path), "seed": path.name.removeprefix("seed-"), **trial.setting}
+        for epoch in read_history(path):  # a setting may have an lr, too
+            rows.append(start | {"current_lr" if n == "lr" else n: v for n, v in epoch.items()})
     return rows_as_csv(rows, ["run"])
-
-
-def _epoch(row):
-    """Returns a row of history.csv, in which `lr` is the rate at the end of the epoch."""
-    return {"current_lr" if name == "lr" else name: value for name, value in row.items()}
 
 
 # === Plots ===
@@ -187,13 +177,8 @@ PLOTS = {
 _FOLDER = "plots"  # in the folder of the sweep
 
 
-def draw(study, folder):
-    """Draws Optuna's plots of a study as SVG files; those that need more trials are left out.
-
-    Args:
-        study: Optuna study.
-        folder: `Path` of the sweep.
-    """
+def draw_plots(study, folder):
+    """Writes Optuna's plots of a study as SVG files; those that need more trials are left out."""
     import matplotlib
 
     folder = folder / _FOLDER
@@ -202,12 +187,12 @@ def draw(study, folder):
         for name in PLOTS:
             try:
                 warnings.simplefilter("ignore", UserWarning)  # values that are all the same
-                _draw(study, name, folder / f"{name}.svg")
+                _write_plot(study, name, folder / f"{name}.svg")
             except (RuntimeError, ValueError) as error:
-                logger.info(f"{name} is not drawn: {error}")
+                logger.info(f"no plot of {name}: {error}")
 
 
-def _draw(study, name, path):
+def _write_plot(study, name, path):
     import matplotlib.pyplot as plt
     import optuna.visualization.matplotlib as plots
 
@@ -224,18 +209,3 @@ def drawn_plots(folder):
     with path_errors(folder):
         paths = {Path(folder) / _FOLDER / f"{name}.svg": text for name, text in PLOTS.items()}
         return [(path.read_bytes(), text) for path, text in paths.items() if path.is_file()]
-
-
-@contextlib.contextmanager
-def quiet_optuna():
-    """Hides Optuna's own messages and its warnings that heartbeats are experimental."""
-    import optuna
-
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            yield
-    finally:
-        optuna.logging.set_verbosity(before)
