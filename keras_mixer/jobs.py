@@ -12,7 +12,7 @@ from keras_mixer.errors import InputError, RunError
 from keras_mixer.inference.export.versions import check_target, published
 from keras_mixer.log import logger
 from keras_mixer.runs.open_run import note_split_to_score, open_run
-from keras_mixer.runs.run import describe_scores
+from keras_mixer.runs.run import describe_scores, write_metrics
 from keras_mixer.weights import model_folder
 
 
@@ -26,7 +26,7 @@ def run_job(config, callbacks=()):
         callbacks: Keras callbacks; see `fit`.
 
     Returns:
-        The `Run`; its `scores` and `facts` are those of metrics.json.
+        The `Run`; its `scores`, `selected_epoch` and `saved_model` are those of metrics.json.
 
     Raises:
         InputError: If the config, the data or the directory are not valid.
@@ -35,7 +35,6 @@ def run_job(config, callbacks=()):
     """
     with open_run(config, _check_export) as run:
         if run.finished:
-            run.check_complete()
             logger.info(f"{run.directory} is complete; nothing was changed")
         else:
             _train_evaluate_export(run, callbacks)
@@ -43,7 +42,7 @@ def run_job(config, callbacks=()):
 
 
 def _check_export(run):
-    if run.config.export and "saved_model" not in run.facts:
+    if run.config.export and run.saved_model is None:
         check_target(run.config.export_dir, run.config.name, run.spec)
 
 
@@ -58,14 +57,14 @@ def _train_evaluate_export(run, callbacks=()):
     if not run.group.is_main:
         return
     score_run(run)
-    if run.config.export and "saved_model" not in run.facts:
+    if run.config.export and run.saved_model is None:
         home = Path(run.config.export_dir) / run.config.name
         sha256 = model_folder.read_facts(run.best)["sha256"]
         with _scores_named(run):
             target = published(home, sha256) or export_model(
                 run.best, run.config.export_dir, run.config.name
             )
-        run.write_metrics(saved_model=str(target))
+        write_metrics(run, saved_model=str(target))
 
 
 @contextlib.contextmanager

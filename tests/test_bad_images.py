@@ -145,7 +145,7 @@ def test_a_run_that_only_began_begins_anew_when_it_is_to_skip(broken, tmp_path, 
     with pytest.raises(InputError, match="--bad_images=skip"):
         fit(config(broken, tmp_path / "run", bad_images="error"))
     run = fit(config(broken, tmp_path / "run"))
-    assert "saved nothing: it begins anew" in capsys.readouterr().err
+    assert "saved nothing: it starts over" in capsys.readouterr().err
     assert len(run.dataset.skipped) == 2
     break_pixels(broken / "cat" / "6.png")
     with pytest.raises(InputError, match="trained on other data"):

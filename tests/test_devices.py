@@ -136,7 +136,7 @@ def test_exports_are_made_by_tensorflow(config, tmp_path):
     made = config(export=True, export_dir=str(tmp_path / "exports"))
     run = run_job(made)
     assert (tmp_path / "exports/mlp_mixer/1/saved_model.pb").exists()
-    assert run.facts["saved_model"].endswith("mlp_mixer/1")
+    assert run.saved_model.endswith("mlp_mixer/1")
     assert run_job(made).finished
 
 
@@ -166,11 +166,11 @@ def test_several_devices_need_jax(monkeypatch, capsys):
 
 
 @on_tensorflow
-def test_an_abort_leaves_the_team_time_to_say_who_is_lost():
-    """JAX aborts in a thread of its own; another one has said its word by then."""
+def test_an_abort_leaves_time_to_report_who_is_lost():
+    """JAX aborts in a thread of its own; another thread reports meanwhile."""
     program = """
 import ctypes, os, threading, time
-from keras_mixer.compute.devices import _delay_aborts
+from keras_mixer.compute.process_group import _delay_aborts
 _delay_aborts()
 threading.Thread(target=ctypes.CDLL(None).abort).start()  # without the lock of Python
 time.sleep(1)

@@ -16,7 +16,7 @@ from conftest import ROOT, data_of
 
 import keras_mixer
 from keras_mixer.commands.table import COMMANDS
-from keras_mixer.compute.rank import Place, find_place
+from keras_mixer.compute.rank import Rank, find_rank
 from keras_mixer.config.command_line import parse
 from keras_mixer.config.resolve import resolve
 from keras_mixer.config.training import Config
@@ -71,9 +71,9 @@ def test_kubernetes_manifest_is_that_of_a_team():
     variables = {entry["name"]: entry["value"] for entry in container["env"]}
     assert all(isinstance(value, str) for value in variables.values())
     for index in range(spec["completions"]):
-        place = find_place({**variables, "JOB_COMPLETION_INDEX": str(index)})
+        rank = find_rank({**variables, "JOB_COMPLETION_INDEX": str(index)})
         first = f"{job['metadata']['name']}-0.{pod['subdomain']}"
-        assert place == Place(first, 9000, spec["completions"], index)
+        assert rank == Rank(first, 9000, spec["completions"], index)
     assert spec["completionMode"] == "Indexed"
     assert spec["parallelism"] == spec["completions"]
     assert pod["subdomain"] == service["metadata"]["name"]

@@ -119,7 +119,7 @@ def test_every_image_counts_once_at_any_batch_size(trained, model, batch_size):
 
 def test_evaluation_agrees_with_what_training_saw(trained):
     scores = evaluate_run(trained, "validation")
-    row = read_history(trained)[trained.facts["selected_epoch"] - 1]
+    row = read_history(trained)[trained.selected_epoch - 1]
     assert scores["top1"] == pytest.approx(float(row["val_accuracy"]), abs=1e-6)
     assert scores["loss"] == pytest.approx(float(row["val_loss"]), abs=1e-5)
     assert scores["n"] == 144

@@ -1,6 +1,6 @@
-"""Tests `keras_mixer/compute/process_group.py` and what several processes make of a run.
+"""Tests `keras_mixer/compute/process_group.py`, `connections.py`, and runs of several processes.
 
-Teams within one process, of threads; and real runs on Keras's JAX backend, of processes.
+Process groups of threads within one process; then real runs on Keras's JAX backend.
 """
 
 import json
@@ -34,13 +34,13 @@ from keras_mixer.runs.run import read_history
 pytest.importorskip("jax", reason="jax is not installed: pip install -e '.[test]'")
 
 
-# === Teams of threads ===
+# === Groups of threads ===
 
 
-def as_team(works, counts=None, indices=None):
+def in_group(works, counts=None, indices=None):
     """Runs each function of a `ProcessGroup` in a thread of its own; returns results or errors."""
     port = free_port()
-    places = [
+    ranks = [
         Rank("127.0.0.1", port, (counts or {}).get(index, len(works)), index)
         for index in indices or range(len(works))
     ]
@@ -53,37 +53,32 @@ def as_team(works, counts=None, indices=None):
             return error
 
     with ThreadPoolExecutor(len(works)) as pool:
-        return list(pool.map(run, places, works))
+        return list(pool.map(run, ranks, works))
 
 
-def test_all_get_what_all_gave_in_the_order_of_their_numbers():
-    values = [{"a": 0.1}, [1, None], "ü\n"]
+def test_exchange_returns_the_values_of_all_in_the_order_of_their_numbers():
+    values = [{"a": 0.1 + 0.2}, [1, None], "ü\n"]
 
     def work(group):
         return [group.exchange(values[group.index]), group.exchange(group.index), group.is_main]
 
     expected = [values, [0, 1, 2]]
-    assert as_team([work] * 3) == [[*expected, True], [*expected, False], [*expected, False]]
+    assert in_group([work] * 3) == [[*expected, True], [*expected, False], [*expected, False]]
 
 
-def test_floats_arrive_exactly():
-    numbers = np.random.default_rng(0).normal(size=100).tolist()
-    assert as_team([lambda group: group.exchange(numbers)] * 2) == [[numbers] * 2] * 2
-
-
-def test_one_process_is_a_team_by_itself():
+def test_a_single_process_is_a_group():
     with join_processes() as group:
         assert (group.is_main, group.count, group.exchange(3)) == (True, 1, [3])
 
 
 @pytest.mark.parametrize("failing", [0, 1, 2])
-def test_an_error_in_one_process_ends_the_others_by_its_name(failing):
+def test_an_error_in_one_process_ends_the_others_and_is_reported(failing):
     def work(group):
         if group.index == failing:
             raise InputError("--lr: no such number")
         return group.exchange()
 
-    results = as_team([work] * 3)
+    results = in_group([work] * 3)
     assert isinstance(results.pop(failing), InputError)
     for error in results:
         assert isinstance(error, RunError)
@@ -101,29 +96,29 @@ def test_an_error_in_one_process_ends_the_others_by_its_name(failing):
         (ZeroDivisionError(), 1, "ZeroDivisionError"),
     ],
 )
-def test_how_a_process_ended_is_told_and_is_its_status(error, status, said):
+def test_how_a_process_ended_is_reported_and_is_its_status(error, status, said):
     assert group_module._status_of(error) == status
     assert ProcessGroup()._describe(error) == f"process 0 has ended: {said}"
 
 
 def test_other_numbers_of_processes_are_refused():
-    first, second = as_team([lambda group: group.exchange()] * 2, counts={1: 3})
+    first, second = in_group([lambda group: group.exchange()] * 2, counts={1: 3})
     assert str(first) == str(second) == "process 1 expects 3 processes, process 0 2"
 
 
 def test_two_processes_of_one_number_are_refused(monkeypatch):
     monkeypatch.setattr(connections, "JOINING", 5.0)
-    errors = as_team([lambda group: group.exchange()] * 3, indices=[0, 1, 1])
-    assert {str(error) for error in errors} == {"two processes say that they are process 1"}
+    errors = in_group([lambda group: group.exchange()] * 3, indices=[0, 1, 1])
+    assert {str(error) for error in errors} == {"two processes have the number 1"}
 
 
-def test_processes_that_do_not_come_are_named(monkeypatch):
+def test_missing_processes_are_named(monkeypatch):
     monkeypatch.setattr(connections, "JOINING", 1.0)
-    first, second = as_team([lambda group: group.exchange()] * 2, counts={0: 4, 1: 4})
+    first, second = in_group([lambda group: group.exchange()] * 2, counts={0: 4, 1: 4})
     assert str(first) == str(second) == "expected 4 processes; missing after 1 s: 2, 3"
 
 
-def test_without_process_0_the_others_say_so(monkeypatch):
+def test_without_process_0_the_others_report_it(monkeypatch):
     monkeypatch.setattr(connections, "JOINING", 0.5)
     with pytest.raises(RunError, match=r"process 0 was not found at 127.0.0.1:\d+ in 0 s"):
         ProcessGroup(Rank("127.0.0.1", free_port(), 2, 1)).__enter__()
@@ -136,34 +131,7 @@ GARBAGE = (
 )  # fmt: skip
 
 
-def test_a_stranger_that_trickles_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr(connections, "BEAT", 0.5)
-    port, over = free_port(), threading.Event()
-
-    def trickle():
-        with socket.create_connection(("127.0.0.1", port + 1), timeout=5) as connection:
-            while not over.wait(0.05):
-                try:
-                    connection.sendall(b" ")
-                except OSError:
-                    return
-
-    def work(index):
-        with ProcessGroup(Rank("127.0.0.1", port, 2, index)) as group:
-            return group.exchange(index)
-
-    with ThreadPoolExecutor(3) as pool:
-        first = pool.submit(work, 0)
-        time.sleep(0.3)
-        stranger = pool.submit(trickle)
-        time.sleep(0.1)
-        second = pool.submit(work, 1)
-        assert first.result(20) == second.result(20) == [0, 1]
-        over.set()
-        stranger.result()
-
-
-def test_a_process_that_is_lost_while_others_are_awaited_may_come_again():
+def test_a_process_that_disconnects_while_waiting_may_rejoin(capsys):
     port = free_port()
     rank = Rank("127.0.0.1", port, 3, 1)
 
@@ -179,16 +147,17 @@ def test_a_process_that_is_lost_while_others_are_awaited_may_come_again():
         connection.close()
         others = [pool.submit(work, index) for index in (1, 2)]
         assert [done.result(20) for done in (first, *others)] == [[0, 1, 2]] * 3
+    assert "process 1 (gone) disconnected while waiting; it may rejoin" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("answer", [b'{"status": "hello"}\n', b"", b"220 mail\r\n"])
-def test_something_else_in_the_place_of_process_0_is_said(monkeypatch, answer):
+def test_another_program_on_the_port_of_process_0_is_reported(monkeypatch, answer):
     monkeypatch.setattr(connections, "SILENCE", 0.5)
     port = free_port()
     with socket.create_server(("", port + 1)) as server, ThreadPoolExecutor(1) as pool:
 
         def enter():
-            with pytest.raises(RunError, match=f"127.0.0.1:{port + 1} while the others came, or"):
+            with pytest.raises(RunError, match=f"127.0.0.1:{port + 1} while others joined, or"):
                 ProcessGroup(Rank("127.0.0.1", port, 2, 1)).__enter__()
 
         done = pool.submit(enter)
@@ -197,8 +166,8 @@ def test_something_else_in_the_place_of_process_0_is_said(monkeypatch, answer):
             done.result(20)
 
 
-def test_strangers_on_the_port_are_no_processes():
-    """Whoever connects to the port and says something else, or nothing, is not waited for."""
+def test_other_connections_to_the_port_are_ignored():
+    """Those that send no valid rank, or nothing."""
     port = free_port()
 
     def knock(content):
@@ -230,7 +199,7 @@ def test_a_port_that_is_taken_is_named():
 
 @pytest.fixture
 def last_words(monkeypatch):
-    """What processes say before they end at once, which here ends their thread alone."""
+    """What processes print before they end at once, which here ends their thread alone."""
     said, ended = [], threading.Event()
     monkeypatch.setattr(group_module, "print_last_words", said.append)
 
@@ -252,7 +221,7 @@ def last_words(monkeypatch):
     ],
 )
 def test_silence_and_standstill_are_noticed(monkeypatch, last_words, attribute, message):
-    """Process 1 makes no step, or sends no sign of life, while process 0 goes on."""
+    """Process 1 makes no step, or sends no heartbeat, while process 0 continues."""
     said, ended = last_words
     monkeypatch.setattr(connections, "BEAT", 0.05)
 
@@ -267,7 +236,7 @@ def test_silence_and_standstill_are_noticed(monkeypatch, last_words, attribute, 
                 monkeypatch.setattr(module, attribute, 0.3)
             assert ended.wait(20)
 
-    as_team([work] * 2)
+    in_group([work] * 2)
     lines = [line for line in map(str, said) if re.match(message, line)]
     assert lines, said
     if attribute == "STANDSTILL":
@@ -275,14 +244,14 @@ def test_silence_and_standstill_are_noticed(monkeypatch, last_words, attribute, 
     assert 1 in said
 
 
-def test_tasks_of_slurm_that_train_by_themselves_are_told(monkeypatch, capsys):
+def test_tasks_of_slurm_that_train_runs_of_their_own_are_warned(monkeypatch, capsys):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
     assert join_processes().count == 1
     assert "one of 4 tasks of SLURM" in capsys.readouterr().err
 
 
-def test_studies_refuse_a_team(monkeypatch):
+def test_studies_refuse_several_processes(monkeypatch):
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "127.0.0.1:9000")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     monkeypatch.setenv("JAX_PROCESS_ID", "1")
@@ -378,7 +347,7 @@ def test_the_number_of_processes_changes_nothing_but_rounding(start, tmp_path):
 
 @pytest.mark.slow
 def test_killed_and_continued_it_is_the_undisturbed_run(start, tmp_path):
-    """Process 1, then process 0 is killed; the other ends, and the same command goes on."""
+    """Process 1, then process 0 is killed; the other ends, and the same command continues."""
     statuses, said = finish(start(2, "--output_dir=undisturbed"))
     assert statuses == [0, 0], said
     for victim in (1, 0):
@@ -445,7 +414,7 @@ def test_a_process_that_would_train_another_run_is_refused(start, tmp_path, diff
 
 @pytest.mark.slow
 def test_all_end_with_what_process_0_does_alone(start, tmp_path):
-    """If the export fails, no process says that all is well: they would not be started again."""
+    """If the export fails, no process ends with status 0, so that all are started again."""
     flags = ("--num_steps=1", "--warmup_step=0", "--output_dir=run", "--export", "--export_dir=ex")
     processes = start(2, *flags)
     while not (tmp_path / "run/metrics.json").exists():  # process 0 has begun to score
@@ -473,7 +442,7 @@ def test_what_is_wrong_with_the_run_ends_all(start, flag, message):
         assert message in words.splitlines()[-1]
 
 
-def test_launch_starts_them_and_returns_their_status(command, tmp_path, compiled, monkeypatch):
+def test_launch_starts_processes_and_returns_their_status(command, tmp_path, compiled, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", compiled)
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     done = command("--processes=2", "--", "train", *FLAGS, "--output_dir=run", verb="launch")
@@ -495,7 +464,7 @@ def test_launch_starts_them_and_returns_their_status(command, tmp_path, compiled
         (("--lr=1",), "--lr is a flag of train: put it after --"),
     ],
 )
-def test_launch_complains_once(command, arguments, message):
+def test_wrong_arguments_of_launch_are_one_line(command, arguments, message):
     done = command(*arguments, verb="launch")
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")

@@ -1,4 +1,4 @@
-"""Tests `keras_mixer/compute/rank.py`: what environment variables say."""
+"""Tests `keras_mixer/compute/rank.py`: the rank that environment variables describe."""
 
 import pytest
 
@@ -54,7 +54,7 @@ def without(variables, *names):
         (SLURM | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, None),
     ],
 )  # fmt: skip
-def test_places(variables, expected):
+def test_ranks(variables, expected):
     assert find_rank(variables) == expected
 
 

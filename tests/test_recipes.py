@@ -20,7 +20,7 @@ from keras_mixer.model.architecture import LOSSES, Architecture, ModelSpec
 from keras_mixer.model.mixer import build_mixer
 from keras_mixer.runs.checkpoints import newest_checkpoint
 from keras_mixer.runs.open_run import plan_run
-from keras_mixer.runs.progress import Progress, is_over
+from keras_mixer.runs.resume import Progress, is_over
 from keras_mixer.training.losses import KERAS_LOSSES, PROBABILITIES, SigmoidCrossentropy
 from keras_mixer.training.tensorboard import COLUMNS
 from keras_mixer.weights.pretrained import read_pretrained

@@ -6,8 +6,9 @@ import pytest
 from conftest import TINY
 
 from keras_mixer import Config, fit
-from keras_mixer.compute.process_group import Team
-from keras_mixer.compute.rank import Place, free_port
+from keras_mixer.compute.plan import resolve_plan
+from keras_mixer.compute.process_group import ProcessGroup
+from keras_mixer.compute.rank import Rank, free_port
 from keras_mixer.errors import RunError
 from keras_mixer.runs.open_run import read_run
 from keras_mixer.runs.resume import last_state
@@ -19,9 +20,9 @@ def states_of(runs):
 
     def find(index):
         try:
-            with Team(Place("127.0.0.1", port, len(runs), index)) as team:
-                object.__setattr__(runs[index], "team", team)
-                return last_state(runs[index], ["cpu:0", "cpu:1"])
+            with ProcessGroup(Rank("127.0.0.1", port, len(runs), index)) as group:
+                object.__setattr__(runs[index], "group", group)
+                return last_state(runs[index], resolve_plan(runs[index].config))
         except RunError as error:
             return error
 

@@ -3,19 +3,32 @@
 import contextlib
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
-from conftest import GOLDEN, ROOT, rewrite
+from conftest import GOLDEN, rewrite
 
 import keras_mixer.runs.open_run as open_module
 from keras_mixer import Config, InputError
 from keras_mixer.compute.environment import environment
+from keras_mixer.compute.process_group import SINGLE
 from keras_mixer.config.command_line import parse
 from keras_mixer.files import unseal
-from keras_mixer.runs.open_run import open_run, read_run
-from keras_mixer.runs.run import FORMAT, HISTORY, read_history, read_metrics, read_record
+from keras_mixer.runs.open_run import (
+    COMMON_OPTIONS,
+    check_same_in_all,
+    open_run,
+    plan_run,
+    read_run,
+)
+from keras_mixer.runs.run import (
+    FORMAT,
+    HISTORY,
+    read_history,
+    read_metrics,
+    read_record,
+    write_history,
+    write_metrics,
+)
 from keras_mixer.weights import model_folder
 from keras_mixer.weights.pretrained import read_pretrained
 
@@ -76,7 +89,7 @@ def test_a_run_of_a_version_without_one_of_the_options_continues(config):
         ({"precision": "bfloat16"}, "--precision was float32, now bfloat16"),
     ],
 )
-def test_another_config_is_refused_with_both_mends(config, fields, message):
+def test_another_config_is_refused_with_both_fixes(config, fields, message):
     opened(config())
     with pytest.raises(InputError) as error:
         opened(config(**fields))
@@ -88,7 +101,7 @@ def test_another_config_is_refused_with_both_mends(config, fields, message):
 def test_overwrite_discards_our_files_and_no_others(config):
     run = opened(config())
     (run.directory / "notes.txt").write_text("mine")
-    run.write_metrics({"test": {}})
+    write_metrics(run, {"test": {}})
     opened(config(lr=0.5, overwrite=True))
     assert (run.directory / "notes.txt").read_text() == "mine"
     assert run.scores == {}
@@ -99,7 +112,7 @@ def test_changed_data_are_noticed(folder, config):
     fields = {"dataset": "folder", "data_dir": str(folder), "image_shape": (8, 8),
               "patch_shape": (4, 4)}  # fmt: skip
     run = opened(config(**fields))
-    (run.directory / HISTORY).touch()  # else it would begin anew
+    (run.directory / HISTORY).touch()  # else it would start over
     (folder / "ant" / "0.png").rename(folder / "ant" / "renamed.png")
     with pytest.raises(InputError, match="was trained on other data"):
         opened(config(**fields))
@@ -130,10 +143,9 @@ def test_another_environment_is_printed(config, capsys):
     [
         *(
             (text, "or was not written by keras_mixer")
-            for text in ("", "[]", '{"config": {}}', "<")
+            for text in ("", "[]", '{"config": {}}', "<", RECORD)
         ),
-        (RECORD, f"config.json: expected format {FORMAT}, received 1; the run was made by another"),
-        (RECORD[:-1] + ', "format": 2}', f"expected format {FORMAT}, received 2"),
+        (RECORD[:-1] + ', "format": 2}', f"expected format {FORMAT}, received 2; another version"),
         (RECORD[:-1] + f', "format": {FORMAT}}}', "is damaged"),
     ],
 )
@@ -152,33 +164,22 @@ def test_a_config_that_is_not_of_this_version_is_not_touched(config, tmp_path, c
 
 def test_somebody_elses_checkpoints_are_not_touched(config, tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    with pytest.raises(InputError, match="holds checkpoints but no config.json"):
+    with pytest.raises(
+        InputError, match="holds other files but no config.json, so it is not a run: checkpoints"
+    ):
         opened(config())
 
 
 def test_a_file_in_the_way_is_named(config, tmp_path):
     (tmp_path / "run").write_text("mine")
-    with pytest.raises(InputError, match="a file is in the way"):
+    with pytest.raises(InputError, match=r"run: File exists"):
         opened(config())
 
 
 def test_a_folder_in_place_of_the_lock_is_named(config, tmp_path):
     (tmp_path / "run" / ".lock").mkdir(parents=True)
-    with pytest.raises(InputError, match=r"run: a folder called \.lock is in the way; move it"):
+    with pytest.raises(InputError, match=r"run: Is a directory"):
         opened(config())
-
-
-def test_two_processes_cannot_train_in_one_directory(config):
-    with open_run(config()) as run:
-        code = (
-            "from keras_mixer import Config\nfrom keras_mixer.runs.open_run import open_run\n"
-            f"with open_run(Config(output_dir={str(run.directory)!r}, depth=2, dim=8)): pass"
-        )
-        second = subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-    assert "is in use: another process is training there" in second.stderr
-    opened(config())
 
 
 def test_a_directory_in_use_is_refused_before_any_data_are_read(config):
@@ -191,7 +192,7 @@ def test_no_run_can_end_in_a_directory_while_another_is_opened_there(config, tra
 
     def meanwhile(*arguments):
         with contextlib.suppress(InputError), open_run(config(lr=0.5)) as other:
-            other.write_metrics({"test": {"top1": 1.0}})
+            write_metrics(other, {"test": {"top1": 1.0}})
         return read_pretrained(*arguments)
 
     monkeypatch.setattr(open_module, "read_pretrained", meanwhile)
@@ -220,10 +221,13 @@ def test_a_split_that_is_missing_is_named_before_training(folder, config, tmp_pa
     assert opened(config(**fields)).config.eval_split == "validation"
 
 
-def test_a_folder_of_other_files_is_no_place_for_a_run(config, folder, monkeypatch, tmp_path):
+def test_a_folder_of_other_files_is_refused(config, folder, monkeypatch, tmp_path):
     for name in (".DS_Store", "job.log"):
         (tmp_path / name).touch()
-    with pytest.raises(InputError, match="holds other files and no run: ant, bee, cat; give a new"):
+    with pytest.raises(
+        InputError,
+        match="holds other files but no config.json, so it is not a run: ant, bee, cat; give a new",
+    ):
         opened(config(output_dir=str(folder)))
     assert sorted(path.name for path in folder.iterdir()) == ["ant", "bee", "cat"]
     folder.rename(tmp_path.parent / f"{tmp_path.name}-moved")
@@ -246,7 +250,7 @@ def test_data_are_found_from_any_working_directory(folder, config, monkeypatch, 
     assert read_run(run.directory).dataset.class_names == ("ant", "bee", "cat")
     folder.rename(tmp_path / "moved")
     with pytest.raises(
-        InputError, match=f"was trained on {folder}, which is not.*with --data_dir$"
+        InputError, match=f"was trained on {folder}, which does not exist.*with --data_dir$"
     ):
         read_run(run.directory)
     assert read_run(run.directory, data_dir=tmp_path / "moved").config.depth == 2
@@ -290,7 +294,7 @@ def test_a_changed_starting_point_is_noticed_until_there_are_checkpoints(trained
         opened(config)
     (run.checkpoints / "step-0000000001").mkdir(parents=True)
     shutil.rmtree(start)
-    assert opened(config).config.dim == trained.config.dim, "it goes on without its start"
+    assert opened(config).config.dim == trained.config.dim, "it continues without its start"
 
 
 # === Awkward moments ===
@@ -325,28 +329,22 @@ def test_logs_of_others_are_not_ours(config, tmp_path):
     assert (tmp_path / "run" / "logs" / "job.out").exists()
 
 
-def test_damaged_metrics_are_named(config):
-    run = opened(config())
-    (run.directory / "metrics.json").write_text("")
-    with pytest.raises(InputError, match=r"metrics\.json: damaged; "):
-        assert run.finished
-
-
 def test_metrics_keep_scores_apart_from_facts(config):
     run = opened(config())
-    run.write_metrics({"validation": {"top1": 0.5}}, selected_epoch=3)
-    run.write_metrics({"test": {"top1": 0.25}})
-    run.write_metrics(saved_model="x")
+    write_metrics(run, {"validation": {"top1": 0.5}}, selected_epoch=3)
+    write_metrics(run, {"test": {"top1": 0.25}})
+    write_metrics(run, saved_model="x")
     scores = {"validation": {"top1": 0.5}, "test": {"top1": 0.25}}
     facts = {"selected_epoch": 3, "saved_model": "x"}
-    assert read_metrics(run.directory) == (run.scores, run.facts) == (scores, facts)
+    assert read_metrics(run.directory) == (run.scores, facts) == (scores, facts)
+    assert (run.selected_epoch, run.saved_model) == (3, "x")
     written = unseal(json.loads((run.directory / "metrics.json").read_text()))
     assert written == {**scores, "facts": facts, "seals": {}}
 
 
 @pytest.mark.parametrize(
     "content",
-    ["[]", "[" * 100_000, '{"test": 5}', '{"test": {"top1": 5}}', '{"test": {"top1": NaN}}',
+    ["", "[]", "[" * 100_000, '{"test": 5}', '{"test": {"top1": 5}}', '{"test": {"top1": NaN}}',
      '{"test": {"top1": "x"}}', '{"test": null}', '{"facts": []}'],
 )  # fmt: skip
 def test_damaged_metrics_are_one_line(tmp_path, content):
@@ -358,8 +356,8 @@ def test_damaged_metrics_are_one_line(tmp_path, content):
 @pytest.mark.parametrize("name", ["history.csv", "metrics.json", "config.json"])
 def test_every_changed_byte_of_a_scored_run_is_noticed(config, name):
     run = opened(config())
-    run.write_history([{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}])
-    run.write_metrics({"test": {"top1": 0.5, "n": 8}}, selected_epoch=2)
+    write_history(run.directory, [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}])
+    write_metrics(run, {"test": {"top1": 0.5, "n": 8}}, selected_epoch=2)
     content = (run.directory / name).read_bytes()
     for place in range(len(content)):
         changed = bytearray(content)
@@ -382,12 +380,12 @@ def test_files_of_others_are_kept(config):
 def test_a_run_scored_on_another_split_can_be_finished(config):
     run = opened(config(eval_split="validation", export=False))
     assert not run.finished
-    run.write_metrics({"validation": {"top1": 0.5}})
+    write_metrics(run, {"validation": {"top1": 0.5}})
     assert run.finished
 
 
 @pytest.mark.parametrize("name", ["file/sub", "x" * 300, "new/" + "x" * 300])
-def test_impossible_places_are_named(tmp_path, name):
+def test_impossible_paths_are_named(tmp_path, name):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="--output_dir=.*: (Not a directory|File name too long)"):
         opened(Config(output_dir=str(tmp_path / name)))
@@ -400,11 +398,18 @@ def test_names_that_are_no_text_work(tmp_path):
     assert (run.directory / "flags.txt").read_bytes().endswith(b"caf\xe9\n")
 
 
-def test_history_is_replaced_whole(config):
+def test_history_is_replaced_whole_and_read_as_numbers(config):
     run = opened(config())
-    run.write_history([{"epoch": 1, "loss": 0.5, "val_loss": None}])
-    run.write_history([{"epoch": 1, "loss": 0.5, "val_loss": None}, {"epoch": 2, "loss": 0.4}])
+    assert run.history == []
+    write_history(run.directory, [{"epoch": 1, "loss": 0.5, "val_loss": None}])
+    write_history(
+        run.directory, [{"epoch": 1, "loss": 0.5, "val_loss": None}, {"epoch": 2, "loss": 0.4}]
+    )
     assert (run.directory / HISTORY).read_text() == "epoch,loss,val_loss\n1,0.5,\n2,0.4,\n"
+    assert run.history == [
+        {"epoch": 1, "loss": 0.5, "val_loss": None},
+        {"epoch": 2, "loss": 0.4, "val_loss": None},
+    ]
 
 
 def test_a_checkpoint_of_other_images_is_refused(config, tmp_path):
@@ -412,3 +417,64 @@ def test_a_checkpoint_of_other_images_is_refused(config, tmp_path):
     with pytest.raises(InputError, match="images of 3 channels, --dataset=digits has 1"):
         opened(config(**fields))
     assert not (tmp_path / "run").exists()
+
+
+# === Several processes ===
+
+
+class OtherGroup:
+    """A group of this process and another one, whose answer is that of this one, changed."""
+
+    count = 2
+    names = ("process 0 (a)", "process 1 (b)")
+
+    def __init__(self, **changes):
+        self.changes = changes
+
+    def exchange(self, own):
+        changed = {
+            name: value | change if isinstance(value := own[name], dict) else change
+            for name, change in self.changes.items()
+        }
+        return [own, own | changed]
+
+
+@pytest.fixture
+def run(tmp_path):
+    return plan_run(Config(output_dir=str(tmp_path), depth=2, dim=8, lr=0.01))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"options": {"lr": "0.02"}}, "--lr is 0.02, on process 0 0.01"),
+        ({"software": {"keras": "3.0"}}, r"keras is 3.0, on process 0 \d"),
+        ({"software": {"keras_mixer": "abc"}}, "keras_mixer is abc, on process 0 [0-9a-f]{12}"),
+        ({"data": "x"}, "its data have other files, sizes, labels or classes"),
+        ({"start": "x"}, "its --checkpoint holds other weights"),
+        ({"data": "x", "options": {"dim": "9"}}, "--dim is 9, on process 0 8; its data"),
+    ],
+)
+def test_what_differs_is_named(run, changes, message):
+    with pytest.raises(InputError, match=rf"process 1 \(b\) would train another run: {message}"):
+        check_same_in_all(OtherGroup(**changes), run, None)
+
+
+def test_equal_ones_are_accepted(run):
+    check_same_in_all(OtherGroup(), run, {"sha256": "x"})
+    check_same_in_all(SINGLE, run, None)
+
+
+def test_options_that_change_no_result_may_differ(run):
+    """Such as --data_dir, which may be another path on each host."""
+    assert {"lr", "seed", "dataset"} <= set(COMMON_OPTIONS)
+    assert not {"data_dir", "output_dir", "export_dir", "save_every"} & set(COMMON_OPTIONS)
+
+
+def test_a_run_shows_what_users_need(run):
+    """The other functions of runs/run.py are not its methods."""
+    assert [name for name in dir(run) if not name.startswith("_")] == [
+        *("best", "checkpoints", "config", "dataset", "directory", "finished", "group", "history"),
+        *("identity", "logs", "pretrained", "saved_model", "scores", "selected_epoch", "spec"),
+        *("steps_per_epoch", "total_steps", "warmup_steps"),
+    ]

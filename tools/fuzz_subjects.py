@@ -168,11 +168,11 @@ def _make_run(folder):
 
 def _read_run(folder, path):
     from keras_mixer.runs.open_run import read_run
-    from keras_mixer.runs.run import read_history, read_metrics
+    from keras_mixer.runs.run import check_best, read_history, read_metrics
     from keras_mixer.weights.pretrained import read_pretrained
 
     run = read_run(folder / "run")
-    run.check_complete()
+    check_best(run)
     arrays = {k: v.tobytes() for k, v in read_pretrained(folder / "run").arrays.items()}
     return arrays, run.config, run.spec, read_metrics(run.directory), read_history(run.directory)
 

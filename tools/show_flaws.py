@@ -39,9 +39,10 @@ with quiet_tensorflow():
     import tensorflow as tf
     from matplotlib.figure import Figure
 
+    from keras_mixer.compute.plan import resolve_plan
     from keras_mixer.model.baselines import build_model
     from keras_mixer.preprocessing.input_pipeline import evaluation_batches, training_batches
-    from keras_mixer.training.fit import batches_of, prepare_threads, training_images
+    from keras_mixer.training.batches import batches_of, training_images
     from keras_mixer.training.losses import KERAS_LOSSES
     from keras_mixer.training.optimizers import build_optimizer
     from keras_mixer.training.schedules import WarmupDecay
@@ -201,7 +202,7 @@ def study(flags, seeds):
         run = plan_run(config)
         if run.dataset.validation is None or run.dataset.test is None:
             raise InputError("expected validation and test images; give --data_dir of both")
-        prepare_threads(config)
+        resolve_plan(run.config).set_threads()
         images = images or training_images(run)
         for arm in ARMS:
             model, seconds = train(arm, run, images)

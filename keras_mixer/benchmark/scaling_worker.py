@@ -37,24 +37,23 @@ def main(values, answer):
     repeats, steps = values.pop("repeats"), values.pop("steps")
     run = plan_run(Config(**values))
     with join_processes() as group, quiet_tensorflow():
-        from keras_mixer.compute.devices import choose_devices, connected, sharing
+        from keras_mixer.compute.plan import compute_plan
 
         run = dataclasses.replace(run, group=group)
-        with connected(group):
-            devices = choose_devices("all", group)
-            with sharing(devices, run.config.batch_size):
-                measured = _measure(run, repeats, steps)
+        with compute_plan(run.config, group) as plan, plan.data_parallel():
+            measured = _measure(run, plan, repeats, steps)
     if group.is_main:
         answer(measured)
 
 
-def _measure(run, repeats, steps):
+def _measure(run, plan, repeats, steps):
     import keras
 
-    from keras_mixer.training.fit import batches_of, compiled_model
+    from keras_mixer.training.batches import batches_of
+    from keras_mixer.training.compile import compile_model
 
     keras.utils.set_random_seed(run.config.seed)
-    model, _ = compiled_model(run, run.config.lr)
+    model, _ = compile_model(run, plan, run.config.lr)
     carried = _carried()
     random = [_seconds_of_step(model, _random_batches(run), steps) for _ in range(repeats)]
     carried = (_carried() - carried) / (repeats * (steps + _WARM_UP))

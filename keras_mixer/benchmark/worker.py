@@ -77,14 +77,16 @@ def _training(run):
     import keras
     import tensorflow as tf
 
-    from keras_mixer.training.fit import compiled_model, prepare_threads
+    from keras_mixer.compute.plan import resolve_plan
+    from keras_mixer.training.compile import compile_model
 
     size = run.config.batch_size
     images, labels = random_batch(run, size)
     if keras.backend.backend() != "tensorflow":
         return _training_by_keras(run, images, labels)
-    prepare_threads(run.config)
-    model, _ = compiled_model(run, run.config.lr)
+    plan = resolve_plan(run.config)
+    plan.set_threads()
+    model, _ = compile_model(run, plan, run.config.lr)
     batches = tf.data.Dataset.from_tensors((images, labels)).repeat()
     batches, logs = iter(batches.prefetch(2)), {}
     model.make_train_function()
@@ -93,8 +95,8 @@ def _training(run):
 
 def _training_by_keras(run, images, labels):
     """The same on another backend of Keras, by its own trainer, compiled."""
+    from keras_mixer.compute.plan import POLICIES
     from keras_mixer.model.baselines import build_model
-    from keras_mixer.training.fit import POLICIES
     from keras_mixer.training.losses import KERAS_LOSSES
     from keras_mixer.training.optimizers import build_optimizer
 
@@ -110,8 +112,8 @@ def _training_by_keras(run, images, labels):
 def _inference(run, size=None):
     """Logits of one batch of random images, in NumPy, as evaluation and prediction compute them."""
     from keras_mixer.compute.fast_mixing import fast_inference, use_threads_for
+    from keras_mixer.compute.plan import POLICIES
     from keras_mixer.model.baselines import build_model
-    from keras_mixer.training.fit import POLICIES
 
     size = size or run.config.batch_size
     use_threads_for(size)
@@ -140,26 +142,25 @@ def _exported(run):
 
 def _input(run):
     """The input pipeline alone, with all augmentation."""
-    from keras_mixer.training.fit import batches_of, prepare_threads, training_images
+    from keras_mixer.compute.plan import resolve_plan
+    from keras_mixer.training.batches import batches_of, training_images
 
-    prepare_threads(run.config)
+    resolve_plan(run.config).set_threads()
     batches = iter(batches_of(run, training_images(run)))
     return lambda: next(batches), lambda: None, run.config.batch_size
 
 
 def _fit(run):
     """`model.fit` on the input pipeline, with the callbacks of a run but validation and saving."""
-    from keras_mixer.runs.progress import Progress
+    from keras_mixer.compute.plan import resolve_plan
+    from keras_mixer.runs.resume import Progress
+    from keras_mixer.training.batches import batches_of, training_images
     from keras_mixer.training.callbacks import Clock, ProgressBar
-    from keras_mixer.training.fit import (
-        batches_of,
-        compiled_model,
-        prepare_threads,
-        training_images,
-    )
+    from keras_mixer.training.compile import compile_model
 
-    prepare_threads(run.config)
-    model, _ = compiled_model(run, run.config.lr)
+    plan = resolve_plan(run.config)
+    plan.set_threads()
+    model, _ = compile_model(run, plan, run.config.lr)
     batches, progress = batches_of(run, training_images(run)), Progress()
     gate = _gate()
 

@@ -29,9 +29,8 @@ def train(config, arguments):
 
 
 def _summary(run):
-    facts = run.facts
-    exported = [f"exported: {facts['saved_model']}"] if "saved_model" in facts else []
-    scores = f"{describe_scores(run.scores)} (weights of epoch {facts['selected_epoch']})"
+    exported = [f"exported: {run.saved_model}"] if run.saved_model else []
+    scores = f"{describe_scores(run.scores)} (weights of epoch {run.selected_epoch})"
     return "\n".join([scores, f"run: {run.directory}", *exported])
 
 

@@ -1,7 +1,7 @@
-"""Connections between the processes of a run: lines of JSON, and how all of them are made.
+"""Connections between the processes of a run, for lines of JSON.
 
-Process 0 listens on the port after that of JAX. Whoever says there which process it is belongs to
-the run; all else is left alone.
+Process 0 listens on the port after JAX's. It accepts peers that send a valid rank, and ignores
+other connections.
 """
 
 import contextlib
@@ -15,19 +15,19 @@ import time
 from keras_mixer.errors import InputError, RunError
 from keras_mixer.log import logger
 
-BEAT = 5.0  # seconds between signs of life
-SILENCE = 30.0  # seconds without one, after which a process is lost
-JOINING = 600.0  # seconds in which all processes have to be there
-_MOST_BYTES = 100_000_000  # of a line
+BEAT = 5.0  # seconds between heartbeats
+SILENCE = 30.0  # seconds without a message, after which a process is lost
+JOINING = 600.0  # seconds in which all processes have to join
+_MAX_BYTES = 100_000_000  # of a line
 
 
 class Connection:
-    """A connection to another process, for lines of JSON.
+    """A connection to a peer.
 
     Attributes:
         heard: Time of the last message.
-        progress: What the other process counts.
-        left: Whether it has said that it leaves.
+        progress: Steps and validation batches that the peer has counted; None outside of training.
+        left: Whether the peer has announced that it leaves.
     """
 
     def __init__(self, connection):
@@ -39,31 +39,18 @@ class Connection:
         self.left = False
 
     def send(self, message):
-        """Sends a message; that the other process is gone shows in reading."""
+        """Sends a message; if the peer is gone, reading notices."""
         with contextlib.suppress(OSError), self._sending:
             self._connection.sendall(json.dumps(message).encode() + b"\n")
 
-    def read(self, seconds=None, most=_MOST_BYTES):
-        """Returns the next message; None at the end, or if it does not come in some seconds."""
-        late = threading.Timer(seconds or 0, self.stop)  # a timeout would be that of each byte
-        if seconds:
-            late.start()
+    def read(self, seconds=None, most=_MAX_BYTES):
+        """Returns the next message, a dict; None at the end, or after so many silent seconds."""
+        self._connection.settimeout(seconds)
         try:
             message = json.loads(self._lines.readline(most))
-            return message if isinstance(message, dict) else None
         except (OSError, ValueError, RecursionError):
             return None
-        finally:
-            late.cancel()
-
-    def fileno(self):
-        """Returns the number by which `select` knows the connection."""
-        return self._connection.fileno()
-
-    def stop(self):
-        """Has reading end."""
-        with contextlib.suppress(OSError):
-            self._connection.shutdown(socket.SHUT_RDWR)
+        return message if isinstance(message, dict) else None
 
     def messages(self):
         """Yields messages until the end."""
@@ -73,8 +60,12 @@ class Connection:
             self.left = "bye" in message
             yield message
 
+    def fileno(self):
+        """Returns the file descriptor, for `select`."""
+        return self._connection.fileno()
+
     def end(self):
-        """Says that nothing more will be sent; what was sent still arrives."""
+        """Closes the connection for sending; what was sent still arrives."""
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_WR)
 
@@ -90,16 +81,13 @@ class Connection:
 def accept_all(rank):
     """Waits, in process 0, for all other processes.
 
-    Args:
-        rank: `Rank` of this process.
-
     Returns:
-        (connections, names): dict from the numbers of the others to `Connection`, and the names of
-        all.
+        (connections, names): dict from the numbers of the others to `Connection`, and a list of the
+        names of all.
 
     Raises:
-        InputError: If the ports are taken, or a process says that it is another's, or of more.
-        RunError: If one does not come.
+        InputError: If a port is taken, two processes have one number, or one expects another count.
+        RunError: If a process is missing after `JOINING` seconds.
     """
     joining = _Joining(rank)
     logger.info(f"process 0 of {rank.count} waits for the others on port {rank.port + 1}")
@@ -107,12 +95,13 @@ def accept_all(rank):
         with _listening(rank) as server:
             deadline = time.monotonic() + JOINING
             while joining.missing():
-                joining.go_on(server, deadline)
+                joining.wait(server, deadline)
     except (InputError, RunError) as error:
-        joining.end(error)
+        joining.send_all({"end": str(error)})
+        for connection in joining.connections.values():
+            connection.close()
         raise
-    for connection in joining.connections.values():
-        connection.send({"names": joining.names})
+    joining.send_all({"names": joining.names})
     return joining.connections, joining.names
 
 
@@ -122,16 +111,16 @@ def _listening(rank):
             server = socket.create_server(("", port))
         except OSError as error:
             raise InputError(
-                f"port {port} is not free ({error.strerror}); expected the port of the address of "
-                f"process 0, {rank.port}, and the next one to be: give another"
+                f"port {port} is not free ({error.strerror}); the port of process 0's address, "
+                f"{rank.port}, and the next one have to be: give another"
             ) from error
         if port == rank.port:
-            server.close()  # it will be JAX's
+            server.close()  # JAX will listen on it
     return server
 
 
 class _Joining:
-    """The processes that have come so far."""
+    """The processes that have joined so far."""
 
     def __init__(self, rank):
         self.connections = {}
@@ -141,8 +130,12 @@ class _Joining:
     def missing(self):
         return [index for index in range(1, len(self.names)) if index not in self.connections]
 
-    def go_on(self, server, deadline):
-        """Waits a while for a process that comes or goes, and tells the others to wait."""
+    def send_all(self, message):
+        for connection in self.connections.values():
+            connection.send(message)
+
+    def wait(self, server, deadline):
+        """Waits up to `BEAT` seconds for a process to join or leave, then sends heartbeats."""
         if (left := deadline - time.monotonic()) <= 0:
             missing = ", ".join(map(str, self.missing()))
             raise RunError(
@@ -150,15 +143,14 @@ class _Joining:
             )
         ready, *_ = select.select([server, *self.connections.values()], [], [], min(BEAT, left))
         for index in [i for i, connection in self.connections.items() if connection in ready]:
-            logger.info(f"{self.names[index]} is gone again")
-            self.connections.pop(index).close()  # they say nothing while they wait
+            logger.info(f"{self.names[index]} disconnected while waiting; it may rejoin")
+            self.connections.pop(index).close()  # processes that wait send nothing
         if server in ready:
-            self._welcome(Connection(server.accept()[0]))
-        for connection in self.connections.values():
-            connection.send({"progress": None})
+            self._admit(Connection(server.accept()[0]))
+        self.send_all({"progress": None})
 
-    def _welcome(self, connection):
-        """Takes a process in, if it says that it belongs here."""
+    def _admit(self, connection):
+        """Admits a peer that sends a valid rank; closes other connections."""
         hello, expected = connection.read(BEAT, most=1000) or {}, len(self.names)
         index, count = hello.get("index"), hello.get("count")
         if not (type(index) is type(count) is int and 0 < index < count):
@@ -168,7 +160,7 @@ class _Joining:
                 connection, f"process {index} expects {count} processes, process 0 {expected}"
             )
         elif index in self.connections:
-            self._refuse(connection, f"two processes say that they are process {index}")
+            self._refuse(connection, f"two processes have the number {index}")
         else:
             self.connections[index] = connection
             self.names[index] = f"process {index} ({hello.get('host')})"
@@ -177,40 +169,31 @@ class _Joining:
         self.connections["refused"] = connection
         raise InputError(reason)
 
-    def end(self, reason):
-        """Tells all that there will be no run."""
-        for connection in self.connections.values():
-            connection.send({"end": str(reason)})
-            connection.close()
-
 
 def connect(rank):
-    """Connects to process 0, and waits until all processes have; returns as `accept_all`.
+    """Connects to process 0, and waits until all processes have. Returns: As `accept_all`.
 
     Raises:
-        RunError: If process 0 does not answer, or refuses.
+        RunError: If process 0 does not answer, or refuses this one.
     """
     connection = Connection(_connection(rank))
     connection.send({"index": rank.index, "count": rank.count, "host": platform.node()})
     reply = {}
     while reply is not None and not reply.keys() & {"names", "end"}:
         reply = connection.read(SILENCE)
-    if reply is None:
-        where = f"{rank.host}:{rank.port + 1}"
-        reply = {"end": f"process 0 was lost at {where} while the others came, or is none of ours"}
-    if "end" in reply:
-        connection.close()
-        raise RunError(reply["end"])
-    return {0: connection}, reply["names"]
+    if reply and "names" in reply:
+        return {0: connection}, reply["names"]
+    connection.close()
+    where = f"{rank.host}:{rank.port + 1}"
+    lost = f"process 0 was lost at {where} while others joined, or another program listens there"
+    raise RunError(reply["end"] if reply else lost)
 
 
 def _connection(rank):
     deadline = time.monotonic() + JOINING
     while True:
         try:
-            connection = socket.create_connection((rank.host, rank.port + 1), timeout=BEAT)
-            connection.settimeout(None)
-            return connection
+            return socket.create_connection((rank.host, rank.port + 1), timeout=BEAT)
         except OSError as error:
             if time.monotonic() > deadline:
                 raise RunError(

@@ -1,4 +1,4 @@
-"""The environment of a run: versions, settings and hardware, which affect a result's last bits."""
+"""Versions, settings and hardware, which affect the last bits of a result."""
 
 import contextlib
 import hashlib
@@ -6,8 +6,6 @@ import importlib.metadata
 import os
 import platform
 from pathlib import Path
-
-from keras_mixer.log import logger
 
 
 def environment():
@@ -24,17 +22,14 @@ def environment():
 
 def software():
     """Returns versions as a dict of strings, and a sha256 of keras_mixer itself."""
-    names = ("tensorflow", "keras", "numpy", "jax")
-    found = {d.name: d.version for d in map(_distribution, names) if d}
-    return found | {"python": platform.python_version(), "keras_mixer": _own_digest()}
+    found = {"python": platform.python_version(), "keras_mixer": _digest_of_package()}
+    for name in ("tensorflow", "keras", "numpy", "jax"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
-def _distribution(name):
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.distribution(name)
-
-
-def _own_digest():
+def _digest_of_package():
     package = Path(__file__).parent.parent
     sources = sorted(package.rglob("*.py"), key=lambda path: path.relative_to(package).parts)
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
@@ -51,22 +46,3 @@ def _cpu_name():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
-
-
-def note_changes(before):
-    """Prints how the environment has changed since a run began.
-
-    Args:
-        before: dict that `environment` returned then.
-    """
-    now = environment()
-    changed = [
-        f"{name} was {value}, is {now.get(name)}"
-        for name, value in before.items()
-        if now.get(name) != value
-    ]
-    if changed:
-        logger.warning(
-            f"the run began in another environment ({'; '.join(changed)}): "
-            f"results may differ from an uninterrupted run's in their last bits"
-        )

@@ -1,10 +1,10 @@
-"""A Mixer on a CPU: the same output and gradients as the model's own, but faster.
+"""Fast mixing: mixer layers on a CPU, with the same outputs and gradients in less time.
 
-Every batch is computed in parts, side by side, one thread each: threads that share an operation
-wait for each other. In training, matrix products are TensorFlow's own (oneDNN, twice or more as
-fast as XLA's in bfloat16). All between them is a few functions compiled by XLA, which compute in
-float32 and write each result once. The gradients are written by hand, so that nothing is kept that
-they do not need.
+Every batch is computed in parts, side by side, with a thread each, as threads that share an
+operation wait for each other. In training, matrix products are TensorFlow's own (oneDNN, twice or
+more as fast as XLA's in bfloat16). The operations between them are a few functions compiled by XLA,
+which compute in float32 and write each result once. Gradients are written by hand, so that only
+what they need is kept.
 """
 
 import contextlib
@@ -19,13 +19,13 @@ from keras_mixer.compute.environment import cores
 from keras_mixer.model.layers import LAYER_NORM_EPSILON, MixerBlock, activation_function
 
 IMAGES_PER_PART = 8
-_THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")  # TensorFlow's own variables
-_KNOWN = weakref.WeakKeyDictionary()  # results of `faster`, by model and parts
+_THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")  # environment variables
+_FAST_MODELS = weakref.WeakKeyDictionary()  # of `fast_inference`, by model and parts
 _compiled = tf.function(jit_compile=True, autograph=False)
 
 
 class _FastMixing:
-    """Mixin: a functional model with the layers of a Mixer, which computes by this module."""
+    """Mixin: a functional Mixer that computes its mixer layers by this module."""
 
     parts = 1
     remat = False
@@ -46,14 +46,14 @@ class _FastMixing:
 
 
 def use_fast_mixing(model, batch_size, remat=False):
-    """Returns a model that computes by this module, and shares layers and weights of another.
+    """Returns a model with the same layers and weights that computes by this module.
 
-    Its losses and what it draws at random, but for dropout, are those of the other model, too.
+    It uses the same random numbers, too, but for dropout.
 
     Args:
         model: `keras.Model` from `build_mixer`, in float32 or mixed_bfloat16, on Keras's TensorFlow
             backend.
-        batch_size: int. Number of images in a batch, for `number_of_parts`.
+        batch_size: int, for `number_of_parts`.
         remat: bool. Compute the inside of mixer layers again in the backward pass; see `mix`.
     """
     values = {"parts": number_of_parts(batch_size), "remat": remat}
@@ -62,37 +62,35 @@ def use_fast_mixing(model, batch_size, remat=False):
 
 
 def fast_inference(model, batch_size):
-    """Returns what computes the same in inference, but faster: on a CPU, a model of this module.
+    """Returns a Mixer with the same outputs that is faster on a CPU; other models unchanged.
 
-    Args:
-        model: `keras.Model` from `build_mixer`; another one is returned as it is.
-        batch_size: int. Number of images in a batch, for `number_of_parts`.
+    The batch size is for `number_of_parts`.
     """
     is_mixer = any(isinstance(layer, MixerBlock) for layer in getattr(model, "layers", ()))
     on_gpu = bool(tf.config.list_physical_devices("GPU"))
     if on_gpu or not is_mixer or keras.backend.backend() != "tensorflow":
         return model
-    known, parts = _KNOWN.setdefault(model, {}), number_of_parts(batch_size)
-    if parts not in known:
-        known[parts] = use_fast_mixing(model, batch_size)
-    return known[parts]
+    models, parts = _FAST_MODELS.setdefault(model, {}), number_of_parts(batch_size)
+    if parts not in models:
+        models[parts] = use_fast_mixing(model, batch_size)
+    return models[parts]
 
 
 def number_of_parts(batch_size):
-    """Returns in how many parts a batch is computed: one a core, of at least IMAGES_PER_PART."""
+    """Returns the number of parts of a batch: one per core, of at least `IMAGES_PER_PART`."""
     return max(1, min(cores(), batch_size // IMAGES_PER_PART))
 
 
 def use_threads_for(batch_size):
-    """Has TensorFlow compute every operation by as many threads as a part has: cores by parts.
+    """Sets the threads of every TensorFlow operation to those of a part: cores by parts.
 
-    Does nothing if its threads have been set by the caller, or started: then results are the same,
-    but later.
+    Does nothing if the user has set them, or TensorFlow has started its threads: then only the
+    speed differs.
     """
     threading = tf.config.threading
     if any(name in os.environ for name in _THREADS) or threading.get_intra_op_parallelism_threads():
         return
-    with contextlib.suppress(RuntimeError):  # TensorFlow has been used before
+    with contextlib.suppress(RuntimeError):  # TensorFlow has started its threads
         threading.set_inter_op_parallelism_threads(cores())
         threading.set_intra_op_parallelism_threads(max(1, cores() // number_of_parts(batch_size)))
 
@@ -104,14 +102,9 @@ def _split(x, parts):
 
 
 def infer(layer, inputs):
-    """Computes a mixer layer in inference, by operations that TensorFlow fuses; without XLA.
+    """Computes a built `MixerBlock` in inference, by operations that TensorFlow fuses, without XLA.
 
-    Args:
-        layer: `MixerBlock`, built.
-        inputs: tensor `(batch, patches, channels)` of the layer's compute type.
-
-    Returns:
-        A tensor of the same shape and type.
+    Inputs and outputs are tensors `(batch, patches, channels)` of the layer's compute dtype.
     """
     x = inputs
     for norm, mlp, _, tokens in _branches(layer):
@@ -135,26 +128,26 @@ def _branches(layer):
 
 
 def mix(layer, parts, remat=False):
-    """Computes a mixer layer in training.
+    """Computes a built `MixerBlock` in training.
 
-    Stochastic depth draws the same numbers as the layer itself. Dropout draws others, by a faster
-    generator, from the same seeds; both for the whole batch.
+    Stochastic depth uses the random numbers of the layer itself. Dropout uses others, from a faster
+    generator, with the same seeds.
 
     Args:
-        layer: `MixerBlock`, built.
-        parts: list of tensors `(images, patches, channels)` of the layer's compute type, which
-            together are a batch.
-        remat: bool. Keep only the inputs of both branches (and masks of dropout), and compute the
+        layer: `MixerBlock`.
+        parts: list of tensors `(images, patches, channels)` of the layer's compute dtype, the parts
+            of a batch.
+        remat: bool. Keep the inputs of both branches (and masks of dropout) alone, and compute the
             rest again in the backward pass, with the same bits.
 
     Returns:
-        A list of tensors of the same shapes and type.
+        A list of tensors of the same shapes and dtype.
     """
     for norm, mlp, drop_path, tokens in _branches(layer):
         weights = [tf.convert_to_tensor(w) for w in (norm.gamma, norm.beta)]
         for dense in (mlp.dense_0, mlp.dense_1):
             weights += [tf.cast(w, mlp.compute_dtype) for w in (dense.kernel, dense.bias)]
-        masks = _draw_masks(parts, mlp, drop_path, tokens)
+        masks = _sample_masks(parts, mlp, drop_path, tokens)
         compute = [_branch(mlp.activation, part_masks, tokens, remat) for part_masks in masks]
         parts = [f(part, *weights) for f, part in zip(compute, parts, strict=True)]
     return parts
@@ -194,8 +187,8 @@ def _branch(activation, masks, tokens, remat):
     return compute
 
 
-def _draw_masks(parts, mlp, drop_path, tokens):
-    """Returns the factors of dropout and stochastic depth by place, a dict for every part."""
+def _sample_masks(parts, mlp, drop_path, tokens):
+    """Returns the factors of dropout and stochastic depth by tensor, a dict for every part."""
     sizes = [tf.shape(part)[0] if part.shape[0] is None else part.shape[0] for part in parts]
     batch, dtype = sum(sizes), parts[0].dtype
     _, patches, channels = parts[0].shape
@@ -204,19 +197,19 @@ def _draw_masks(parts, mlp, drop_path, tokens):
     if mlp.dropout:
         shapes = {"hidden": (batch, rows, mlp.hidden_dim), "output": (batch, rows, features)}
         layers = (mlp.dropout_0, mlp.dropout_1)
-        for (place, shape), layer in zip(shapes.items(), layers, strict=True):
-            masks[place] = _dropout_mask(layer, shape, dtype)
+        for (name, shape), layer in zip(shapes.items(), layers, strict=True):
+            masks[name] = _dropout_mask(layer, shape, dtype)
     if drop_path.rate:
         kept = drop_path(tf.ones((batch, 1, 1), dtype), training=True)
         masks["output"] = kept * masks["output"] if masks else kept
-    split = {place: tf.split(mask, sizes, num=len(sizes)) for place, mask in masks.items()}
-    return [{place: masks[i] for place, masks in split.items()} for i in range(len(parts))]
+    split = {name: tf.split(mask, sizes, num=len(sizes)) for name, mask in masks.items()}
+    return [{name: masks[i] for name, masks in split.items()} for i in range(len(parts))]
 
 
 def _dropout_mask(layer, shape, dtype):
-    """Returns 1 / (1 - rate) where a dropout layer keeps, 0 elsewhere; takes the layer's seed."""
+    """Returns 1 / (1 - rate) where a dropout layer keeps a value, else 0; uses the layer's seed."""
     seed = tf.cast(layer.seed_generator.next(), tf.int32)
-    return _drawn(seed, tf.stack(shape), 1.0 - layer.rate, dtype)
+    return _sample_mask(seed, tf.stack(shape), 1.0 - layer.rate, dtype)
 
 
 def _sum_rows(rows):
@@ -228,8 +221,8 @@ def _sum_rows(rows):
 
 
 @_compiled
-def _drawn(seed, shape, kept, dtype):
-    """Draws a mask of dropout by Threefry: three times as fast as TensorFlow's own Philox."""
+def _sample_mask(seed, shape, kept, dtype):
+    """Samples a mask of dropout by Threefry: three times as fast as TensorFlow's own Philox."""
     uniform = tf.random.stateless_uniform(shape, seed, alg="threefry")
     return tf.cast(uniform < kept, dtype) * tf.cast(1 / kept, dtype)
 
@@ -267,7 +260,7 @@ def _shape(x):
 
 
 def _standardize(x):
-    """Returns a tensor with mean 0 and variance 1 over the last axis, and the factor it took."""
+    """Returns a tensor with mean 0 and variance 1 over the last axis, and its factor."""
     centered = x - _mean(x)
     factor = tf.math.rsqrt(_mean(centered * centered) + LAYER_NORM_EPSILON)
     return centered * factor, factor

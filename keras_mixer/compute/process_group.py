@@ -1,49 +1,55 @@
-"""The processes that train one run: what they tell each other, and what ends them together.
+"""The processes that train one run: joining, exchanging values, noticing failures.
 
-JAX exchanges gradients, but a process that is lost makes the others wait, or abort without a word.
-So every process also has a connection to process 0, over which they exchange values in lines of
-JSON, and say every few seconds that they are alive.
+The engine is keras.distribution on JAX, whose XLA collectives exchange the gradients. The control
+plane, which decides who takes part and notices who is lost or stuck, is this module: every process
+has a connection to process 0, for values in lines of JSON and a heartbeat. JAX's own coordination
+service does not do (0.10.2, measured): it cannot name the process that is missing, refuse a wrong
+number of processes or a taken port, or notice a process that is alive but stuck, and it ends the
+others by SIGABRT with a C++ stack trace.
 """
 
 import atexit
 import contextlib
+import ctypes
 import os
 import queue
+import signal
 import threading
 import time
 
-from keras_mixer.compute import connections as connections
+from keras_mixer.compute import connections
 from keras_mixer.compute.rank import find_rank
 from keras_mixer.errors import InputError, RunError
-from keras_mixer.log import logger, print_last_words
+from keras_mixer.log import hide_library_output, logger, print_last_words
 from keras_mixer.signals import Interrupted
 
-STANDSTILL = 900.0  # seconds without a step or a validation, after which training is stuck
+STANDSTILL = 900.0  # seconds without a step or a validation batch, after which training is stuck
 _GRACE = 5.0  # seconds in which the main thread may end the process by itself
-_GO_ON = "; the same command in all processes goes on from the last checkpoint"
-_OURS = (InputError, RunError, OSError)  # errors of a process itself
+_TO_CONTINUE = "; the same command in all processes continues from the last checkpoint"
+_OWN_ERRORS = (InputError, RunError, OSError)  # that no other process has caused
 
 
 class ProcessGroup:
-    """The processes of a run, as seen by one of them; a context manager.
+    """The processes of a run, as one of them sees them; a context manager.
 
-    When the block ends with an error, the other processes end with it, in one line. When a process
-    is lost, all others say so and end with status 1.
+    When the block ends with an error, the other processes end, too, and report it in one line. When
+    a process is lost, all others report that and end with status 1.
 
     Attributes:
-        index: int. Number of this process; process 0 is_main: it writes the run directory.
+        index: int. Number of this process, from 0.
         count: int. Number of processes.
-        rank: `Rank`, None if the process is alone.
+        names: list of strings, such as `"process 1 (host)"`.
+        rank: `Rank`, None for a single process.
     """
 
     def __init__(self, rank=None):
         self.rank = rank
         self.index, self.count = (rank.index, rank.count) if rank else (0, 1)
         self.names = [f"process {index}" for index in range(self.count)]
-        self.engine_started = False
+        self._jax_started = False
         self._connections = {}
         self._inbox = {index: queue.Queue() for index in range(self.count)}
-        self._progress = None  # steps and batches counted in training; None before and after
+        self._progress = None  # number of steps and validation batches; None outside of training
         self._waiting = self._has_trained = self._over = False
 
     @property
@@ -52,48 +58,65 @@ class ProcessGroup:
         return self.index == 0
 
     def exchange(self, value=None):
-        """Returns what all processes gave, a list by their numbers; waits for all.
-
-        Args:
-            value: JSON value.
+        """Returns the JSON values of all processes, a list by their numbers; waits for all.
 
         Raises:
-            RunError: If a process has ended, or is lost.
+            RunError: If a process has ended, or was lost.
         """
         self._waiting = True
         try:
-            return self._exchange(value)
+            if not self.is_main:
+                self._connections[0].send({"value": value})
+                return self._receive(0)
+            values = [value, *(self._receive(index) for index in range(1, self.count))]
+            self._send_all({"value": values})
+            return values
         finally:
             self._waiting = False
 
-    def _exchange(self, value):
-        if not self.is_main:
-            self._connections[0].send({"value": value})
-            return self._receive(0)
-        values = [value, *(self._receive(index) for index in range(1, self.count))]
-        self._send_all({"value": values})
-        return values
-
     def _receive(self, index):
         value = self._inbox[index].get()
-        if isinstance(value, _End):
-            raise RunError(value.reason)
+        if isinstance(value, RunError):
+            raise value
         return value
 
     def note_progress(self):
-        """Counts a step, or a batch of a validation: training is not stuck."""
+        """Counts a step or a validation batch; see `training`."""
         self._progress += 1
 
     @contextlib.contextmanager
     def training(self):
-        """Has training watched in the block: all processes have to make progress."""
+        """Watches training in the block: a process without progress for `STANDSTILL` is stuck."""
         self._progress, self._has_trained = 0, True
         try:
             yield
         finally:
             self._progress = None
 
-    # === Joining ===
+    @contextlib.contextmanager
+    def jax_connected(self):
+        """Connects JAX in several processes until the block ends; before it computes anything."""
+        if self.count == 1:
+            yield
+            return
+        import jax
+
+        hide_library_output()  # Gloo prints lines about its ranks
+        _delay_aborts()
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        self._jax_started = True
+        jax.distributed.initialize(f"{self.rank.host}:{self.rank.port}", self.count, self.index)
+        interruption = None
+        try:
+            yield
+        except Interrupted as error:
+            interruption = error
+        jax.distributed.shutdown()  # waits for all; after an error, __exit__ ends the process
+        self._jax_started = False
+        if interruption:
+            raise interruption
+
+    # === Joining and leaving ===
 
     def __enter__(self):
         if self.rank:
@@ -107,21 +130,22 @@ class ProcessGroup:
     def __exit__(self, kind, error, traceback):
         if not self._connections:
             return
-        if self.engine_started and isinstance(error, Exception) and not isinstance(error, _OURS):
-            # JAX's error, most likely since a process is lost: the other threads end this one.
+        of_jax = isinstance(error, Exception) and not isinstance(error, _OWN_ERRORS)
+        if self._jax_started and of_jax:
+            # Most likely since a process was lost: the threads below end this one and name it.
             time.sleep(connections.SILENCE + connections.BEAT)
         self._over = True
         stopped = kind is None or issubclass(kind, Interrupted)
         self._send_all({"bye": True} if stopped else {"end": self._describe(error)})
         for connection in self._connections.values():
             connection.end()
-        if self.engine_started and not stopped:
-            # JAX would wait for the others, minutes, before the process may end.
+        if self._jax_started and not stopped:
+            # JAX would make the process wait minutes for the others before it ends.
             atexit.register(os._exit, _status_of(error))
 
     def _describe(self, error):
         if isinstance(error, RunError) and str(error).startswith("process "):
-            return str(error)  # as it was received
+            return str(error)  # received from another process
         text = " ".join(str(error).splitlines()) or type(error).__name__
         if not isinstance(error, Exception):  # KeyboardInterrupt, SystemExit
             text = "interrupted"
@@ -131,7 +155,7 @@ class ProcessGroup:
         for connection in self._connections.values():
             connection.send(message)
 
-    # === In threads of their own ===
+    # === Threads: one listens to each connection, one watches all ===
 
     def _listen(self, index, connection):
         with contextlib.closing(connection):
@@ -141,7 +165,7 @@ class ProcessGroup:
                 elif "end" in message:
                     self._end(message["end"])
             if connection.left:
-                self._inbox[index].put(_End(f"{self.names[index]} has left"))
+                self._inbox[index].put(RunError(f"{self.names[index]} has left"))
             else:
                 self._end(f"{self.names[index]} was lost: its connection is closed")
 
@@ -172,23 +196,23 @@ class ProcessGroup:
         return f"{' and '.join(behind)} hangs: no step was made for {STANDSTILL:.0f} s"
 
     def _end(self, reason):
-        """Ends this process: by an error in `exchange`, or at once if training waits for others."""
+        """Ends this process: by an error in `exchange`, or at once if JAX waits for the others."""
         if self._over:
             return
         if self.is_main:
             self._send_all({"end": reason})
         if self._waiting or self._progress is None:
             for inbox in self._inbox.values():
-                inbox.put(_End(reason))
+                inbox.put(RunError(reason))
             time.sleep(_GRACE)
             if self._over:
                 return
-        print_last_words(f"{reason}{_GO_ON * self._has_trained}")
+        print_last_words(f"{reason}{_TO_CONTINUE * self._has_trained}")
         os._exit(1)
 
 
 def _status_of(error):
-    """Returns the exit status of a process that ends by an error, as the command line has it."""
+    """Returns the exit status of a process that ends by an error, that of the command line."""
     if isinstance(error, SystemExit):
         return error.code
     statuses = {InputError: 2, KeyboardInterrupt: 130}
@@ -199,12 +223,12 @@ SINGLE = ProcessGroup()
 
 
 def join_processes():
-    """Returns the `ProcessGroup` that the environment puts this process in; see `find_rank`."""
+    """Returns the `ProcessGroup` that environment variables describe; see `find_rank`."""
     rank, tasks = find_rank(), os.environ.get("SLURM_STEP_NUM_TASKS", "1")
     if not rank and tasks != "1" and os.environ.get("KERAS_BACKEND") != "jax":
         logger.warning(
-            f"this is one of {tasks} tasks of SLURM, which train by themselves; with "
-            f"KERAS_BACKEND=jax they train one run"
+            f"this is one of {tasks} tasks of SLURM, and each trains a run of its own; with "
+            f"KERAS_BACKEND=jax they train one run together"
         )
     if rank and os.environ.get("KERAS_BACKEND") != "jax":
         raise InputError(
@@ -215,16 +239,21 @@ def join_processes():
 
 
 def refuse_several_processes(what):
-    """Raises an `InputError` if this is one of several processes, which `what` cannot use."""
+    """Raises an `InputError` in one of several processes, which `what`, a plural, cannot use."""
     if rank := find_rank():
         raise InputError(
-            f"{what} run in one process, this is one of {rank.count}; several processes train "
-            f"single runs"
+            f"{what} run in one process, this is one of {rank.count}; several processes train a "
+            f"single run"
         )
 
 
-class _End:
-    """Takes the rank of a value when there will be none."""
+def _delay_aborts():
+    """Makes abort() wait for six seconds, in which `ProcessGroup` reports who was lost.
 
-    def __init__(self, reason):
-        self.reason = reason
+    JAX calls it, without a message, when process 0 is gone (0.10.2). The signal handler is the C
+    function sleep(), which receives the number of the signal, 6.
+    """
+    library = ctypes.CDLL(None)
+    library.signal.argtypes = ctypes.c_int, ctypes.c_void_p
+    library.signal.restype = ctypes.c_void_p
+    library.signal(signal.SIGABRT, ctypes.cast(library.sleep, ctypes.c_void_p))

@@ -1,4 +1,4 @@
-"""Which of several processes this one is, as Keras's, JAX's or SLURM's variables say."""
+"""Rank of a process among those that train one run, from Keras's, JAX's or SLURM's variables."""
 
 import os
 import re
@@ -7,7 +7,10 @@ from typing import NamedTuple
 
 from keras_mixer.errors import InputError
 
-_LOWEST_PORT, _PORTS = 20_000, 12_000  # for SLURM jobs, by their number; Linux's own are above
+_LOWEST_PORT, _PORTS = (
+    20_000,
+    12_000,
+)  # of SLURM jobs, by their number; below Linux's ephemeral ones
 
 
 class Rank(NamedTuple):
@@ -15,7 +18,7 @@ class Rank(NamedTuple):
 
     Attributes:
         host: Name or address of the host of process 0.
-        port: Port there on which JAX's coordinator listens; ours listens on the next one.
+        port: Port on which JAX's coordinator listens there; process 0 of ours uses the next one.
         count: Number of processes.
         index: Number of this one, from 0.
     """
@@ -27,11 +30,11 @@ class Rank(NamedTuple):
 
 
 def find_rank(variables=None):
-    """Returns the `Rank` that environment variables give; None for a process that is alone.
+    """Returns the `Rank` that environment variables describe; None for a single process.
 
-    Looked for are, in this order, the variables of keras.distribution.initialize, those of
+    The variables of keras.distribution.initialize come first, then those of
     jax.distributed.initialize (where Kubernetes's JOB_COMPLETION_INDEX can be the number of the
-    process), and, with KERAS_BACKEND=jax, SLURM's.
+    process), then, with KERAS_BACKEND=jax, SLURM's.
 
     Args:
         variables: dict like os.environ, the default.
@@ -103,11 +106,11 @@ def _first_node(nodes):
     return f"{name}{numbers or ''}{suffix}"
 
 
-# === Processes of this computer ===
+# === Processes on this computer ===
 
 
 def variables_of(port, count, index):
-    """Returns the environment of process `index` of `count` on this computer; of one, the same."""
+    """Returns environment variables for process `index` of `count` on this computer."""
     if count == 1:
         return dict(os.environ)
     return os.environ | {
@@ -120,7 +123,7 @@ def variables_of(port, count, index):
 
 
 def free_port():
-    """Returns a port that is free, and the next one, too."""
+    """Returns a free port that is followed by another one."""
     while True:
         with socket.create_server(("", 0)) as server:
             port = server.getsockname()[1]

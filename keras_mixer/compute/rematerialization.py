@@ -1,18 +1,20 @@
-"""Rematerialization: the inside of mixer layers is computed again in the backward pass, not kept.
+"""Rematerialization (gradient checkpointing): mixer layers keep their inputs alone, to save memory.
 
-Dropout and stochastic depth draw the same numbers again. Keras's own `RematScope` would draw others
-(3.15.1), so that the gradient would be that of another function.
+The backward pass computes the rest again. Dropout and stochastic depth use the same random numbers
+again; with Keras's own `RematScope` they would use others (3.15.1), and the gradient would be that
+of another function.
 """
 
 import contextlib
 
 import keras
 
+from keras_mixer.compute.private_apis import private
 from keras_mixer.model.layers import MixerBlock
 
 
 class _Rematerialization:
-    """Mixin: a functional model with the layers of a Mixer, of which it keeps the inputs only."""
+    """Mixin: a functional Mixer that keeps the inputs of its mixer layers alone."""
 
     def call(self, inputs, training=None, mask=None):
         if not training:
@@ -25,17 +27,14 @@ class _Rematerialization:
 
 
 def rematerialize(model):
-    """Returns a model that needs less memory in training, and shares layers and weights of another.
-
-    Args:
-        model: `keras.Model` from `build_mixer`.
-    """
+    """Returns a Mixer with the same layers and weights that needs less memory in training."""
     kind = type("RematerializedMixer", (_Rematerialization, type(model)), {})
     return kind(model.inputs, model.outputs, name=model.name)
 
 
 def _compute_twice(layer, inputs):
-    generators = (getattr(part, "seed_generator", None) for part in layer._flatten_layers())
+    layers = private(layer, "_flatten_layers")()
+    generators = (getattr(part, "seed_generator", None) for part in layers)
     seeds = {generator: generator.next() for generator in filter(None, generators)}
 
     def compute(x):
@@ -47,7 +46,7 @@ def _compute_twice(layer, inputs):
 
 @contextlib.contextmanager
 def _replaying(seeds):
-    """Has seed generators return these seeds; each is asked once in a layer."""
+    """Makes seed generators return these seeds; a layer calls each once."""
     for generator, seed in seeds.items():
         generator.next = lambda ordered=True, seed=seed: seed
     try:

@@ -1,39 +1,36 @@
-"""What TensorFlow would keep of a traced training step until the process ends."""
+"""Memory of traced steps: removes gradient functions that TensorFlow would keep forever."""
 
 import functools
 
 import keras
 from tensorflow.python.framework import ops
 
+from keras_mixer.compute.private_apis import private
+
 
 def forget_gradients(model):
-    """Has a model's training step remove the gradient functions that its tracing registers.
+    """Makes a model's training step remove the gradient functions that its tracing registers.
 
-    Each `tf.custom_gradient` in a graph is kept in TensorFlow's registry for good, and with it the
-    graph, its memory for weights and the optimizer's: a process that makes many runs would keep
-    those of every run (https://github.com/tensorflow/tensorflow/issues/97697, so in 2.21). Keras's
-    optimizers have one, too. Once a step is traced, nobody asks for its gradient again.
+    TensorFlow's registry keeps each `tf.custom_gradient` of a graph, and with it the graph, its
+    weights and those of the optimizer: a process that trains many models would keep them all
+    (https://github.com/tensorflow/tensorflow/issues/97697, so in 2.21). Keras's optimizers have
+    one, too. Once a step is traced, nothing needs its gradient again.
 
     Args:
         model: `keras.Model`, before `fit`.
     """
     if keras.backend.backend() != "tensorflow":
         return
-    train_step = model.train_step
+    train_step, registry = model.train_step, private(ops.gradient_registry, "_registry")
 
     @functools.wraps(train_step)
     def forgetful(data):
-        known = _registered()
+        known = set(registry)
         try:
             return train_step(data)
         finally:
-            for name in _registered() - known:
-                del ops.gradient_registry._registry[name]
+            for name in set(registry) - known:
+                if name.startswith("CustomGradient-"):
+                    del registry[name]
 
     model.train_step = forgetful
-
-
-def _registered():
-    """Returns the names of custom gradients; none if TensorFlow has no such registry any more."""
-    registry = getattr(ops.gradient_registry, "_registry", {})
-    return {name for name in list(registry) if name.startswith("CustomGradient-")}

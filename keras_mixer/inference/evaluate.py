@@ -15,6 +15,7 @@ from keras_mixer.log import logger, one_line, track
 from keras_mixer.model.architecture import ModelSpec
 from keras_mixer.preprocessing.bad_images import broken_images_named
 from keras_mixer.preprocessing.input_pipeline import EVALUATION_BATCH_SIZE, evaluation_batches
+from keras_mixer.runs.run import check_best, write_metrics
 from keras_mixer.training.losses import check_finite
 from keras_mixer.weights import model_folder
 from keras_mixer.weights.load import build_pretrained, load_mixer
@@ -55,7 +56,7 @@ def subject_of_run(run, split_name, batch_size=EVALUATION_BATCH_SIZE):
         InputError: If the split or the weights do not exist.
     """
     split = run.dataset.split(split_name)
-    run.check_best()
+    check_best(run)
     use_threads_for(batch_size)
     classes = np.arange(len(run.dataset.class_names))
     return Subject(split_name, load_mixer(run.best), run.spec, split, classes, batch_size)
@@ -248,7 +249,7 @@ def score_run(run):
         if name not in scores:
             result = evaluate_run(run, name)
             scores[name] = {key: result[key] for key in ("top1", "top5", "loss", "n")}
-    run.write_metrics(scores, selected_epoch=model_folder.read_weights(run.best)[1]["epoch"])
+    write_metrics(run, scores, selected_epoch=model_folder.read_weights(run.best)[1]["epoch"])
     return scores
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of training, written atomically and checked when read.
+"""Checkpoints of training: the state of a model as arrays, written atomically, checked when read.
 
 A checkpoint is a folder. Its files are written to a temporary folder, the last a manifest with the
 sha256 and size of the others, and flushed to disk; then one rename makes it visible. A kill or a
@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from typing import NamedTuple
 
@@ -16,11 +17,10 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from keras_mixer.errors import RunError
+from keras_mixer.errors import RunError, join_names
 from keras_mixer.files import (
     OF_THE_MACHINE,
     flush_folder,
-    nearest_existing,
     pack,
     read_regular,
     remove,
@@ -28,7 +28,7 @@ from keras_mixer.files import (
 )
 from keras_mixer.log import logger
 
-KEPT = 2
+KEPT = 2  # checkpoints
 ARRAYS, PROGRESS, MANIFEST = "arrays.safetensors", "progress.json", "manifest.json"
 _MANIFEST_BYTES = 10_000
 _NO_DAMAGE = (*OF_THE_MACHINE, errno.EACCES, errno.EPERM)
@@ -50,11 +50,9 @@ class TrainState(NamedTuple):
 
 
 def save_checkpoint(folder, state):
-    """Writes a checkpoint and deletes all but the newest `KEPT`.
+    """Writes a `TrainState` into the folder of checkpoints; deletes all but the newest `KEPT`.
 
-    Args:
-        folder: `Path` of the run's checkpoints; made if it does not exist, but not what it is in.
-        state: `TrainState`.
+    The folder is made if it does not exist, but not its parent.
 
     Raises:
         RunError: If the disk is full or not writable; earlier checkpoints stay intact.
@@ -65,12 +63,16 @@ def save_checkpoint(folder, state):
     try:
         folder.mkdir(exist_ok=True)
         _write_folder(temporary, contents)
-        remove(final)  # damaged, if it is there
+        remove(final)  # damaged, if it exists
         os.rename(temporary, final)
         flush_folder(folder)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise RunError(_why_not_saved(folder, contents, error)) from error
+        size = f" of {sum(map(len, contents.values())):,} bytes"
+        raise RunError(
+            f"cannot write a checkpoint{size} in {folder}: {error.strerror or error}; earlier "
+            f"checkpoints are intact: the same command continues from them"
+        ) from error
     others = [candidate for candidate in _complete(folder) if candidate != final]
     for old in others[KEPT - 1 :]:
         remove(old)
@@ -92,53 +94,18 @@ def _manifest(contents):
     }
 
 
-def _why_not_saved(folder, contents, error):
-    if error.errno == errno.ENOSPC:
-        needed = sum(map(len, contents.values()))
-        free = shutil.disk_usage(folder).free
-        return (
-            f"no space for a checkpoint in {folder}: {needed:,} bytes needed, {free:,} free; "
-            f"the checkpoints before it are intact: make room and give the same command again"
-        )
-    return f"cannot write a checkpoint in {folder}: {error}"
-
-
-def check_space(directory, size):
-    """Checks, before the first step, that a run's checkpoints and best weights fit on the disk.
-
-    Args:
-        directory: `Path` of the run.
-        size: Bytes of a checkpoint. The best weights are smaller, and replaced atomically.
-
-    Raises:
-        RunError: If they do not.
-    """
-    needed = (KEPT + 1 + 2) * size  # with the next one beside those kept
-    held = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
-    free = shutil.disk_usage(nearest_existing(directory)).free
-    if free + held < needed:
-        raise RunError(
-            f"--output_dir={directory}: {needed:,} bytes are needed for checkpoints and weights, "
-            f"{free:,} are free; make room, or give another --output_dir"
-        )
-
-
 def newest_checkpoint(folder, run=None):
-    """Reads the newest intact checkpoint, and prints which damaged ones it skipped.
+    """Reads the `TrainState` of the newest intact checkpoint in a folder; None if there are none.
 
-    Deletes damaged checkpoints that are newer, and unfinished ones; the caller must hold the run's
-    lock.
+    Deletes newer ones that are damaged, with a warning, and unfinished ones; the caller must hold
+    the lock of the run.
 
     Args:
         folder: `Path` of the run's checkpoints.
         run: `Run.identity` that the checkpoint must have, or None for any.
 
-    Returns:
-        A `TrainState`, or None if there are no checkpoints.
-
     Raises:
-        RunError: If there are checkpoints but every one is damaged, or of another run, or cannot
-            be read at the moment.
+        RunError: If all are damaged, or the newest is of another run or cannot be read now.
     """
     for unfinished in folder.glob("step-*.tmp-*"):
         remove(unfinished)
@@ -150,14 +117,14 @@ def newest_checkpoint(folder, run=None):
             if getattr(error, "errno", None) in _NO_DAMAGE:
                 raise RunError(
                     f"{candidate} cannot be read now: {error}; nothing was changed, so the same "
-                    f"command goes on once it can"
+                    f"command continues once it can"
                 ) from error
             logger.warning(f"damaged checkpoint skipped: {candidate} ({error})")
             continue
         if run is not None and state.progress.get("run") != run:
             raise RunError(
-                f"{candidate} is a checkpoint of another run: its flags, data or initial weights "
-                f"were others; move it to where it belongs. Nothing was changed"
+                f"{candidate} is a checkpoint of another run, with other flags, data or initial "
+                f"weights; move it back. Nothing was changed"
             )
         for damaged in candidates[:index]:
             remove(damaged)
@@ -165,17 +132,13 @@ def newest_checkpoint(folder, run=None):
     if candidates:
         raise RunError(
             f"every checkpoint in {folder} is damaged, so the run cannot continue; "
-            f"--overwrite starts it anew, --output_dir=… starts another"
+            f"--overwrite starts it over, --output_dir=… starts another"
         )
     return None
 
 
 def read_checkpoint(folder, step):
-    """Returns the arrays of the checkpoint of a step, which another process has found to be intact.
-
-    Args:
-        folder: `Path` of the run's checkpoints.
-        step: int.
+    """Returns the arrays of the checkpoint of a step, which process 0 has read.
 
     Raises:
         RunError: If it cannot be read here.
@@ -210,3 +173,48 @@ def _read_folder(folder):
 
 def _name(step):
     return f"step-{step:010d}"
+
+
+# === The state of a model ===
+#
+# Everything that a training step changes: weights, seed generators, optimizer variables (EMA
+# included) and metrics. With the order of the data, a function of the step, it determines the rest
+# of training.
+
+
+def gather_state(model, metric_variables):
+    """Returns the state of a compiled model, its optimizer built, as a dict from name to array."""
+    variables = _variables(model, metric_variables)
+    return {name: np.array(variable.value) for name, variable in variables.items()}
+
+
+def restore_state(model, metric_variables, arrays):
+    """Assigns the arrays of `gather_state` to a model's variables.
+
+    Raises:
+        RunError: If the names and shapes of the arrays are not exactly those of this model.
+    """
+    variables = _variables(model, metric_variables)
+    expected = {(name, tuple(variable.shape)) for name, variable in variables.items()}
+    if differing := sorted(expected ^ {(name, array.shape) for name, array in arrays.items()}):
+        names = dict.fromkeys(f"{name} {shape}" for name, shape in differing)
+        raise RunError(f"the checkpoint is of another model; differing: {join_names(list(names))}")
+    for name, variable in variables.items():
+        variable.assign(arrays[name])
+
+
+def _variables(model, metric_variables):
+    """Returns a dict from name to variable; a name is a group, an index and a path without numbers.
+
+    Keras numbers unnamed objects (`seed_generator_3`) by what was built before in the process.
+    """
+    groups = {
+        "model": model.variables,
+        "optimizer": model.optimizer.variables,
+        "meters": metric_variables,  # the name in all checkpoints so far
+    }
+    return {
+        f"{group}/{index:04d}/{re.sub(r'_[0-9]+', '', variable.path)}": variable
+        for group, variables in groups.items()
+        for index, variable in enumerate(variables)
+    }

@@ -1,4 +1,4 @@
-"""Opens a run directory: locks it, and checks that the run in it has the same config and data.
+"""Opens a run: locks its directory, and checks that the run in it has the same config and data.
 
 TensorFlow is not imported, so that wrong input is reported within a second or two.
 """
@@ -11,14 +11,14 @@ from pathlib import Path
 
 import filelock
 
-from keras_mixer.compute.environment import note_changes
+from keras_mixer.compute.environment import environment, software
 from keras_mixer.compute.process_group import join_processes
 from keras_mixer.config.options import format_value
 from keras_mixer.config.resolve import resolve
 from keras_mixer.config.training import Config
 from keras_mixer.data.shared_images import note_shared_images
 from keras_mixer.data.sources import open_dataset
-from keras_mixer.errors import InputError, RunError, errors_about, join_names, path_errors
+from keras_mixer.errors import InputError, errors_about, join_names, path_errors
 from keras_mixer.files import HELD, locked
 from keras_mixer.log import VERBOSITIES, debugging, logger, show_messages
 from keras_mixer.model.architecture import Architecture
@@ -26,33 +26,32 @@ from keras_mixer.runs.run import (
     BEST,
     CHECKPOINTS,
     CONFIG,
+    CURVES,
     HISTORY,
     LOCK,
     LOGS,
-    OURS,
     Run,
-    read_history,
+    clear,
     read_record,
+    write_records,
 )
-from keras_mixer.runs.run_records import clear, write_records
-from keras_mixer.runs.teamwork import refuse_differences
 from keras_mixer.weights.model_folder import digest
 from keras_mixer.weights.pretrained import check_order, read_pretrained
 
 
 @contextlib.contextmanager
 def open_run(config, check=None):
-    """Opens a run for training: locks the directory, opens the data, fills and checks the config.
+    """Opens a run for training: locks its directory, opens the data, resolves the config.
 
-    Process 0 of several does so; the others then read what it has written, and all compare their
-    programs, configs and data.
+    Of several processes, process 0 does so; the others then read what it has written, and all
+    compare their software, configs and data.
 
     Args:
         config: `Config`, as given.
-        check: Function of the `Run` that may refuse it, before anything is written.
+        check: Function of the `Run` that may raise an error, before anything is written.
 
     Yields:
-        A `Run`, new or to be continued, locked until the block ends.
+        A new `Run`, or one to be continued; locked until the block ends.
 
     Raises:
         InputError: If the data or the config are not valid, or the directory is in use or holds
@@ -64,7 +63,7 @@ def open_run(config, check=None):
         (_open_in_main if group.is_main else _open_in_other)(config, check, group) as run,
     ):
         yield dataclasses.replace(run, group=group)
-        group.exchange(None)  # all end together, also with what process 0 alone has to do
+        group.exchange(None)  # all end together, after what process 0 does alone
 
 
 @contextlib.contextmanager
@@ -76,21 +75,21 @@ def _open_in_main(config, check, group):
     with _locked(directory):
         record = _check_contents(directory)
         dataset = open_dataset(**config.dataset_options())
-        run, start = _planned(config, dataset, record)
-        anew = config.overwrite or _has_other_data_and_no_state(directory, record, dataset)
-        if record and not anew:
+        run, start = _plan_with_start(config, dataset, record)
+        restart = config.overwrite or _has_other_data_and_no_state(directory, record, dataset)
+        if record and not restart:
             _check_same_run(run, record)
             _check_same_data(directory, record, dataset)
             if not run.finished:
-                note_changes(record["environment"])
+                _compare_environments(record["environment"])
         else:
             note_shared_images(dataset)
         if check:
             check(run)
-        clear(directory, anew)
+        clear(directory, restart)
         write_records(run, config, start)
-        group.exchange(None)  # the others may read now what was checked and written
-        refuse_differences(group, run, start)
+        group.exchange(None)  # the others may read what was checked and written
+        check_same_in_all(group, run, start)
         yield dataclasses.replace(run, identity=read_record(directory)["identity"])
 
 
@@ -98,7 +97,7 @@ def _open_in_main(config, check, group):
 def _open_in_other(config, check, group):
     """Opens a run that process 0 has opened, checked and locked."""
     if not debugging():
-        show_messages(VERBOSITIES["error"])  # process 0 says it
+        show_messages(VERBOSITIES["error"])  # process 0 shows the others
     group.exchange(None)
     directory = Path(config.output_dir)
     record = read_record(directory)
@@ -107,12 +106,12 @@ def _open_in_other(config, check, group):
             f"{directory} holds no {CONFIG} here, but on process 0 it does: --output_dir must be "
             f"a folder that all processes share"
         )
-    run, start = _planned(config, open_dataset(**config.dataset_options()), record)
-    refuse_differences(group, run, start)
+    run, start = _plan_with_start(config, open_dataset(**config.dataset_options()), record)
+    check_same_in_all(group, run, start)
     yield dataclasses.replace(run, identity=record["identity"])
 
 
-def _planned(config, dataset, record):
+def _plan_with_start(config, dataset, record):
     """Returns the `Run` of a config, and the `start` of its config.json."""
     start, pretrained = _starting_point(config, record)
     resolved, spec = resolve(config, dataset, start and start["architecture"])
@@ -122,10 +121,7 @@ def _planned(config, dataset, record):
 
 
 def plan_run(config):
-    """Returns the `Run` of a config, without reading or making its directory.
-
-    Args:
-        config: `Config`, as given.
+    """Returns the `Run` of a `Config` as given, without reading or making its directory.
 
     Raises:
         InputError: If the data or the config are not valid.
@@ -138,7 +134,7 @@ def plan_run(config):
 
 
 def read_run(directory, data_dir=None, labels=None):
-    """Opens the `Run` in a directory for reading, without a lock.
+    """Reads the `Run` in a directory, without a lock.
 
     Args:
         directory: Path of a run directory.
@@ -170,8 +166,8 @@ def _check_data_exist(directory, config, moved):
         path = getattr(config, name)
         if path and name not in moved and not os.path.exists(path):
             raise InputError(
-                f"{directory} was trained on {path}, which is not there any more; say where its "
-                f"{what} are now with --{name}"
+                f"{directory} was trained on {path}, which does not exist; give the path of its "
+                f"{what} with --{name}"
             )
 
 
@@ -180,39 +176,30 @@ def _check_data_exist(directory, config, moved):
 
 @contextlib.contextmanager
 def _locked(directory):
-    """Locks the directory; at the end, removes what was made here and holds no run."""
-    made = [path for path in (directory, *directory.parents) if not path.exists()]
-    unlocked_before = not (directory / LOCK).exists()
+    """Locks the directory; in the end, removes it if it was made here and holds no run."""
     with contextlib.ExitStack() as cleanup:
-        for path in reversed(made):
-            cleanup.callback(_remove_empty, path)
         with path_errors(f"--output_dir={directory}"):
+            for path in [*reversed(directory.parents), directory]:
+                if not path.exists():
+                    cleanup.callback(_remove_unless_run, path, path.rmdir)
             directory.mkdir(parents=True, exist_ok=True)
             _lock(directory, cleanup)
-        if unlocked_before:
-            cleanup.callback(_remove_lock, directory)
+        cleanup.callback(_remove_unless_run, directory, (directory / LOCK).unlink)
         yield
 
 
-def _remove_empty(folder):
-    with contextlib.suppress(OSError):  # it is not empty
-        folder.rmdir()
-
-
-def _remove_lock(directory):
-    if not (directory / CONFIG).exists():
-        with contextlib.suppress(OSError):  # Windows removes no open files
-            (directory / LOCK).unlink()
+def _remove_unless_run(directory, remove):
+    with contextlib.suppress(OSError):  # a folder is not empty; Windows removes no open files
+        if not (directory / CONFIG).exists():
+            remove()
 
 
 def _lock(directory, cleanup):
-    if (directory / LOCK).is_dir():
-        raise InputError(f"--output_dir={directory}: a folder called {LOCK} is in the way; move it")
     try:
         cleanup.enter_context(locked(directory / LOCK, timeout=0))
     except filelock.Timeout as error:
         held = directory / f"{LOCK}{HELD}"
-        hint = f" (without locks of the file system, {held} is the lock)" * held.exists()
+        hint = f" (the file system has no locks, so {held} is the lock)" * held.exists()
         raise InputError(
             f"--output_dir={directory} is in use: another process is training there{hint}"
         ) from error
@@ -222,8 +209,6 @@ def _lock(directory, cleanup):
 
 
 def _check_path(directory, config):
-    if directory.exists() and not directory.is_dir():
-        raise InputError(f"--output_dir={directory}: a file is in the way; give another directory")
     if config.dataset == "folder" and config.data_dir:
         data = Path(config.data_dir).resolve()
         if data in directory.resolve().parents:
@@ -240,31 +225,27 @@ def _check_path(directory, config):
 
 
 def _check_contents(directory):
-    """Returns the directory's config.json or None; refuses other files of a run without it."""
+    """Returns the directory's config.json; None for a new run, whose directory must be empty."""
     record = read_record(directory)
-    if record is None and (others := [name for name in OURS if (directory / name).exists()]):
-        raise InputError(
-            f"--output_dir={directory} holds {', '.join(others)} but no {CONFIG}, so it is "
-            f"not a run to continue; give another --output_dir"
-        )
     if record is None and (others := _other_files(directory)):
         raise InputError(
-            f"--output_dir={directory} holds other files and no run: {join_names(others)}; give a "
-            f"new or an empty folder"
+            f"--output_dir={directory} holds other files but no {CONFIG}, so it is not a run: "
+            f"{join_names(others)}; give a new or an empty folder"
         )
     return record
 
 
 def _other_files(directory):
-    """Returns the names in a folder, without hidden files and what jobs log there."""
+    """Returns the names in a folder, but for hidden files and logs of others."""
     names = sorted(path.name for path in directory.iterdir())
-    return [n for n in names if not n.startswith(".") and not n.endswith(".log") and n != LOGS]
+    names = [n for n in names if not n.startswith(".") and not n.endswith(".log") and n != LOGS]
+    return [*names, *(f"{LOGS}/{c}" for c in CURVES if (directory / LOGS / c).exists())]
 
 
 def _starting_point(config, record):
     """Returns the `start` of config.json and the `Pretrained` weights, each None if not needed.
 
-    A run that has checkpoints of its own continues from them, so the weights are not read again.
+    A run that has checkpoints continues from them, so the weights are not read again.
     """
     if config.checkpoint is None:
         return None, None
@@ -292,7 +273,7 @@ def _read_checkpoint(config):
 
 
 def check_sizes(run):
-    """Raises an `InputError` if a run's data are too few for its config, or weights do not fit."""
+    """Raises an `InputError` if a run has too few images for its config, or weights do not fit."""
     if run.steps_per_epoch == 0:
         raise InputError(
             f"--batch_size={run.config.batch_size}: there are only {len(run.dataset.train)} "
@@ -312,37 +293,21 @@ def check_sizes(run):
     run.dataset.split(run.config.eval_split)
 
 
-def check_beginning(run):
-    """Refuses to begin where a run has saved checkpoints that are gone; makes their folder."""
-    rows = read_history(run.directory) if (run.directory / HISTORY).exists() else []
-    if rows and not run.checkpoints.is_dir():
-        raise RunError(
-            f"{run.directory} has a history of {len(rows)} epochs but no {CHECKPOINTS}/ to "
-            f"continue from; restore it, or start from best/ with --checkpoint={run.directory} and "
-            f"another --output_dir, or anew with --overwrite"
-        )
-    if rows:
-        logger.warning(
-            f"no checkpoint was saved in {len(rows)} epochs of {run.directory}; they are repeated"
-        )
-    run.checkpoints.mkdir(exist_ok=True)
-
-
 def note_split_to_score(run):
-    """Prints that there are no test images, if validation images are scored instead."""
+    """Warns that there are no test images, if validation images are scored instead."""
     if run.dataset.test is None and run.config.eval_split == "validation":
         logger.warning(
             "there are no test images: the validation images are scored, which have also chosen "
-            "the epoch, so expect a little less on new images"
+            "the epoch, so expect a lower accuracy on new images"
         )
 
 
 def _check_same_run(run, record):
-    """Refuses to continue a run with flags that would have given another result."""
+    """Raises an `InputError` if other flags than those of the run would change its result."""
     config = run.config
     before = Config.from_json(record["config"])
     architecture = record["start"] and Architecture.from_json(record["start"]["architecture"])
-    # Resolved again: an earlier version may have lacked fields that now have a default.
+    # Resolved again: fields that an earlier version lacked get their defaults.
     data = dataclasses.replace(run.dataset, class_names=tuple(record["data"]["class_names"]))
     before, _ = resolve(before, data, architecture)
     differing = [
@@ -362,16 +327,74 @@ def _check_same_run(run, record):
 def _has_other_data_and_no_state(directory, record, dataset):
     """Returns whether a run on other data ended before anything was saved, as by a broken image."""
     saved = (directory / HISTORY).exists() or _has_checkpoints(directory)
-    anew = record is not None and not saved and record["data"]["identity"] != dataset.identity
-    if anew:
-        logger.info(f"{directory} began with other data and saved nothing: it begins anew")
-    return anew
+    found = record is not None and not saved and record["data"]["identity"] != dataset.identity
+    if found:
+        logger.info(f"{directory} began with other data and saved nothing: it starts over")
+    return found
 
 
 def _check_same_data(directory, record, dataset):
     if record["data"]["identity"] != dataset.identity:
         raise InputError(
             f"{directory} was trained on other data: their files, order, labels or classes have "
-            f"changed since. Restore them, or name the folder that has them with --data_dir; to "
+            f"changed since. Restore them, or give the folder that has them with --data_dir; to "
             f"train on other data, give another --output_dir"
         )
+
+
+def _compare_environments(before):
+    """Warns if the environment has changed since a run began: a dict of `environment`."""
+    now = environment()
+    changed = [
+        f"{name} was {value}, is {now.get(name)}"
+        for name, value in before.items()
+        if now.get(name) != value
+    ]
+    if changed:
+        logger.warning(
+            f"the run began in another environment ({'; '.join(changed)}): "
+            f"results may differ from an uninterrupted run's in their last bits"
+        )
+
+
+# === Several processes ===
+
+
+def check_same_in_all(group, run, start):
+    """Raises an `InputError`, in all processes of a group, unless all would train the same run.
+
+    Each gives its `Run`, and the `start` of its config.json.
+    """
+    if group.count == 1:
+        return
+    own = {
+        "software": software(),
+        "options": {name: format_value(getattr(run.config, name)) for name in COMMON_OPTIONS},
+        "data": run.dataset.identity,
+        "start": start and start["sha256"],
+    }
+    first, *others = group.exchange(own)
+    for name, other in zip(group.names[1:], others, strict=True):
+        if differing := _differences(first, other):
+            raise InputError(f"{name} would train another run: {'; '.join(differing)}")
+
+
+COMMON_OPTIONS = [
+    field.name
+    for field in dataclasses.fields(Config)
+    if field.metadata["result"] or field.name in ("remat", "devices")
+]
+
+
+def _differences(first, other):
+    found = [
+        f"{flag}{name} is {other[group].get(name)}, on process 0 {value}"
+        for group, flag in (("software", ""), ("options", "--"))
+        for name, value in first[group].items()
+        if other[group].get(name) != value
+    ]
+    if other["data"] != first["data"]:
+        found.append("its data have other files, sizes, labels or classes than those of process 0")
+    if other["start"] != first["start"]:
+        found.append("its --checkpoint holds other weights than that of process 0")
+    return found

@@ -1,33 +1,71 @@
-"""Where a run goes on: its newest checkpoint, and what has changed since."""
+"""Resuming: the progress of a run, and the checkpoint that it continues from.
+
+TensorFlow is not imported.
+"""
 
 import dataclasses
 
-import keras
-
-from keras_mixer.compute.devices import images_at_once, way_of
-from keras_mixer.compute.fast_mixing import number_of_parts
-from keras_mixer.errors import InputError
+from keras_mixer.errors import InputError, RunError
 from keras_mixer.log import logger
 from keras_mixer.runs.checkpoints import newest_checkpoint, read_checkpoint
-from keras_mixer.runs.open_run import check_beginning
-from keras_mixer.runs.progress import Progress, is_over
+from keras_mixer.runs.run import CHECKPOINTS, HISTORY, read_history, write_history
 from keras_mixer.weights import model_folder
 
 
-def last_state(run, devices):
+@dataclasses.dataclass
+class Progress:
+    """Progress of a run, saved in every checkpoint.
+
+    Attributes:
+        step: Optimizer steps taken.
+        rows: One dict per finished epoch, the rows of history.csv.
+        best: The row whose weights are in best/; None before the first.
+        best_sha256: `model_folder.digest` of those weights; "" before the first.
+        run: `Run.identity` of the run.
+        seconds: Time spent in the current epoch.
+        computed_by: `ComputePlan.describe` of the plan.
+    """
+
+    step: int = 0
+    rows: list[dict] = dataclasses.field(default_factory=list)
+    best: dict | None = None
+    best_sha256: str = ""
+    run: str = ""
+    seconds: float = 0.0
+    computed_by: str = ""
+
+
+def is_over(run, progress):
+    """Returns whether a run has no steps left, or was stopped early."""
+    if progress.step == run.total_steps:
+        return True
+    if not run.config.early_stopping or not progress.rows:
+        return False
+    best = max(range(len(progress.rows)), key=lambda index: quality(progress.rows[index]))
+    return len(progress.rows) - 1 - best >= run.config.early_stopping
+
+
+def epoch_is_open(run, step):
+    """Returns whether a run is in the middle of an epoch at a step."""
+    return step % run.steps_per_epoch != 0 and step < run.total_steps
+
+
+def quality(row):
+    """Returns the sort key of an epoch: validation accuracy, then loss; None is below any row."""
+    return (row["val_accuracy"], -row["val_loss"]) if row else (-1.0, 0.0)
+
+
+def last_state(run, plan):
     """Returns the `Progress` of a run and the arrays of its newest checkpoint, None before one.
 
-    Process 0 of several looks for it; the others read the one it has found.
-
-    Args:
-        run: `Run`.
-        devices: list of the devices that will compute it.
+    Process 0 of several finds the checkpoint; the others read the same one. The `ComputePlan` is
+    that of the steps that are left.
 
     Raises:
-        RunError: If there are checkpoints that cannot be read.
+        RunError: If no checkpoint can be read, or best/ holds weights of another run or epoch.
     """
     if run.group.is_main:
-        progress, arrays = _newest_state(run, devices)
+        progress, arrays = _newest_state(run, plan)
         run.group.exchange([dataclasses.asdict(progress), arrays is not None])
         return progress, arrays
     progress, saved = run.group.exchange(None)[0]
@@ -35,66 +73,80 @@ def last_state(run, devices):
     return Progress(**progress), arrays
 
 
-def _newest_state(run, devices):
+def _newest_state(run, plan):
     checkpoint = newest_checkpoint(run.checkpoints, run.identity)
     if checkpoint is None:
-        check_beginning(run)
-        names = ", ".join(run.dataset.class_names[:5])
-        more = ", …" if len(run.dataset.class_names) > 5 else ""
-        logger.info(
-            f"training in {run.directory}: {len(run.dataset.train):,} images of "
-            f"{len(run.dataset.class_names)} classes ({names}{more}), "
-            f"{run.steps_per_epoch:,} steps an epoch, {run.total_steps:,} steps"
-        )
-        return Progress(computed_by=_computed_by(run, devices), run=run.identity), None
+        _begin(run)
+        return Progress(computed_by=plan.describe(), run=run.identity), None
     progress = Progress(**checkpoint.progress)
-    if not is_over(run, progress):
-        logger.info(f"continuing {run.directory} at step {progress.step} of {run.total_steps}")
-        _note_changes(run, progress, devices)
+    over = is_over(run, progress)
+    if progress.best is not None:
+        progress.best = _confirm_best(run, progress, over)
+    if over:
+        write_history(run.directory, progress.rows)
+        return progress, checkpoint.arrays
+    model_folder.write_spec(run.best, run.spec)
+    logger.info(f"continuing {run.directory} at step {progress.step} of {run.total_steps}")
+    _compare_plans(progress, plan.describe())
     return progress, checkpoint.arrays
 
 
-def _computed_by(run, devices):
-    config = run.config
-    way, parts = way_of(config), number_of_parts(images_at_once(config))
-    if way == "fast mixing" and parts > 1:
-        way += f" in {parts} parts"
-    if config.remat:
-        way += ", rematerialized"
-    if keras.backend.backend() != "tensorflow":
-        way += f", {keras.backend.backend()}"
-    names = "CPU" if devices == ["cpu:0"] else ", ".join(devices)
-    if run.group.count > 1:
-        names = f"{len(devices)} devices of {run.group.count} processes"
-    return f"{names}, {way}"
+def _begin(run):
+    """Makes the folders of a new run; raises an error if it had checkpoints, which are gone."""
+    rows = read_history(run.directory) if (run.directory / HISTORY).exists() else []
+    if rows and not run.checkpoints.is_dir():
+        raise RunError(
+            f"{run.directory} has a history of {len(rows)} epochs but no {CHECKPOINTS}/ to "
+            f"continue from; restore it, or start from best/ with --checkpoint={run.directory} and "
+            f"another --output_dir, or start over with --overwrite"
+        )
+    if rows:
+        logger.warning(
+            f"no checkpoint was saved in {len(rows)} epochs of {run.directory}; they are repeated"
+        )
+    run.checkpoints.mkdir(exist_ok=True)
+    model_folder.write_spec(run.best, run.spec)
+    names = ", ".join(run.dataset.class_names[:5])
+    more = ", …" if len(run.dataset.class_names) > 5 else ""
+    logger.info(
+        f"training in {run.directory}: {len(run.dataset.train):,} images of "
+        f"{len(run.dataset.class_names)} classes ({names}{more}), "
+        f"{run.steps_per_epoch:,} steps an epoch, {run.total_steps:,} steps"
+    )
 
 
-def _note_changes(run, progress, devices):
-    """Prints, and notes in `progress`, what has changed since the checkpoint was written."""
-    if (now := _computed_by(run, devices)) != (before := progress.computed_by):
-        drawn = " and in what dropout draws" * (now.endswith(", jax") != before.endswith(", jax"))
+def _compare_plans(progress, now):
+    """Warns if another plan computed the run so far, and notes the new one in its progress."""
+    if now != (before := progress.computed_by):
+        dropout = " and in what dropout zeroes" * (
+            now.endswith(", jax") != before.endswith(", jax")
+        )
         logger.warning(
             f"computed by {before} until now, by {now} from here on: results may differ from an "
-            f"uninterrupted run's in their last bits{drawn}"
+            f"uninterrupted run's in their last bits{dropout}"
         )
         progress.computed_by = now
-    if progress.best is not None:
-        progress.best = _confirmed_best(run, progress)
 
 
-def _confirmed_best(run, progress):
-    """Returns the history row of the best epoch, or None if the weights in best/ are of another.
+def _confirm_best(run, progress, over):
+    """Returns the history row of the best epoch, or None if best/ will have to be written again.
 
     A kill between writing best/ and the checkpoint leaves weights of an epoch that will be
     repeated, and the repetition may differ in its last bits.
     """
     try:
-        _, facts = model_folder.read_weights(run.best)
+        _, metadata = model_folder.read_weights(run.best)
     except InputError as error:
+        if over:
+            raise
         logger.warning(f"{error}: replaced by the best epoch from here on")
         return None
-    if facts["sha256"] == progress.best_sha256:
+    if metadata["sha256"] == progress.best_sha256:
         return progress.best
-    if facts.get("run") == run.identity and facts["step"] > progress.step:
+    repeated = metadata.get("run") == run.identity and metadata["step"] > progress.step
+    if repeated and not over:
         return None
-    raise run.other_best(progress.best["epoch"])
+    raise RunError(
+        f"{run.best} holds other weights than those of epoch {progress.best['epoch']}, which "
+        f"{run.directory} saved there; restore them, or train again with --overwrite"
+    )

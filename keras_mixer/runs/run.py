@@ -1,20 +1,26 @@
-"""The run directory: names and contents of its files. TensorFlow is not imported."""
+"""The run directory: the names of its files, what they hold, reading and writing them.
+
+TensorFlow is not imported.
+"""
 
 import csv
 import dataclasses
 import hashlib
 import io
 import json
-import math
+import os
 from pathlib import Path
 
+from keras_mixer.compute.environment import environment
 from keras_mixer.compute.process_group import SINGLE, ProcessGroup
+from keras_mixer.config.options import as_flags
 from keras_mixer.config.training import Config
 from keras_mixer.data.datasets import SPLITS
 from keras_mixer.data.splits import Dataset
 from keras_mixer.errors import InputError, RunError, path_errors
 from keras_mixer.files import (
     read_regular,
+    remove,
     rows_as_csv,
     seal,
     unseal,
@@ -25,22 +31,23 @@ from keras_mixer.model.architecture import ModelSpec
 from keras_mixer.weights import model_folder
 from keras_mixer.weights.pretrained import Pretrained
 
-# Of config.json, whose other files and order of images are part of it; a new option with a default
-# needs no new number.
+# Of config.json, which counts for the other files and the order of images, too. An option that is
+# added with a default needs no new number.
 FORMAT = 3
 FLAGS, CONFIG, HISTORY, METRICS = "flags.txt", "config.json", "history.csv", "metrics.json"
 SKIPPED = "skipped.jsonl"
 BEST, CHECKPOINTS, LOGS, LOCK = "best", "checkpoints", "logs", ".lock"
-FACTS, SEALS = "facts", "seals"  # beside the splits in metrics.json
-CURVES = ("train", "validation")  # folders in logs/, where the user may keep other logs
-# Files of a run, in the order in which --overwrite deletes them; config.json, which marks one, last
-OURS = (
+CURVES = ("train", "validation")  # folders in logs/, where users may keep other logs
+# Files of a run, in the order in which --overwrite deletes them; config.json, which marks it, last.
+RUN_FILES = (
     *(FLAGS, SKIPPED, HISTORY, METRICS, BEST, CHECKPOINTS),
     *(f"{LOGS}/{curve}" for curve in CURVES),
     CONFIG,
 )
-_MOST_BYTES = 100_000_000  # of a file that is read as text
-_DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError)
+# Keys of metrics.json beside the splits: other results, and sha256 of the files they belong to.
+_RESULTS, _SEALS = "facts", "seals"
+_MAX_BYTES = 100_000_000  # of a file that is read as text
+_DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -54,8 +61,8 @@ class Run:
         dataset: `Dataset`.
         pretrained: `Pretrained` weights to start from; None for a new model, and for a run that
             continues from its checkpoints.
-        identity: sha256 of what determines its result, see `identity_of`; "" before it is opened.
-        group: `ProcessGroup` of the processes that train it.
+        identity: sha256 of what determines its result; "" before it is opened.
+        group: `ProcessGroup` that trains it.
     """
 
     directory: Path
@@ -74,18 +81,49 @@ class Run:
 
     @property
     def best(self):
-        """Folder of the best weights, a model folder."""
+        """Path of the best weights, a model folder."""
         return self.directory / BEST
 
     @property
     def checkpoints(self):
-        """Folder of the checkpoints."""
+        """Path of the checkpoints."""
         return self.directory / CHECKPOINTS
 
     @property
     def logs(self):
-        """Folder that TensorBoard reads."""
+        """Path of the logs for TensorBoard."""
         return self.directory / LOGS
+
+    @property
+    def history(self):
+        """list of dicts of numbers, one per epoch, from history.csv; None for an empty value."""
+        if not (self.directory / HISTORY).exists():
+            return []
+        return [
+            {name: _number(value) for name, value in row.items()}
+            for row in read_history(self.directory)
+        ]
+
+    @property
+    def scores(self):
+        """dict from the splits that are scored to their scores, from metrics.json."""
+        return read_metrics(self.directory)[0]
+
+    @property
+    def selected_epoch(self):
+        """Epoch of the best weights, which were scored; None before."""
+        return read_metrics(self.directory)[1].get("selected_epoch")
+
+    @property
+    def saved_model(self):
+        """Path of the exported SavedModel, a string; None without one."""
+        return read_metrics(self.directory)[1].get("saved_model")
+
+    @property
+    def finished(self):
+        """Whether the run has been trained, scored and, if asked for, exported."""
+        exported = self.saved_model is not None or not self.config.export
+        return self.config.eval_split in self.scores and exported
 
     @property
     def steps_per_epoch(self):
@@ -103,125 +141,59 @@ class Run:
         return self.config.warmup_step * self._unit
 
     @property
-    def drop_steps(self):
-        """Optimizer steps between drops of the learning rate; None if its schedule has none."""
-        return self.config.drop_every and self.config.drop_every * self._unit
-
-    @property
     def _unit(self):
         return self.steps_per_epoch if self.config.schedule_unit == "epoch" else 1
 
-    @property
-    def scores(self):
-        """dict from the splits scored so far to their scores, from metrics.json."""
-        return read_metrics(self.directory)[0]
 
-    @property
-    def facts(self):
-        """dict of the other values in metrics.json: `selected_epoch`, `saved_model`."""
-        return read_metrics(self.directory)[1]
+def _number(text):
+    if not text:
+        return None
+    return int(text) if text.isdecimal() else float(text)
 
-    def write_metrics(self, scores=None, **facts):
-        """Adds scores of splits and facts to metrics.json, and seals the files they belong to."""
-        before, known = read_metrics(self.directory)
-        values = before | (scores or {}) | {FACTS: known | facts, SEALS: self._seals()}
-        write_sealed(self.directory / METRICS, values)
 
-    def _seals(self):
-        """Returns the sha256 of history.csv and of the weights in best/, where they are."""
-        seals = {}
-        if (self.directory / HISTORY).is_file():
-            seals[HISTORY] = _sha256((self.directory / HISTORY).read_bytes())
-        if (self.best / model_folder.WEIGHTS).exists():
-            seals[BEST] = model_folder.read_facts(self.best)["sha256"]
-        return seals
+# === metrics.json and history.csv ===
 
-    def write_history(self, rows):
-        """Replaces history.csv, unless it is the same already.
 
-        Args:
-            rows: list of dicts with the same keys, one per epoch.
-        """
-        path, content = self.directory / HISTORY, rows_as_csv(rows).encode()
-        if not path.is_file() or path.read_bytes() != content:
-            write_atomically(path, content)
+def write_metrics(run, scores=None, **results):
+    """Adds scores by split and other results to metrics.json, with the sha256 of other files."""
+    before, known = read_metrics(run.directory)
+    values = before | (scores or {}) | {_RESULTS: known | results, _SEALS: _seals(run)}
+    write_sealed(run.directory / METRICS, values)
 
-    def check_there(self):
-        """Raises a `RunError` if the directory is gone, or another run's by now."""
-        record = read_record(self.directory)
-        if record is None or record["identity"] != self.identity:
-            gone = "is gone" if record is None else "holds another run"
-            raise RunError(
-                f"the run directory {self.directory} {gone}: it was moved, removed or replaced "
-                f"during the run, which ends here and writes nothing more"
-            )
 
-    def other_best(self, epoch):
-        """Returns a `RunError`: best/ holds other weights than those of the epoch."""
-        return RunError(
-            f"{self.best} holds other weights than those of epoch {epoch}, which {self.directory} "
-            f"saved there; restore them, or train again with --overwrite"
-        )
-
-    def check_best(self):
-        """Raises an `InputError` if the weights in best/ are not the ones this run saved last."""
-        facts = model_folder.read_facts(self.best)
-        sealed = _read_sealed_metrics(self.directory).get(SEALS, {}).get(BEST, facts["sha256"])
-        if facts.get("run") != self.identity or facts["sha256"] != sealed:
-            raise InputError(
-                f"{self.best} holds weights that {self.directory} did not save, or not last; "
-                f"restore them, or train again with --overwrite"
-            )
-
-    def check_complete(self):
-        """Raises an `InputError` if history.csv or best/ of a finished run is damaged."""
-        read_history(self.directory)
-        self.check_best()
-        model_folder.read_weights(self.best)
-
-    @property
-    def finished(self):
-        """Whether the run has been trained, scored and, if asked for, exported."""
-        scores, facts = read_metrics(self.directory)
-        exported = "saved_model" in facts or not self.config.export
-        return self.config.eval_split in scores and exported
+def _seals(run):
+    """Returns the sha256 of history.csv and of the weights in best/, if they exist."""
+    seals = {}
+    if (run.directory / HISTORY).is_file():
+        seals[HISTORY] = _sha256((run.directory / HISTORY).read_bytes())
+    if (run.best / model_folder.WEIGHTS).exists():
+        seals[BEST] = model_folder.read_facts(run.best)["sha256"]
+    return seals
 
 
 def read_metrics(directory):
-    """Returns (scores by split, facts) from a run's metrics.json; empty before the run is scored.
+    """Returns (scores by split, other results) from a run's metrics.json; empty before scoring.
 
     Raises:
         InputError: If the file is damaged.
     """
-    scores = _read_sealed_metrics(directory)
-    facts, _ = scores.pop(FACTS, {}), scores.pop(SEALS, {})
-    return scores, facts
+    scores = _read_metrics_file(directory)
+    results, _ = scores.pop(_RESULTS, {}), scores.pop(_SEALS, {})
+    return scores, results
 
 
-def _read_sealed_metrics(directory):
-    """Returns the values of metrics.json, without its sha256; {} if it is not there."""
+def _read_metrics_file(directory):
+    """Returns the values of metrics.json; {} if it does not exist."""
     path = Path(directory) / METRICS
     try:
         if not path.exists():
             return {}
-        values = unseal(json.loads(read_regular(path, _MOST_BYTES)))
-        others = [values.get(name, {}) for name in (FACTS, SEALS)]
-        scores = [values[name] for name in values if name not in (FACTS, SEALS)]
-        if not all(map(_are_scores, scores)) or not all(isinstance(o, dict) for o in others):
-            raise ValueError("not scores by split")
-    except (*_DAMAGE, RecursionError) as error:
+        return unseal(json.loads(read_regular(path, _MAX_BYTES)))
+    except _DAMAGE as error:
         raise InputError(
-            f"{path}: damaged; history.csv and best/ are files of their own. Remove it, and the "
-            f"same train command scores the run again"
+            f"{path}: damaged; remove it, and the same train command scores the run again; "
+            f"history.csv and best/ do not need it"
         ) from error
-    return values
-
-
-def _are_scores(values):
-    """Tells whether values are those of a split: finite numbers, accuracies as fractions."""
-    fractions = [values[name] for name in ("top1", "top5") if name in values]
-    finite = all(map(math.isfinite, values.values()))
-    return finite and all(0 <= fraction <= 1 for fraction in fractions)
 
 
 def describe_scores(scores):
@@ -233,18 +205,24 @@ def describe_scores(scores):
     )
 
 
+def write_history(directory, rows):
+    """Replaces history.csv by dicts with the same keys, one per epoch, unless it is the same."""
+    path, content = directory / HISTORY, rows_as_csv(rows).encode()
+    if not path.is_file() or path.read_bytes() != content:
+        write_atomically(path, content)
+
+
 def read_history(directory):
     """Returns the rows of a run's history.csv as dicts of strings, one per epoch.
 
     Raises:
-        InputError: If there is no such file, or it is not the one that metrics.json was written
-            with.
+        InputError: If it does not exist, or is not the one that metrics.json was written with.
     """
     path = Path(directory) / HISTORY
-    sealed = _read_sealed_metrics(directory).get(SEALS, {}).get(HISTORY)
+    sealed = _read_metrics_file(directory).get(_SEALS, {}).get(HISTORY)
     try:
         with path_errors(directory):
-            content = read_regular(path, _MOST_BYTES)
+            content = read_regular(path, _MAX_BYTES)
         if sealed not in (None, _sha256(content)):
             raise ValueError("not that of the run")
         return list(csv.DictReader(io.StringIO(content.decode())))
@@ -252,8 +230,8 @@ def read_history(directory):
         raise
     except (ValueError, csv.Error) as error:
         raise InputError(
-            f"{path}: damaged; metrics.json and best/ are files of their own. Remove metrics.json, "
-            f"and the same train command writes both again from checkpoints/"
+            f"{path}: damaged; remove metrics.json, and the same train command writes both again "
+            f"from checkpoints/"
         ) from error
 
 
@@ -261,25 +239,80 @@ def _sha256(content):
     return hashlib.sha256(content).hexdigest()
 
 
-def identity_of(record):
-    """Returns the sha256 of what determines a run's result: its options, data and first weights.
+# === best/ ===
 
-    Args:
-        record: dict of config.json.
+
+def check_best(run):
+    """Raises an `InputError` if best/ holds other weights than those the run saved last."""
+    metadata = model_folder.read_facts(run.best)
+    sealed = _read_metrics_file(run.directory).get(_SEALS, {}).get(BEST, metadata["sha256"])
+    if metadata.get("run") != run.identity or metadata["sha256"] != sealed:
+        raise InputError(
+            f"{run.best} holds weights that {run.directory} did not save, or not last; "
+            f"restore them, or train again with --overwrite"
+        )
+
+
+# === config.json, flags.txt, skipped.jsonl ===
+
+
+def write_records(run, config, start):
+    """Writes config.json and flags.txt, unless they exist, and which images are skipped.
+
+    The config is as given; `start` is a dict of the `architecture` and `sha256` of the weights that
+    the run starts from, or None.
     """
+    if not (run.directory / CONFIG).exists():
+        record = _record(run, start)
+        write_sealed(run.directory / CONFIG, record | {"identity": _identity_of(record)})
+    if not (run.directory / FLAGS).exists():
+        flags = as_flags(_with_absolute_paths(config, overwrite=False))
+        lines = "".join(f"{flag}\n" for flag in flags)
+        write_atomically(run.directory / FLAGS, lines.encode(errors="surrogateescape"))
+    if run.dataset.skipped:  # other images may be skipped later, as long as the others are the same
+        skipped = [{"image": name, "reason": reason} for name, reason in run.dataset.skipped]
+        lines = "".join(json.dumps(image) + "\n" for image in skipped)
+        write_atomically(run.directory / SKIPPED, lines.encode())
+
+
+def _record(run, start):
+    splits = {name: getattr(run.dataset, name) for name in SPLITS}
+    return {
+        "format": FORMAT,
+        "config": _with_absolute_paths(run.config).to_json(),
+        "data": {
+            "identity": run.dataset.identity,
+            "class_names": list(run.dataset.class_names),
+            "images": {name: len(s) for name, s in splits.items() if s is not None},
+        },
+        "environment": environment(),
+        "start": start and {**start, "architecture": start["architecture"].to_json()},
+    }
+
+
+def _with_absolute_paths(config, **changes):
+    """Returns the config with paths of the data that are valid in any working directory."""
+    paths = {"data_dir": config.data_dir, "labels": config.labels}
+    absolute = {name: os.path.abspath(path) for name, path in paths.items() if path}
+    return dataclasses.replace(config, **absolute, **changes)
+
+
+def _identity_of(record):
+    """Returns the sha256 of what determines a run's result: its options, data and first weights."""
     options = [field.name for field in dataclasses.fields(Config) if field.metadata["result"]]
-    parts = [
-        {name: record["config"][name] for name in options},
-        record["data"],
-        (record["start"] or {}).get("sha256"),
-    ]
-    return seal(parts)
+    return seal(
+        [
+            {name: record["config"][name] for name in options},
+            record["data"],
+            (record["start"] or {}).get("sha256"),
+        ]
+    )
 
 
 def read_record(directory):
-    """Returns config.json as a dict; None without it.
+    """Returns config.json as a dict; None if it does not exist.
 
-    It has `config`, `data`, `environment`, `start` and `identity`.
+    Its keys are `config`, `data`, `environment`, `start` and `identity`.
 
     Raises:
         InputError: If it has another format, is damaged, or was not written by keras_mixer.
@@ -288,18 +321,40 @@ def read_record(directory):
     if not path.exists():
         return None
     try:
-        record = json.loads(read_regular(path, _MOST_BYTES))
-        record["config"], record["data"]["identity"], record["environment"].items()
-        current = record.get("format") == FORMAT
-        record = unseal(record) if current else record
-    except (*_DAMAGE, RecursionError) as error:
+        record = json.loads(read_regular(path, _MAX_BYTES))
+        if (version := record["format"]) == FORMAT:
+            return unseal(record)
+    except _DAMAGE as error:
         raise InputError(
             f"{path} is damaged, or was not written by keras_mixer; restore it, or give another "
             f"--output_dir"
         ) from error
-    if not current:
-        raise InputError(
-            f"{path}: expected format {FORMAT}, received {record.get('format', 1)}; the run was "
-            f"made by another version of keras_mixer: give another --output_dir"
+    raise InputError(
+        f"{path}: expected format {FORMAT}, received {version}; another version of keras_mixer "
+        f"made the run: give another --output_dir"
+    )
+
+
+# === The directory ===
+
+
+def check_directory(run):
+    """Raises a `RunError` if the directory of an open run is gone, or holds another run by now."""
+    record = read_record(run.directory)
+    if record is None or record["identity"] != run.identity:
+        gone = "is gone" if record is None else "holds another run"
+        raise RunError(
+            f"the run directory {run.directory} {gone}: it was moved, removed or replaced "
+            f"during the run, which ends here and writes nothing more"
         )
-    return record
+
+
+def clear(directory, overwrite):
+    """Removes unfinished files of killed processes, and with `overwrite` all files of the run."""
+    files = [directory / name for name in (FLAGS, SKIPPED, CONFIG, HISTORY, METRICS)]
+    files += [directory / BEST / name for name in (model_folder.SPEC, model_folder.WEIGHTS)]
+    for path in files:
+        for unfinished in path.parent.glob(f".{path.name}.tmp-*"):
+            unfinished.unlink()
+    for name in RUN_FILES if overwrite else ():
+        remove(directory / name)

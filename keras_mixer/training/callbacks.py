@@ -14,9 +14,14 @@ import numpy as np
 from keras_mixer.compute.devices import validate
 from keras_mixer.errors import RunError
 from keras_mixer.log import duration, logger
-from keras_mixer.runs.checkpoints import TrainState, save_checkpoint
-from keras_mixer.runs.progress import epoch_is_open, is_over, rank
-from keras_mixer.runs.state import gather_state, restore_state
+from keras_mixer.runs.checkpoints import (
+    TrainState,
+    gather_state,
+    restore_state,
+    save_checkpoint,
+)
+from keras_mixer.runs.resume import epoch_is_open, is_over, quality
+from keras_mixer.runs.run import check_directory, write_history
 from keras_mixer.training.optimizers import ema_variables
 from keras_mixer.weights.load import model_weights
 from keras_mixer.weights.model_folder import write_weights
@@ -28,21 +33,21 @@ class Restoration(keras.callbacks.Callback):
     An epoch that was interrupted in the middle continues with its metrics.
     """
 
-    def __init__(self, meters, arrays):
+    def __init__(self, metric_variables, arrays):
         super().__init__()
-        self.meters = meters
+        self.metric_variables = metric_variables
         self.arrays = arrays
 
     def on_epoch_begin(self, epoch, logs=None):
         if self.arrays is not None:
-            restore_state(self.model, self.meters, self.arrays)
+            restore_state(self.model, self.metric_variables, self.arrays)
             self.arrays = None
 
 
 class Clock(keras.callbacks.Callback):
     """Counts steps and seconds, and checks the loss often enough to stop soon after a NaN."""
 
-    LOOK_EVERY = 0.5  # seconds; reading the loss waits for the accelerator
+    CHECK_EVERY = 0.5  # seconds; reading the loss waits for the accelerator
 
     def __init__(self, progress):
         super().__init__()
@@ -57,7 +62,7 @@ class Clock(keras.callbacks.Callback):
         self.progress.seconds += now - self._last
         self.progress.step += 1
         self._last = now
-        if now - self._checked > self.LOOK_EVERY:
+        if now - self._checked > self.CHECK_EVERY:
             stop_unless_finite("loss", logs["loss"], self)
             self._checked = time.monotonic()
 
@@ -66,17 +71,12 @@ class Clock(keras.callbacks.Callback):
 
 
 class Agreement(keras.callbacks.Callback):
-    """Has all processes stop after the same step, once one of them has received a signal.
+    """Stops all processes after the same step, once one of them has received a signal.
 
-    They ask each other at every epoch's end and at steps of which process 0 says the next.
-
-    Args:
-        group: `ProcessGroup`.
-        progress: `Progress`.
-        stop: `StopRequest`, which waits for the agreement.
+    They exchange signals at the end of every epoch, and at steps that process 0 chooses.
     """
 
-    EVERY = 1.0  # seconds
+    EVERY = 1.0  # seconds between exchanges
 
     def __init__(self, group, progress, stop):
         super().__init__()
@@ -85,30 +85,30 @@ class Agreement(keras.callbacks.Callback):
         self.stop = stop
 
     def on_train_begin(self, logs=None):
-        self._asked = self._asked_at = None
+        self._exchanged = self._exchanged_at = None
         self._next = self.progress.step + 1
 
     def on_train_batch_end(self, batch, logs=None):
         self.group.note_progress()
         if self.progress.step == self._next:
-            self._ask()
+            self._exchange()
 
     def on_epoch_end(self, epoch, logs=None):
-        self._ask()
+        self._exchange()
 
-    def _ask(self):
+    def _exchange(self):
         answers = self.group.exchange([self.stop.received, self._steps_until_next()])
         received = [number for number, _ in answers if number is not None]
         self.stop.signal_number = received[0] if received else None
         self._next = self.progress.step + answers[0][1]
-        self._asked, self._asked_at = self.progress.step, time.monotonic()
+        self._exchanged, self._exchanged_at = self.progress.step, time.monotonic()
 
     def _steps_until_next(self):
-        """Returns the number of steps that take `EVERY`, as of those since the last question."""
-        if self._asked is None:
+        """Returns the number of steps in `EVERY` seconds, at the speed since the last exchange."""
+        if self._exchanged is None:
             return 1
-        seconds = time.monotonic() - self._asked_at
-        return max(1, round((self.progress.step - self._asked) * self.EVERY / max(seconds, 1e-9)))
+        seconds = max(time.monotonic() - self._exchanged_at, 1e-9)
+        return max(1, round((self.progress.step - self._exchanged) * self.EVERY / seconds))
 
 
 def stop_unless_finite(name, value, callback):
@@ -116,20 +116,16 @@ def stop_unless_finite(name, value, callback):
     if np.all(np.isfinite(value)):
         return
     raise RunError(
-        f"the {name} is not finite any more by step {callback.progress.step}, at learning rate "
+        f"the {name} is not finite by step {callback.progress.step}, at learning rate "
         f"{float(callback.model.optimizer.learning_rate):.2e}; checkpoints and best weights are "
-        f"from before. Try a lower --lr, a longer --warmup_step or --clip_norm=1"
+        f"from before. Try a lower --lr, a longer --warmup_epochs or --clip_norm=1"
     )
 
 
 class EpochEnd(keras.callbacks.Callback):
     """Validates at the end of every epoch, adds a row to history.csv and saves the best weights.
 
-    Args:
-        run: `Run`.
-        progress: `Progress`.
-        validation: `tf.data.Dataset` of validation images and one-hot labels, or None.
-        schedule: Learning rate as a function of the step.
+    Validation batches may be None; the schedule is the learning rate as a function of the step.
     """
 
     def __init__(self, run, progress, validation, schedule):
@@ -144,14 +140,14 @@ class EpochEnd(keras.callbacks.Callback):
             return  # stopped within the epoch; the resumed run finishes it
         is_main = self.run.group.is_main
         if is_main:
-            self.run.check_there()
+            check_directory(self.run)
         row = self._row(epoch, logs)
         with use_ema_weights(self.model):
             if self.validation is not None:
                 scores = validate(self.model, self.validation, self.run.group)
                 stop_unless_finite("validation loss", scores["loss"], self)
                 row |= {"val_loss": scores["loss"], "val_accuracy": scores["accuracy"]}
-            if self.validation is None or rank(row) > rank(self.progress.best):
+            if self.validation is None or quality(row) > quality(self.progress.best):
                 if is_main:
                     self._write_best(row)
                 self.progress.best = row
@@ -163,13 +159,13 @@ class EpochEnd(keras.callbacks.Callback):
         self.progress.seconds = 0.0
         self.model.reset_metrics()  # as in a run that is resumed at the next epoch
         if is_main:
-            self.run.write_history(self.progress.rows)
+            write_history(self.run.directory, self.progress.rows)
         logger.info(_line(row, self.run))
 
     def _write_best(self, row):
-        facts = {name: row[name] for name in ("epoch", "step", "val_loss", "val_accuracy")}
+        metadata = {name: row[name] for name in ("epoch", "step", "val_loss", "val_accuracy")}
         weights = model_weights(self.model)
-        sha256 = write_weights(self.run.best, weights, **facts, run=self.run.identity)
+        sha256 = write_weights(self.run.best, weights, **metadata, run=self.run.identity)
         self.progress.best_sha256 = sha256
 
     def _row(self, epoch, logs):
@@ -213,20 +209,13 @@ def use_ema_weights(model):
 
 
 class Saver(keras.callbacks.Callback):
-    """Writes checkpoints when they are due, and stops the run after a signal.
+    """Writes checkpoints when they are due, and stops the run after a `StopRequest`."""
 
-    Args:
-        run: `Run`.
-        progress: `Progress`.
-        meters: list of the metrics' variables.
-        stop: `StopRequest`.
-    """
-
-    def __init__(self, run, progress, meters, stop):
+    def __init__(self, run, progress, metric_variables, stop):
         super().__init__()
         self.run = run
         self.progress = progress
-        self.meters = meters
+        self.metric_variables = metric_variables
         self.stop = stop
         self._saved_step = progress.step
 
@@ -257,8 +246,8 @@ class Saver(keras.callbacks.Callback):
         """Writes a checkpoint, unless there is one of this step."""
         if self._saved_step == self.progress.step or not self.run.group.is_main:
             return
-        self.run.check_there()
-        arrays = gather_state(model, self.meters)
+        check_directory(self.run)
+        arrays = gather_state(model, self.metric_variables)
         for name, array in arrays.items():
             stop_unless_finite(f"value of {name}", array, self)
         progress = dataclasses.asdict(self.progress)
@@ -295,10 +284,10 @@ class ProgressBar(keras.callbacks.Callback):
             self.bar.update(self.task, completed=self.progress.step, status=self._status())
 
     def on_epoch_end(self, epoch, logs=None):
-        self.estimated = True  # from here on the times of epochs are printed
+        self.estimated = True  # the line of the epoch says it
 
     def _estimate(self, steps, seconds):
-        """Says once how long the run will take, if its first epoch is long."""
+        """Logs once how long the run will take, if its first epoch is long."""
         if seconds < self.WAIT:
             return
         self.estimated = True

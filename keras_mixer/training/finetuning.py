@@ -1,23 +1,18 @@
 """Fine-tuning: frozen backbone (linear probe) and layer-wise learning-rate decay."""
 
 import math
-import re
 
 HEAD = "head"
 
 
 def freeze_backbone(model):
-    """Freezes all layers but the head, for a linear probe.
-
-    Args:
-        model: `keras.Model` from `build_mixer`, not compiled yet.
-    """
+    """Freezes all layers but the head, for a linear probe, before the model is compiled."""
     for layer in model.layers:
         layer.trainable = layer.name == HEAD
 
 
 def layer_rates(weights, depth, layer_decay):
-    """Returns each weight's factor of the learning rate, for layer-wise decay.
+    """Returns the layer-wise learning-rate decay factor of each weight.
 
     It is 1 for the head and the LayerNorm before it; every mixer layer has `layer_decay` times that
     of the layer above, the stem `layer_decay` times that of the first mixer layer.
@@ -27,21 +22,13 @@ def layer_rates(weights, depth, layer_decay):
         depth: int. Number of its mixer layers.
         layer_decay: float in (0, 1].
 
-    Returns:
-        list of floats in (0, 1], in the order of the weights.
-
     Reference:
         `LayerDecayValueAssigner` of BEiT (unilm/beit/optim_factory.py), which timm's
         `param_groups_layer_decay` follows.
     """
-    return [layer_decay ** _layers_above(_layer(weight), depth) for weight in weights]
-
-
-def _layers_above(layer, depth):
-    if layer == "stem":
-        return depth + 1
-    block = re.fullmatch(r"mixer_block_(\d+)", layer)
-    return depth - int(block[1]) if block else 0
+    layers_above = {f"mixer_block_{index}": depth - index for index in range(depth)}
+    layers_above["stem"] = depth + 1
+    return [layer_decay ** layers_above.get(_layer(weight), 0) for weight in weights]
 
 
 def _layer(weight):
@@ -49,12 +36,7 @@ def _layer(weight):
 
 
 def describe_trained(model, rates=None):
-    """Returns a line on which weights are trained, and with `rates` another per layer.
-
-    Args:
-        model: `keras.Model`, after `freeze_backbone` if the backbone is frozen.
-        rates: list from `layer_rates` for the trained weights; None for 1 everywhere.
-    """
+    """Returns a line on which weights are trained, and with `layer_rates` another per layer."""
     everything, trained = model.weights, model.trainable_weights
     if len(trained) < len(everything):
         return (

@@ -2,6 +2,8 @@
 
 import keras
 
+from keras_mixer.compute.private_apis import private
+
 
 def build_optimizer(
     name,
@@ -50,7 +52,7 @@ def build_optimizer(
     )
     optimizer.exclude_from_weight_decay([v for v in weights if v.name != "kernel"])
     # Keras overwrites the weights with the EMA at the end of every fit(), so a run that is stopped
-    # and continued would go on from other weights (https://github.com/keras-team/keras/issues/18949,
+    # and resumed would continue from other weights (https://github.com/keras-team/keras/issues/18949,
     # still so in 3.15.1). Here the EMA stays apart; `callbacks.use_ema_weights` swaps it in.
     optimizer.finalize_variable_values = lambda variables: None
     if scale_loss:
@@ -71,20 +73,21 @@ class _Rated:
         super().update_step(gradient, variable, learning_rate * self._rate(variable))
 
     def _apply_weight_decay(self, variables):
-        for variable in filter(self._use_weight_decay, variables):
+        for variable in filter(private(self, "_use_weight_decay"), variables):
             share = self.learning_rate * self._rate(variable) * self.weight_decay
             variable.assign(variable - variable * share)
 
     def _rate(self, variable):
-        return self.rates[self._get_variable_index(variable)]
+        return self.rates[private(self, "_get_variable_index")(variable)]
 
 
 def _rated(kind, rates):
     """Returns an optimizer class of the same name, as variables are named after it."""
+    private(kind, "_apply_weight_decay")  # which `_Rated` overrides
     return type(kind.__name__, (_Rated, kind), {"rates": tuple(rates)})
 
 
 def ema_variables(optimizer):
     """Returns the EMA variables, in the order of the weights; [] without EMA."""
     inner = getattr(optimizer, "inner_optimizer", optimizer)
-    return list(inner._model_variables_moving_average) if inner.use_ema else []
+    return list(private(inner, "_model_variables_moving_average")) if inner.use_ema else []

@@ -18,15 +18,7 @@ DECAYS = {
 class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
     """Linear warm-up followed by a decay, evaluated at every optimizer step.
 
-    ```
-    if step < warmup_steps:
-        return peak * step / warmup_steps
-    passed = (step - warmup_steps) / (total_steps - warmup_steps)
-    cosine:   return peak * (1 + cos(pi * passed)) / 2
-    linear:   return peak * (1 - passed)
-    constant: return peak
-    step:     return peak * drop_factor ** (step // drop_steps)
-    ```
+    During the warm-up it is `peak * step / warmup_steps`, then `peak` times one of `DECAYS`.
 
     Args:
         peak: float. Learning rate at the end of the warm-up.
@@ -63,11 +55,14 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
         return ops.clip(passed, 0.0, 1.0)
 
     def get_config(self):
-        return {
-            "peak": self.peak,
-            "warmup_steps": self.warmup_steps,
-            "total_steps": self.total_steps,
-            "scheduler": self.scheduler,
-            "drop_steps": self.drop_steps,
-            "drop_factor": self.drop_factor,
-        }
+        names = ("peak", "warmup_steps", "total_steps", "scheduler", "drop_steps", "drop_factor")
+        return {name: getattr(self, name) for name in names}
+
+
+def schedule_of(run):
+    """Returns the `WarmupDecay` of a run."""
+    config, drops = run.config, None
+    if config.drop_every:
+        drops = config.drop_every * run.total_steps // config.num_steps
+    steps = run.warmup_steps, run.total_steps
+    return WarmupDecay(config.lr, *steps, config.scheduler, drops, config.drop_factor)

@@ -22,7 +22,7 @@ COLUMNS = {
 class Board(keras.callbacks.Callback):
     """Writes the history to TensorBoard, a point per epoch at its last step.
 
-    A resumed run writes its whole history anew, so that no epoch is missing or there twice.
+    A resumed run writes its whole history again, so that no epoch is missing or repeated.
 
     Args:
         run: `Run`.
