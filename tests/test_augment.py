@@ -331,12 +331,12 @@ def test_every_operation_is_compared():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("size", [(3, 3), (4, 3), (17, 24), (40, 31), (1000, 5)])
+@pytest.mark.parametrize("size", [(3, 3), (17, 24), (1000, 5)])
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_operation_on_fractions_is_the_slow_one(name, size, channels):
     """For images that differ, of values between the whole numbers, as crops have them."""
     images = np.random.default_rng(3).uniform(2, 250, (3, *size, channels)).astype(np.float32)
-    for m in (0, 5, -5, 10, -10, 30, -30):
+    for m in (0, 5, -10, 30, -30):
         result = OPERATIONS[name](tf.constant(images), m).numpy()
         if name in PLACES:
             expected, atol = slowly_placed(name, images, m), 0.01

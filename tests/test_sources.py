@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 
 from keras_mixer.data.datasets import DATASETS
+from keras_mixer.data.readers import Reader
 from keras_mixer.data.sources import READERS, open_dataset
 from keras_mixer.data.splits import ArrayImages, split_stratified
 from keras_mixer.errors import InputError
@@ -179,3 +180,21 @@ def test_reading_data_needs_no_tensorflow(folder):
         f"open_dataset('folder', {str(folder)!r}); assert 'tensorflow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_a_new_kind_of_data_is_a_reader_and_two_rows(monkeypatch):
+    def read_noise(request):
+        count = request.options["amount"]
+        pixels = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 1), np.uint8)
+        return request.info.class_names, {"all": ArrayImages(pixels, np.arange(count) % 10)}
+
+    monkeypatch.setitem(READERS, "noise", Reader(read_noise, "none", options=("amount",)))
+    monkeypatch.setitem(DATASETS, "noise", DATASETS["digits"]._replace(origin="noise"))
+    assert len(open_dataset("noise", amount=200).train) == 144
+    with pytest.raises(InputError, match="--data_dir=here: --dataset=noise is embedded"):
+        open_dataset("noise", "here", amount=200)
+    message = "--amount=3 is for --dataset=noise and would change nothing with --dataset=digits"
+    with pytest.raises(InputError, match=message):
+        open_dataset("digits", amount=3)
+    with pytest.raises(TypeError, match="no option amuont"):
+        open_dataset("noise", amuont=3)
