@@ -62,3 +62,13 @@ def as_picture(image, factor=1):
     picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).convert("RGB")
     size = factor * picture.width, factor * picture.height
     return picture.resize(size, Image.Resampling.NEAREST)
+
+
+def _caption(label, class_names):
+    """Returns the class, or the two largest shares of a mixed label."""
+    if label.ndim == 0:
+        return class_names[label]
+    first, second = np.argsort(-label)[:2]
+    if label[first] > 0.995:
+        return class_names[first]
+    return f"{label[first]:.0%} {class_names[first]} {label[second]:.0%} {class_names[second]}"
