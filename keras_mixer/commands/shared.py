@@ -103,7 +103,7 @@ def check_writable(path, flag="output"):
         path: string; `-` is standard output.
         flag: Name of the flag that gave it.
     """
-    if path == "-":
+    if path in STANDARD_OUTPUT:
         return
     with path_errors(f"--{flag}={path}"):
         with contextlib.suppress(FileNotFoundError):
@@ -137,6 +137,9 @@ def check_outputs(options, *flags):
             taken[path] = flag
 
 
+STANDARD_OUTPUT = ("-", "/dev/stdout")  # where output is redirected, the file is not replaced
+
+
 def write(path, content):
     """Writes an `--output`; files are replaced atomically.
 
@@ -149,7 +152,7 @@ def write(path, content):
     """
     if isinstance(content, str):
         content = content.encode(errors="backslashreplace")
-    if path == "-":
+    if path in STANDARD_OUTPUT:
         sys.stdout.flush()
         sys.stdout.buffer.write(content)
         sys.stdout.buffer.flush()
