@@ -88,6 +88,7 @@ def show_messages(level=logging.INFO):
     """Prints messages of at least this level to standard error."""
     if not any(isinstance(handler, _TerminalHandler) for handler in logger.handlers):
         logger.addHandler(_TerminalHandler())
+        logger.propagate = False  # libraries add handlers to the root logger
     logger.setLevel(level)
 
 
