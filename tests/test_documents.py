@@ -40,9 +40,6 @@ MARKED = [block for blocks in SHELL.values() for block in blocks]
 CLASSES = tuple("0123456789")
 TOOLS = {path.name for path in (ROOT / "tools").glob("*.py")}
 
-# TODO(merge): remove MERGED; the documents describe the package with these.
-MERGED = {"evaluate", "export", "report"} <= set(keras_mixer.__all__) and hasattr(Config, "preset")
-after_merge = pytest.mark.skipif(not MERGED, reason="documents describe the merged package")
 
 
 # === Commands ===
@@ -86,7 +83,6 @@ def inline_code(text):
     return [code.replace("\n", " ").replace("\\|", "|") for code in re.findall(r"`([^`]+)`", prose)]
 
 
-@after_merge
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_in_code_blocks_have_these_flags(page, monkeypatch):
     monkeypatch.chdir(ROOT)  # for --flagfile=flags/NAME
@@ -97,7 +93,6 @@ def test_commands_in_code_blocks_have_these_flags(page, monkeypatch):
             check_command(words)
 
 
-@after_merge
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_in_sentences_have_these_flags(page):
     for code in inline_code(PAGES[page]):
@@ -111,7 +106,6 @@ OF_OTHERS = {"signal", "xla_force_host_platform_device_count", "port", "order", 
 OF_OTHERS |= {"logdir", "inputs", "flag"}
 
 
-@after_merge
 @pytest.mark.parametrize("page", PAGES)
 def test_flags_in_sentences_exist(page):
     names = {"help", "helpfull", "version", "flagfile", "verbosity", "preset", "name", "noname"}
@@ -182,10 +176,9 @@ def test_python_compiles_and_uses_public_names(page):
     for block in python_blocks(page):
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "keras_mixer":
-                assert not MERGED or node.attr in keras_mixer.__all__, f"{page}: {node.attr}"
+                assert node.attr in keras_mixer.__all__, f"{page}: {node.attr}"
 
 
-@after_merge
 def test_python_page_runs(folder, tmp_path, monkeypatch, capsys):
     """Block after block, in one namespace, with a `photos/` of the reader."""
     monkeypatch.chdir(tmp_path)
@@ -224,7 +217,6 @@ def test_released_files_are_those_of_the_registry():
         assert top1 == (f"{100 * published.top1:.2f}" if published else "–")
 
 
-@after_merge
 def test_quoted_messages_are_in_the_source():
     source = "".join(path.read_text() for path in (ROOT / "keras_mixer").rglob("*.py"))
     for quoted, *_ in rows(PAGES["docs/troubleshooting.md"], "the message has"):

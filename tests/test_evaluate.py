@@ -16,7 +16,7 @@ from keras_mixer.inference.published import published_accuracy
 from keras_mixer.model.architecture import Architecture, ModelSpec, Preprocessing
 from keras_mixer.preprocessing.resize import to_model_range
 from keras_mixer.weights import model_folder
-from keras_mixer.weights.download import place_of
+from keras_mixer.weights.download import cache_path
 from keras_mixer.weights.load import model_weights
 from keras_mixer.weights.registry import OFFICIAL, Published
 
@@ -185,8 +185,8 @@ def test_a_released_file_is_compared_with_what_was_published(evaluate, monkeypat
     figure = Published(top1, "A. Uthor, Table 7", "by hand")
     stand_in = {"size": 0.05, "num_classes": CLASSES, "published": {"folder": figure}}
     monkeypatch.setitem(OFFICIAL, NAME, OFFICIAL[NAME]._replace(**stand_in))
-    place_of(NAME).parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(FILE, place_of(NAME))
+    cache_path(NAME).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(FILE, cache_path(NAME))
     found, out, _ = evaluate(f"official:{NAME}", "--expected=published")
     assert found == status
     assert "(A. Uthor, Table 7; by hand)" in out

@@ -75,7 +75,7 @@ def test_other_backends_are_refused(monkeypatch):
         ({"jit": "true", "remat": True}, {"RematerializedMixer"}),
         ({"jit": "false"}, set()),
     ],
-    ids=str,
+    ids=["default", "accumulation", "xla", "plain"],
 )
 def test_the_model_of_a_run_is_compiled_by_its_plan(fields, kinds):
     run = plan_run(Config(depth=1, dim=4, batch_size=64, optimizer="adamw", **fields))

@@ -59,7 +59,7 @@ def score_few_shot(model, dataset, shots, seeds, l2, batch_size=EVALUATION_BATCH
 
     Returns:
         dict of JSON values: `n` test images, number of `classes`, `seeds`, `chosen_on` (how L2 was
-        chosen), and `shots`, a list of results by number of shots; see BUILD.md.
+        chosen), and `shots`, a list of results by number of shots; see docs/evaluation.md.
 
     Raises:
         InputError: If no class has enough training images, or L2 cannot be chosen.
