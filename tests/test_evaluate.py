@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import GOLDEN, rewrite
+from conftest import GOLDEN, randomize, rewrite
 from PIL import Image
 
 import keras_mixer
@@ -15,7 +15,7 @@ from keras_mixer.inference.evaluate import _compare
 from keras_mixer.inference.published import published_accuracy
 from keras_mixer.model.architecture import Architecture, ModelSpec, Preprocessing
 from keras_mixer.preprocessing.resize import to_model_range
-from keras_mixer.weights import model_folder
+from keras_mixer.weights import model_folder, official
 from keras_mixer.weights.download import cache_path
 from keras_mixer.weights.load import model_weights
 from keras_mixer.weights.registry import OFFICIAL, Published
@@ -81,6 +81,54 @@ def test_a_run_is_evaluated_on_its_own_data(trained):
     assert result.scores["top1"] == trained.scores["test"]["top1"]
     again = keras_mixer.evaluate(str(trained.directory), trained.dataset, "test").scores
     assert again == result.scores
+
+
+@pytest.fixture(scope="module")
+def eleven(tmp_path_factory):
+    """The weights of a model of 11 classes without names, and a function that makes class folders.
+
+    It answers all images right but 10 of the 11 black ones: one in each of the folders.
+    """
+    root, generator = tmp_path_factory.mktemp("eleven"), np.random.default_rng(0)
+    sizes = Architecture(image_shape=(8, 8), patch_shape=(4, 4), depth=1, dim=16, num_classes=11)
+    model = randomize(build_mixer(**vars(sizes)))
+    official.write(root / "x.npz", ModelSpec(sizes), model_weights(model))
+    pixels = generator.integers(0, 256, (60, 8, 8, 3), np.uint8)
+    answers = np.asarray(model(to_model_range(pixels))).argmax(1)
+
+    def folder_of(names):
+        pairs = [*zip(answers, pixels, strict=True), *((i, 0 * pixels[0]) for i in range(11))]
+        for index, (answer, image) in enumerate(pairs):
+            path = root / names[0] / names[answer] / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+        return root / names[0]
+
+    return root / "x.npz", folder_of
+
+
+def test_numbered_classes_are_matched_as_numbers_and_others_by_a_list(eleven, run, tmp_path):
+    file, folder_of = eleven
+    right = (60 + 1) / (60 + 11)
+    numbered = keras_mixer.evaluate(file, folder_of([str(n) for n in range(11)])).scores
+    assert (numbered["top1"], numbered.get("class_order")) == (right, None)
+    names = list("kjihgfedcba")
+    line = ["evaluate", file, "--dataset=folder", f"--data_dir={folder_of(names)}"]
+    _, out, _ = run(*line)
+    assert "order of the model's classes: assumed, that of the data's" in out
+    assumed = json.loads(run(*line, "--format=json")[1])
+    assert assumed["class_order"] == "assumed" and assumed["top1"] < right
+    (tmp_path / "names.txt").write_text("\n".join(names) + "\n")
+    told = json.loads(run(*line, "--format=json", "--class_names=names.txt")[1])
+    assert (told["top1"], told.get("class_order")) == (right, None)
+    assert told["classes"][0]["name"] == "k"
+    (tmp_path / "names.txt").write_text("k\nj\n")
+    status, _, err = run(*line, "--class_names=names.txt")
+    assert status == 2 and "class_names: expected 11 names, received ('k', 'j')" in err
+    folder = folder_of(names)
+    shutil.rmtree(folder / "j")
+    with pytest.raises(InputError, match="several of its classes have the same name: k"):
+        keras_mixer.evaluate(file, folder, class_names=["k", "k", *names[2:]])
 
 
 @pytest.mark.parametrize(

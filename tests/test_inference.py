@@ -180,7 +180,10 @@ def test_weights_without_class_names_are_scored_in_the_order_of_the_data(run, tr
     convert_weights(trained.directory, tmp_path / "mixer.npz")
     status, out, err = run("evaluate", "mixer.npz", "--dataset=digits", "--test_fraction=0.2")
     assert status == 0, err
-    assert "mixer.npz has no class names: its classes are taken in the order of the data's" in err
+    assert (
+        "mixer.npz has no class names: its classes are taken in the numeric order of the data's"
+        in err
+    )
     assert f"test: 360 images, top-1 {trained.scores['test']['top1']:.2%}" in out
     convert_weights(trained.directory, tmp_path / "mixer.safetensors")
     status, out, _ = run("evaluate", "mixer.safetensors", "--dataset=digits", "--format=json")

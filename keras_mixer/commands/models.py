@@ -1,6 +1,7 @@
 """Commands that use a trained model: evaluate, predict, export."""
 
 import dataclasses
+from pathlib import Path
 
 from keras_mixer.backend import quiet_tensorflow
 from keras_mixer.commands.shared import (
@@ -15,6 +16,7 @@ from keras_mixer.config.options import PIXELS, RATE, SEED, flags_of, format_valu
 from keras_mixer.data.datasets import SPLITS
 from keras_mixer.data.sources import open_dataset
 from keras_mixer.errors import InputError
+from keras_mixer.files import read_regular
 from keras_mixer.inference.export.formats import FORMATS
 from keras_mixer.inference.export.formats import export as export_model
 from keras_mixer.inference.published import published_accuracy
@@ -24,6 +26,8 @@ from keras_mixer.weights.model_folder import digest
 from keras_mixer.weights.pretrained import log_pretrained, read_pretrained
 
 # === evaluate ===
+
+_MOST_BYTES = 100_000_000  # of a file of class names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +71,11 @@ class EvaluateOptions(DatasetOptions):
         "(default: the checkpoint's).",
         **PIXELS,
     )
+    class_names: str | None = option(
+        None,
+        "File with the names of the model's classes in its order, one per line (default: those of "
+        "the weights; without, those of the data: in numeric order if they are numbers).",
+    )
     batch_size: int = option(256, "Images per batch; does not change the scores.", low=1)
     temperature: bool = option(
         False,
@@ -94,6 +103,7 @@ def evaluate(options, arguments):
     if options.output:
         check_writable(options.output)
     expected = _expected(path, options)
+    names = None if options.class_names is None else _read_names(options.class_names)
     if options.dataset is None:
         model, data = _open_run(path, options), None
     else:
@@ -114,9 +124,20 @@ def evaluate(options, arguments):
         seed=options.seed,
         expected=expected,
         confidence=options.confidence,
+        class_names=names,
     ).scores
     publish_scores(scores, options, module.as_table)
     return 0 if expected is None or scores["expected"]["agrees"] else 1
+
+
+def _read_names(file):
+    """Returns the lines of the file of --class_names."""
+    try:
+        return read_regular(Path(file), _MOST_BYTES).decode("utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"--class_names={file}: expected a text file with one class name per line ({error})"
+        ) from error
 
 
 def _expected(path, options):

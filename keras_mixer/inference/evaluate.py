@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import re
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,11 +90,14 @@ def evaluate(
     seed=0,
     expected=None,
     confidence=0.95,
+    class_names=None,
 ):
     """Evaluates a model on labeled images: accuracy, calibration, robustness.
 
-    Classes are matched by name, so the data may have only some of the model's classes. For weights
-    without class names, they are taken to be in the order of the data's.
+    Classes are matched by name, so the data may have only some of the model's classes. Weights
+    without class names, and without `class_names`, are taken to have the classes of the data: in
+    numeric order if all of these are numbers, else in the order of the data, an assumption that the
+    scores name.
 
     Args:
         model_or_run: A `Run`, the path of a run directory or of weights as `load_mixer` takes it,
@@ -114,13 +119,14 @@ def evaluate(
         expected: Top-1 accuracy to compare with: a fraction, a `registry.Published`, or
             `"recorded"` for that in metrics.json of the run, which must agree to the image.
         confidence: float in (0, 1). Confidence level of the interval for the comparison.
+        class_names: Names of the model's classes, in its order; instead of those of the weights.
 
     Returns:
         `Evaluation`. Its `scores` are a dict: name of the `split`; `top1` and `top5` accuracy as
         fractions; `balanced_accuracy` and `macro_f1` (means of recall and F1 over the classes with
         images); mean cross-entropy `loss` in nats; `ece`, `nll` and `brier` (see
         `calibration_scores`); number of images `n`; `classes` (name, precision, recall, f1 and n of
-        each); `confusion`. Where asked for, also `calibrated` (the `temperature`, and `ece`, `nll`
+        each); `confusion`; `class_order`, `"assumed"`, only if it was. Where asked for, also `calibrated` (the `temperature`, and `ece`, `nll`
         and `brier` with it), `corruptions` (see `corruption_scores`), and `expected`: a dict with
         `agrees`, the Wilson `interval` of `top1`, its `confidence`, the expected `top1`, its
         `source` and `rounding`.
@@ -134,13 +140,16 @@ def evaluate(
     if data is None and run is None:
         raise InputError(f"{_name(model_or_run)}: not a run, so it needs data to be evaluated on")
     model = as_model(model_or_run if run is None else run, image_shape)
-    dataset = run.dataset if data is None else _as_dataset(data, model.spec)
-    subject = match_data(model, dataset, split, batch_size, _name(model_or_run))
+    spec = model.spec if class_names is None else model.spec.replace(class_names=tuple(class_names))
+    dataset = run.dataset if data is None else _as_dataset(data, spec)
+    subject = match_data(model, dataset, split, batch_size, _name(model_or_run), spec)
     validation = _validation_images(run, subject, data is None) if temperature else None
     if expected == "recorded":
         expected = _recorded(run, subject.name)
     logits, labels = _outputs_of(subject)
     scores = {"split": subject.name, **score(logits, labels, subject.spec)}
+    if subject.assumed:
+        scores["class_order"] = "assumed"
     if temperature:
         scores["calibrated"] = _calibrated(subject, validation, logits, labels)
     if corruptions:
@@ -178,6 +187,7 @@ class Subject(NamedTuple):
         split: `data.splits.Images`.
         class_of: int array: the model's class of each class of the data.
         batch_size: int. Does not change the scores.
+        assumed: bool. Whether the order of the model's classes was assumed.
     """
 
     name: str
@@ -186,19 +196,29 @@ class Subject(NamedTuple):
     split: object
     class_of: np.ndarray
     batch_size: int
+    assumed: bool = False
 
 
-def match_data(model, dataset, split, batch_size=EVALUATION_BATCH_SIZE, name="the model"):
+def match_data(
+    model, dataset, split, batch_size=EVALUATION_BATCH_SIZE, name="the model", spec=None
+):
     """Returns the `Subject` of a model and a split of a `Dataset`, their classes matched by name.
+
+    Args:
+        spec: `ModelSpec` with other class names than those of the model.
 
     Raises:
         InputError: If the data have other classes or channels, or no such split.
     """
+    spec = spec or model.spec
     split, images = _split_to_score(dataset, split)
-    images = _with_channels(images, model.spec.architecture.channels, name)
-    class_of = _match_classes(model.spec, dataset.class_names, name)
-    spec = model.spec.replace(class_names=model.spec.class_names or dataset.class_names)
-    return Subject(split, model, spec, images, class_of, batch_size)
+    images = _with_channels(images, spec.architecture.channels, name)
+    names, assumed = spec.class_names, False
+    if names is None:
+        names, assumed = _names_of_data(spec, dataset.class_names, name)
+    class_of = _match_classes(names, dataset.class_names, name)
+    spec = spec.replace(class_names=names)
+    return Subject(split, model, spec, images, class_of, batch_size, assumed)
 
 
 def _as_dataset(data, spec):
@@ -258,26 +278,34 @@ def _with_channels(split, channels, name):
     return split
 
 
-def _match_classes(spec, class_names, name):
-    """Returns an int array `(num_classes,)`: the model's class of each class of the data."""
-    known = spec.class_names
-    if known is None and len(class_names) == spec.architecture.num_classes:
-        logger.warning(
-            f"{name} has no class names: its classes are taken in the order of the data's"
-        )
-        return np.arange(len(class_names))
-    if known is None:
+def _names_of_data(spec, class_names, name):
+    """Returns (names, assumed): names of the data for the classes of a model without names."""
+    if len(class_names) != spec.architecture.num_classes:
         raise InputError(
             f"{name}: has {spec.architecture.num_classes:,} classes without names, the data have "
-            f"{len(class_names):,}; expected as many, in the same order; a run or its .safetensors "
-            f"has their names"
+            f"{len(class_names):,}; expected as many, in the same order, or the names of its "
+            f"classes: --class_names=FILE; a run or its .safetensors has them"
         )
-    if unknown := [other for other in class_names if other not in known]:
+    numbers = all(re.fullmatch("[0-9]{1,18}", other) for other in class_names)
+    order = "numeric order" if numbers else "order"
+    logger.warning(
+        f"{name} has no class names: its classes are taken in the {order} of the data's; "
+        f"--class_names=FILE gives another"
+    )
+    return tuple(sorted(class_names, key=int) if numbers else class_names), not numbers
+
+
+def _match_classes(known, class_names, name):
+    """Returns an int array `(num_classes,)`: the model's class of each class of the data."""
+    counts, index = Counter(known), {other: i for i, other in enumerate(known)}
+    if unknown := [other for other in class_names if other not in index]:
         raise InputError(
             f"{name}: does not know {len(unknown)} of the data's {len(class_names)} classes: "
             f"{join_names(unknown)}; it knows {join_names(known)}"
         )
-    return np.array([known.index(other) for other in class_names])
+    if twice := [other for other in class_names if counts[other] > 1]:
+        raise InputError(f"{name}: several of its classes have the same name: {join_names(twice)}")
+    return np.array([index[other] for other in class_names])
 
 
 # === Scores ===
@@ -431,6 +459,10 @@ def as_table(scores):
     lines = [
         f"{scores['split']}: {scores['n']:,} images, top-1 {scores['top1']:.2%}, "
         f"top-5 {scores['top5']:.2%}, loss {scores['loss']:.4f}",
+        *(
+            ["order of the model's classes: assumed, that of the data's"]
+            * ("class_order" in scores)
+        ),
         *_expected_lines(scores),
         f"over classes: balanced accuracy {scores['balanced_accuracy']:.2%}, "
         f"macro-F1 {scores['macro_f1']:.2%}",
