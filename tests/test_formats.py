@@ -152,6 +152,117 @@ def test_unusable_configs_beside_are_refused(tmp_path, text):
         read_pretrained(tmp_path / "timm_mixer.safetensors")
 
 
+FOLLOWED = NORMAL | {"interpolation": "bicubic"}
+
+
+@pytest.mark.parametrize("values, message", [
+    ({"crop_mode": "border"}, "crop_mode='border': expected center"),
+    ({"crop_mode": "squash"}, "crop_mode='squash': expected center"),
+    ({"crop_pct": 0}, "crop_pct=0: expected a number from 0.1 to 1"),
+    ({"test_crop_pct": 1.0}, "test_crop_pct=1.0: expected 0.875"),
+    ({"num_classes": 1000}, "num_classes=1000: expected 5"),
+    ({"label_offset": 1}, "label_offset=1: expected 0"),
+    ({"label_names": ["a", "b"]}, "2 label_names: expected 5"),
+    ({"global_pool": "max"}, "global_pool='max': expected avg"),
+    ({"model_args": {"act_layer": "relu"}}, "model_args={'act_layer': 'relu'}: expected {}"),
+    ({"input_size": [3, 32, 32]}, r"input_size=\[32, 32\]: expected \[3, 24, 24\]"),
+    ({"model_args": 1}, "invalid timm config"),
+], ids=str)  # fmt: skip
+def test_values_of_a_config_that_are_not_followed_are_refused_by_name(tmp_path, values, message):
+    with pytest.raises(InputError, match=message):
+        read_pretrained(timm_with_config(tmp_path, FOLLOWED | values))
+
+
+def test_values_of_a_config_are_followed(tmp_path):
+    values = {"crop_mode": "squash", "crop_pct": 1.0, "pool_size": None, "fixed_input_size": True}
+    values |= {"label_names": list("vwxyz"), "input_size": [3, 24, 24], "num_classes": 5}
+    spec = read_pretrained(timm_with_config(tmp_path, FOLLOWED | values)).spec
+    assert spec.preprocessing == Preprocessing(0.0, "bicubic")
+    assert spec.class_names == tuple("vwxyz")
+    values["label_names"] = {str(4 - i): name for i, name in enumerate("vwxyz")}
+    spec = read_pretrained(timm_with_config(tmp_path, FOLLOWED | values)).spec
+    assert spec.class_names == tuple("zyxwv")
+
+
+def test_a_config_tells_the_shape_of_images_that_weights_leave_open(tmp_path):
+    model = random_model(SMALL.replace(image_shape=(8, 16), patch_shape=(4, 4), channels=3))
+    save_file(tensor_layouts.store(timm.LAYOUT, model_weights(model)), tmp_path / "x.safetensors")
+    config = {"pretrained_cfg": FOLLOWED | {"input_size": [3, 8, 16]}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    spec = read_pretrained(tmp_path / "x.safetensors", (16, 8)).spec
+    assert spec.architecture.image_shape == (8, 16)
+
+
+def test_three_means_for_one_channel_are_averaged_and_folders_of_the_hub_are_read(tmp_path):
+    model = random_model(SMALL.replace(channels=1))
+    tensors = tensor_layouts.store(timm.LAYOUT, model_weights(model))
+    save_file(tensors, tmp_path / "model.safetensors")
+    config = {"pretrained_cfg": FOLLOWED | {"mean": [0.25, 0.5, 0.75], "std": [0.1, 0.2, 0.45]}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    arrays, source = read_pretrained(tmp_path, SMALL.image_shape)[1:]
+    np.testing.assert_allclose(
+        arrays["stem/kernel"], 2 * model_weights(model)["stem/kernel"], rtol=1e-6
+    )
+    assert source.endswith("config.json, its mean and std averaged to one channel")
+
+
+# === Files of training programs ===
+
+
+@pytest.mark.parametrize("prefix, note", [
+    ("module.", "weights under module."),
+    ("_orig_mod.module.", "weights under _orig_mod.module."),
+    ("state_dict.model.", "weights under state_dict.model."),
+    ("state_dict_ema.", "EMA weights under state_dict_ema."),
+])  # fmt: skip
+def test_prefixes_of_training_programs_are_taken_off(tmp_path, prefix, note):
+    tensors = load_file(GOLDEN / "timm_mixer.safetensors")
+    save_file({prefix + name: t for name, t in tensors.items()}, tmp_path / "x.safetensors")
+    pretrained = read_pretrained(tmp_path / "x.safetensors")
+    assert_same_bits(pretrained.arrays, read_pretrained(GOLDEN / "timm_mixer.safetensors").arrays)
+    assert pretrained.source == f"{timm.UNCONFIGURED}, {note}"
+
+
+def test_ema_weights_are_preferred_aloud_and_strangers_refused(tmp_path):
+    tensors = load_file(GOLDEN / "timm_mixer.safetensors")
+    both = {f"model.{name}": 0 * t for name, t in tensors.items()}
+    both |= {f"model_ema.module.{name}": t for name, t in tensors.items()}
+    save_file(both, tmp_path / "x.safetensors")
+    pretrained = read_pretrained(tmp_path / "x.safetensors")
+    assert_same_bits(pretrained.arrays, read_pretrained(GOLDEN / "timm_mixer.safetensors").arrays)
+    assert pretrained.source.endswith(", EMA weights under model_ema.module., not model.")
+    save_file(both | {"loss.weight": np.ones(3, np.float32)}, tmp_path / "x.safetensors")
+    with pytest.raises(InputError, match=r"does not fit the model: \+ loss\.weight"):
+        read_pretrained(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("end, prefix, state", [
+    ("", "params/", "opt/0/mu/"), ("_prelinen", "opt/target/", "opt/state/"),
+])  # fmt: skip
+def test_training_states_of_big_vision_and_their_bfloat16_are_read(tmp_path, end, prefix, state):
+    arrays = dict(np.load(GOLDEN / f"official_mixer{end}.npz"))
+    halves = {name: array.astype(ml_dtypes.bfloat16) for name, array in arrays.items()}
+    content = {prefix + name: half for name, half in halves.items()}
+    np.savez(tmp_path / "x.npz", **content, **{state + name: a for name, a in arrays.items()})
+    assert np.load(tmp_path / "x.npz")[f"{prefix}head/kernel"].dtype == "V2"
+    pretrained = read_pretrained(tmp_path / "x.npz", (24, 16))
+    np.testing.assert_array_equal(
+        pretrained.arrays["head/kernel"], halves["head/kernel"].astype(np.float32)
+    )
+    assert pretrained.source.endswith(f", weights under {prefix}, without the optimizer's state")
+
+
+@pytest.mark.backends
+def test_pth_of_a_training_program_gives_its_ema_weights(tmp_path):
+    torch = pytest.importorskip("torch")
+    state = torch.load(GOLDEN / "timm_mixer.pth", weights_only=True)
+    ema = {f"module.{name}": tensor for name, tensor in state.items()}
+    zeros = {name: 0 * tensor for name, tensor in state.items()}
+    torch.save({"state_dict": zeros, "state_dict_ema": ema, "epoch": 3}, tmp_path / "x.pth.tar")
+    one, other = map(read_pretrained, (tmp_path / "x.pth.tar", GOLDEN / "timm_mixer.safetensors"))
+    assert_same_bits(one.arrays, other.arrays)
+
+
 # === Exact bits ===
 
 

@@ -126,10 +126,10 @@ def evaluate(
         fractions; `balanced_accuracy` and `macro_f1` (means of recall and F1 over the classes with
         images); mean cross-entropy `loss` in nats; `ece`, `nll` and `brier` (see
         `calibration_scores`); number of images `n`; `classes` (name, precision, recall, f1 and n of
-        each); `confusion`; `class_order`, `"assumed"`, only if it was. Where asked for, also `calibrated` (the `temperature`, and `ece`, `nll`
-        and `brier` with it), `corruptions` (see `corruption_scores`), and `expected`: a dict with
-        `agrees`, the Wilson `interval` of `top1`, its `confidence`, the expected `top1`, its
-        `source` and `rounding`.
+        each); `confusion`; `class_order`, `"assumed"`, only if it was. Where asked for, also
+        `calibrated` (the `temperature`, and `ece`, `nll` and `brier` with it), `corruptions` (see
+        `corruption_scores`), and `expected`: a dict with `agrees`, the Wilson `interval` of `top1`,
+        its `confidence`, the expected `top1`, its `source` and `rounding`.
 
     Raises:
         InputError: If the model, the data or the split cannot be read or do not fit each other.

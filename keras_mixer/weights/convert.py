@@ -11,6 +11,7 @@ from keras_mixer.weights import timm
 from keras_mixer.weights.formats import find_format, list_formats
 from keras_mixer.weights.model_folder import digest
 from keras_mixer.weights.pretrained import read_pretrained, read_unadapted
+from keras_mixer.weights.timm_config import fold_normalization
 
 _MODEL_FOLDER = "a model folder of keras_mixer"
 
@@ -69,7 +70,7 @@ def _normalize(pretrained, source, mean, std):
     given = {name: value for name, value in (("mean", mean), ("std", std)) if value is not None}
     if not given:
         return pretrained
-    if pretrained.source != timm.UNCONFIGURED:
+    if not pretrained.source.startswith(timm.UNCONFIGURED):
         known = pretrained.source or _MODEL_FOLDER
         advice = "change them there" if "config.json" in known else "leave the flag out"
         raise InputError(
@@ -83,8 +84,8 @@ def _normalize(pretrained, source, mean, std):
         for name, values in both.items()
     )
     return pretrained._replace(
-        arrays=timm.fold_normalization(pretrained.arrays, **one_or_more),
-        source=f"{timm.LAYOUT.source} with {text}",
+        arrays=fold_normalization(pretrained.arrays, **one_or_more),
+        source=pretrained.source.replace(timm.UNCONFIGURED, f"{timm.LAYOUT.source} with {text}"),
     )
 
 

@@ -33,6 +33,8 @@ FORMATS = {
     ".npz": Format("official .npz", official.read, official.write),
     ".safetensors": Format("timm .safetensors", timm.read_safetensors, timm.write),
     ".pth": Format("timm .pth", timm.read_torch),
+    ".pth.tar": Format("timm .pth.tar", timm.read_torch),
+    ".ckpt": Format("Lightning .ckpt", timm.read_torch),
     ".pt": Format("timm .pt", timm.read_torch),
     ".bin": Format("timm .bin", timm.read_torch),
     ".keras": Format("Keras .keras", keras_files.read_archive),

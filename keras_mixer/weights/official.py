@@ -9,6 +9,7 @@ import io
 import math
 import tokenize
 
+import ml_dtypes  # noqa: F401  # adds bfloat16 to NumPy
 import numpy as np
 
 from keras_mixer.errors import InputError
@@ -18,6 +19,7 @@ from keras_mixer.weights.archives import open_archive
 from keras_mixer.weights.tensor_layouts import (
     Layout,
     Tensor,
+    find_weights,
     infer_architecture,
     renamer,
     restore,
@@ -43,6 +45,9 @@ BEFORE_LINEN = Layout(
     ),
 )
 
+_WRAPPERS = ("params/", "opt/target/", "target/")  # of big_vision and Flax's training states
+_BFLOAT16 = np.dtype("V2")  # what NumPy makes of bfloat16 in a file
+
 # Released files are evaluated as in the paper: short side to 256 pixels, center crop of 224
 # (big_vision, `configs/load_and_eval.py`); files fine-tuned for other classes are not.
 _RELEASED_CLASSES, _RELEASED_CROP = (1000, 21843), 0.875
@@ -58,22 +63,23 @@ def read(path, image_shape=None):
         headers = {
             name.removesuffix(".npy"): _read_header(archive, info) for name, info in members.items()
         }
-        layout = BEFORE_LINEN if "embedding/kernel" in headers else LINEN
-        tensors = {
-            name: Tensor(_without_ones(name, shape), dtype.name)
-            for name, (shape, dtype) in headers.items()
-        }
+        older = any(f"{prefix}embedding/kernel" in headers for prefix in ("", *_WRAPPERS))
+        layout = BEFORE_LINEN if older else LINEN
+        stem = layout.rename("stem/kernel")
+        names, note = find_weights(headers, stem, _WRAPPERS, left_out=("opt/", "extra/"))
+        tensors = {name: _tensor(name, *headers[stored]) for name, stored in names.items()}
         architecture = infer_architecture(path, layout, tensors, image_shape, activation="gelu")
 
         def load(name):
-            with archive.open(members[f"{name}.npy"]) as file:
+            with archive.open(members[f"{names[name]}.npy"]) as file:
                 array = np.lib.format.read_array(file, allow_pickle=False)
+            array = array.view("bfloat16") if array.dtype == _BFLOAT16 else array
             return array.reshape(tensors[name].shape)
 
         arrays = restore(path, layout, architecture, tensors, load)
     released = architecture.num_classes in _RELEASED_CLASSES
     preprocessing = Preprocessing(eval_crop=_RELEASED_CROP if released else 0.0)
-    return ModelSpec(architecture, preprocessing=preprocessing), arrays, layout.source
+    return ModelSpec(architecture, preprocessing=preprocessing), arrays, layout.source + note
 
 
 def _read_header(archive, info):
@@ -92,6 +98,11 @@ def _read_header(archive, info):
     if any(side < 0 for side in shape) or dtype.itemsize * math.prod(shape) != size:
         raise ValueError(f"{info.filename} declares {dtype} {shape}, but holds {size} bytes")
     return shape, dtype
+
+
+def _tensor(name, shape, dtype):
+    kind = "bfloat16" if dtype == _BFLOAT16 else dtype.name
+    return Tensor(_without_ones(name, shape), kind)
 
 
 def _without_ones(name, shape):

@@ -78,6 +78,8 @@ def _read(path, image_shape):
     for folder in (path / "best", path):
         if model_folder.is_model_folder(folder):
             return Pretrained(*model_folder.read(folder))
+    if (path / "config.json").is_file() and (path / model_folder.WEIGHTS).is_file():
+        path = path / model_folder.WEIGHTS  # a folder as the Hugging Face hub has it
     if not path.exists():
         hint = f"; did you mean {PRESET}{path}?" if str(path) in INCLUDED else ""
         raise InputError(f"{path}: no such checkpoint{hint}")

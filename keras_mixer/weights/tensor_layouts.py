@@ -43,6 +43,34 @@ class Tensor(NamedTuple):
 # === From a header to an architecture ===
 
 
+def find_weights(names, stem, wrappers, left_out=()):
+    """Finds the weights of a Mixer among the names of tensors that a training program saved.
+
+    Args:
+        names: Names of all tensors in the file.
+        stem: Name of the stem's kernel in the format.
+        wrappers: Prefixes that names may have, also several; earlier ones are preferred.
+        left_out: Tuple of prefixes of what is left out beside weights with a prefix.
+
+    Returns:
+        (found, note): dict from name in the format to name in the file, which also has all names
+        that belong to nothing; and what was done, as text, empty if nothing was.
+    """
+    pattern = f"((?:{'|'.join(map(re.escape, wrappers))})*){re.escape(stem)}"
+    prefixes = [match[1] for name in names if (match := re.fullmatch(pattern, name))]
+    rank = lambda p: next((i for i, w in enumerate(wrappers) if p.startswith(w)), len(wrappers))  # noqa: E731
+    prefix, *others = sorted(prefixes, key=rank) or [""]
+    if not prefix:
+        return {name: name for name in names}, ""
+    found = {name.removeprefix(prefix): name for name in names if name.startswith(prefix)}
+    known = {*found.values(), *(other + name for other in others for name in found)}
+    state = {name for name in names if name not in known and name.startswith(left_out)}
+    found |= {name: name for name in names if name not in known | state}
+    note = f", {'EMA weights' if '_ema.' in prefix else 'weights'} under {prefix}"
+    note += f", not {', '.join(other or 'those without' for other in others)}" if others else ""
+    return found, note + (", without the optimizer's state" if state else "")
+
+
 def infer_architecture(path, layout, tensors, image_shape, activation):
     """Infers the `Architecture` from the names and shapes of a file's tensors.
 

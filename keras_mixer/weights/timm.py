@@ -1,39 +1,37 @@
 """Reads timm's Mixers from .safetensors and .pth (with torch), and writes .safetensors.
 
 Source of names and shapes: huggingface/pytorch-image-models, `timm/models/mlp_mixer.py`. Kernels
-have the output axis first, and GELU is exact. The preprocessing is in the config.json of the
-Hugging Face hub beside the file; `source` lists values that it lacks and that are assumed. A mean
-or std other than 0.5 is folded into the stem, so that the model's inputs are always in [-1, 1].
+have the output axis first, and GELU is exact. The preprocessing is in a config.json beside the
+file, see `timm_config`.
 """
 
 import contextlib
 import json
 
 import ml_dtypes  # noqa: F401  # adds bfloat16 to NumPy
-import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from keras_mixer.errors import InputError, errors_about
 from keras_mixer.files import pack, write_atomically
-from keras_mixer.model.architecture import DEFAULTS, ModelSpec, Preprocessing
+from keras_mixer.model.architecture import DEFAULTS, ModelSpec
 from keras_mixer.weights.archives import open_archive
 from keras_mixer.weights.tensor_layouts import (
     Layout,
     Tensor,
+    find_weights,
     infer_architecture,
     renamer,
     restore,
     store,
 )
+from keras_mixer.weights.timm_config import apply_config, read_config, unconfigured
 
-# Values of timm's Mixers, except those called miil, by key in config.json.
-_ASSUMED = {"mean": 0.5, "std": 0.5, "crop_pct": 0.875, "interpolation": "bicubic"}
 _METADATA = "keras_mixer"  # key of the spec, as JSON, in files by `write`
 _WRITTEN_HERE = "a Mixer of keras_mixer in timm's format"
 _OLDEST_TORCH = (2, 10)  # weights_only is unsafe before: CVE-2025-32434, CVE-2026-24747
-_WRAPPERS = ("state_dict", "model")
-_LARGEST_JSON = 4 << 20  # bytes; the header of H/14 has 40 kB
-_BOUNDS = {"mean": (-1000, 1000), "std": (0.001, 1000)}  # for pixels from 0 to 255: 127.5
+# Keys of the weights in files of training programs, the first of several preferred, as in timm.
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+_PREFIXES = tuple(f"{name}." for name in (*_WRAPPERS, "module", "_orig_mod"))
 _TYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 
 
@@ -61,6 +59,7 @@ LAYOUT = Layout(
     ),
     _axes,
 )
+UNCONFIGURED = unconfigured(LAYOUT.source)
 
 
 # === .safetensors ===
@@ -76,19 +75,28 @@ def read_safetensors(path, image_shape=None):
                 for name, s in slices.items()
             }
             written_here = (file.metadata() or {}).get(_METADATA)
-            if written_here:
-                with errors_about(f"{path}: its metadata does not describe a Mixer"):
-                    spec = ModelSpec.from_json(json.loads(written_here))
-            else:
-                spec = ModelSpec(
-                    infer_architecture(path, LAYOUT, tensors, image_shape, activation="gelu_erf")
-                )
+            if not written_here:
+                return _read(path, tensors, file.get_tensor, image_shape)
+            with errors_about(f"{path}: its metadata does not describe a Mixer"):
+                spec = ModelSpec.from_json(json.loads(written_here))
             arrays = restore(path, LAYOUT, spec.architecture, tensors, file.get_tensor)
+            return spec, arrays, _WRITTEN_HERE
     except InputError:
         raise
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise InputError(f"{path}: not a readable .safetensors checkpoint ({error})") from error
-    return (spec, arrays, _WRITTEN_HERE) if written_here else _apply_config(path, spec, arrays)
+
+
+def _read(path, tensors, read, image_shape):
+    """Returns (spec, arrays, source) from the tensors of a file and the config.json beside it."""
+    names, found = find_weights(tensors, LAYOUT.rename("stem/kernel"), _PREFIXES)
+    tensors = {name: tensors[stored] for name, stored in names.items()}
+    values, declared, source = read_config(path, LAYOUT.source)
+    shape = declared or image_shape
+    spec = ModelSpec(infer_architecture(path, LAYOUT, tensors, shape, activation="gelu_erf"))
+    arrays = restore(path, LAYOUT, spec.architecture, tensors, lambda name: read(names[name]))
+    spec, arrays, note = apply_config(path, values, declared, spec, arrays)
+    return spec, arrays, source + found + note
 
 
 def write(path, spec, arrays):
@@ -105,87 +113,6 @@ def write(path, spec, arrays):
             )
     metadata = {_METADATA: json.dumps(spec.to_json())}
     write_atomically(path, pack(store(LAYOUT, arrays), metadata))
-
-
-# === config.json ===
-
-
-def _apply_config(path, spec, arrays):
-    """Returns (spec, arrays, source) after applying the config.json beside a file, if any."""
-    config = path.with_name("config.json")
-    try:
-        values, source = _read_config(config) if config.is_file() else ({}, UNCONFIGURED)
-        values = _ASSUMED | values
-        crop, interpolation = float(values["crop_pct"]), values["interpolation"]
-        spec = spec.replace(preprocessing=Preprocessing(crop, interpolation))
-        return spec, fold_normalization(arrays, values["mean"], values["std"]), source
-    except (OSError, ValueError, OverflowError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{config}: invalid timm config ({error}); fix or remove it") from error
-
-
-def _read_config(config):
-    """Returns (values, source): the values of a config.json that are used, as a dict."""
-    if config.stat().st_size > _LARGEST_JSON:
-        raise ValueError("it is too large")
-    content = json.loads(config.read_text())
-    values = content.get("pretrained_cfg", content)  # older files have the values at the top
-    if not isinstance(values, dict):
-        raise ValueError("its pretrained_cfg is not an object")
-    known = {name: values[name] for name in _ASSUMED if values.get(name) is not None}
-    source = f"{LAYOUT.source} with its config.json"
-    return known, source if len(known) == len(_ASSUMED) else f"{source} ({_assumed(known)})"
-
-
-def _assumed(known):
-    """Returns the values that are assumed beside known ones, as text."""
-    values = [f"{name} {value}" for name, value in _ASSUMED.items() if name not in known]
-    return f"assumed: {', '.join(values)}"
-
-
-# The source of files without a mean and std.
-UNCONFIGURED = (
-    f"{LAYOUT.source} without the config.json of the Hugging Face hub beside it ({_assumed({})}; "
-    f"otherwise put it there, or use keras-mixer convert FILE FOLDER --mean=M --std=S)"
-)
-
-
-def fold_normalization(arrays, mean, std):
-    """Folds timm's normalization into the stem, which then takes images in [-1, 1].
-
-    Args:
-        arrays: dict from variable path to array, not modified.
-        mean, std: Subtracted from images in [0, 1], and divided by: a sequence of one number for
-            each channel, or a number for all.
-
-    Returns:
-        dict of arrays; the same if mean and std are 0.5.
-
-    Raises:
-        InputError: If they are not one number for each channel, or out of bounds.
-    """
-    kernel = arrays["stem/kernel"].astype(np.float64)
-    mean = _per_channel("mean", mean, kernel.shape[2])
-    std = _per_channel("std", std, kernel.shape[2])
-    if (mean == 0.5).all() and (std == 0.5).all():
-        return arrays
-    shift = (kernel * ((0.5 - mean) / std)[:, None]).sum((0, 1, 2))
-    return arrays | {
-        "stem/kernel": (kernel * (0.5 / std)[:, None]).astype(np.float32),
-        "stem/bias": (arrays["stem/bias"] + shift).astype(np.float32),
-    }
-
-
-def _per_channel(name, values, channels):
-    low, high = _BOUNDS[name]
-    array = np.array(values, np.float64)
-    array = np.repeat(array, channels) if array.ndim == 0 else array
-    if array.shape != (channels,) or not ((low <= array) & (array <= high)).all():
-        received = ",".join(map("{:g}".format, array.ravel()))
-        raise InputError(
-            f"{name}={received:.60}: expected one number for each of {channels} channels, from "
-            f"{low} to {high}"
-        )
-    return array
 
 
 # === .pth ===
@@ -209,11 +136,8 @@ def read_torch(path, image_shape=None):
         declared = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
         if declared > size:  # expanded views of a few values can have any shape
             raise InputError(f"{path}: declares {declared:,} bytes of weights, holds {size:,}")
-        architecture = infer_architecture(path, LAYOUT, tensors, image_shape, "gelu_erf")
-        arrays = restore(
-            path, LAYOUT, architecture, tensors, lambda name: state[name].detach().float().numpy()
-        )
-    return _apply_config(path, ModelSpec(architecture), arrays)
+        read = lambda name: state[name].detach().float().numpy()  # noqa: E731
+        return _read(path, tensors, read, image_shape)
 
 
 def _import_torch(path):
@@ -249,10 +173,11 @@ def _torch_errors(path):
 
 
 def _unwrap(path, content):
-    """Returns the state dict, which training scripts wrap in a dict under one of two keys."""
+    """Returns a dict from name to tensor; those in inner dicts have their key as a prefix."""
     if isinstance(content, dict):
-        inner = [v for k, v in content.items() if k in _WRAPPERS and isinstance(v, dict)]
-        content = inner[0] if len(inner) == 1 else content
+        inner = {key: content[key] for key in _WRAPPERS if isinstance(content.get(key), dict)}
+        flat = {f"{key}.{name}": value for key in inner for name, value in inner[key].items()}
+        content = flat or content
     names = isinstance(content, dict) and all(isinstance(name, str) for name in content)
     if not names or not all(hasattr(value, "untyped_storage") for value in content.values()):
         raise InputError(f"{path}: not {LAYOUT.source}: expected a dict from names to tensors")
