@@ -22,7 +22,14 @@ from keras_mixer import InputError, build_mixer, load_mixer
 from keras_mixer.__main__ import main
 from keras_mixer.model.architecture import Architecture, ModelSpec, Preprocessing
 from keras_mixer.model.variants import VARIANTS
-from keras_mixer.weights import keras_files, model_folder, official, tensor_layouts, timm
+from keras_mixer.weights import (
+    keras_files,
+    model_folder,
+    official,
+    tensor_layouts,
+    timm,
+    timm_config,
+)
 from keras_mixer.weights.convert import convert_weights
 from keras_mixer.weights.formats import FORMATS
 from keras_mixer.weights.load import model_weights
@@ -220,7 +227,7 @@ def test_prefixes_of_training_programs_are_taken_off(tmp_path, prefix, note):
     save_file({prefix + name: t for name, t in tensors.items()}, tmp_path / "x.safetensors")
     pretrained = read_pretrained(tmp_path / "x.safetensors")
     assert_same_bits(pretrained.arrays, read_pretrained(GOLDEN / "timm_mixer.safetensors").arrays)
-    assert pretrained.source == f"{timm.UNCONFIGURED}, {note}"
+    assert pretrained.source == f"{timm_config.unconfigured(timm.LAYOUT.source)}, {note}"
 
 
 def test_ema_weights_are_preferred_aloud_and_strangers_refused(tmp_path):
