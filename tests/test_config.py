@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import os
 import tomllib
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from conftest import GOLDEN, ROOT, SMALL, data_of
 
 from keras_mixer.config.command_line import describe, parse
 from keras_mixer.config.data import AugmentationOptions, DatasetOptions
-from keras_mixer.config.options import as_flags, flags_of, option
+from keras_mixer.config.options import OTHER_NAMES, as_flags, flags_of, option
 from keras_mixer.config.presets import OF_MIXER_TRAINING, preset_folder, preset_names, preset_path
 from keras_mixer.config.resolve import resolve
 from keras_mixer.config.training import Config
@@ -110,6 +111,8 @@ def test_option_refuses_unknown_keywords():
         ("--image_shape=16,24", "image_shape", (16, 24)),
         ("--image_shape=(16, 24)", "image_shape", (16, 24)),
         ("--image_shape=16x24", "image_shape", (16, 24)),
+        ("--image_shape=16 24", "image_shape", (16, 24)),
+        ("--data_dir=~/photos", "data_dir", os.path.expanduser("~/photos")),
         ("--patch_shape=4", "patch_shape", (4, 4)),
         ("--lr=1e-2", "lr", 0.01),
         ("--flip", "flip", True),
@@ -163,6 +166,10 @@ def test_flagfile_is_read_and_later_flags_win(tmp_path):
         (["--noflip=true"], "noflip"),
         (["--output_dir="], "--output_dir: expected a value, received nothing"),
         (["--name=a/b"], "--name: expected a plain folder name, received a/b"),
+        (["--img_size=32"], "unknown flag --img_size; it is called --image_shape here"),
+        (["--drop_path=0.1"], "unknown flag --drop_path; it is called --stochastic_depth here"),
+        (["--workers=2"], "unknown flag --workers; leave it out: images are read by all cores"),
+        ([str(GOLDEN)], f"a folder of photos --preset=photos --data_dir={GOLDEN}"),
         (["--resume"], "--resume: the same command continues its run"),
         (["flags/digits.flags"], "unexpected argument 'flags/digits.flags'"),
         (["flags/digits.flags"], "presets --flagfile=flags/digits.flags"),
@@ -441,3 +448,11 @@ def test_runs_of_earlier_versions_are_read():
     assert Config.from_json(config.to_json() | {"permutation": "none"}) == config
     with pytest.raises(InputError, match="permuted pixels, which this version no longer supports"):
         Config.from_json({"permutation": "global"})
+
+
+def test_every_name_of_other_libraries_is_answered_by_a_field_and_shadows_none():
+    names = {name for field in FIELDS for name in (field.name, *field.metadata["aliases"])}
+    assert set(OTHER_NAMES.values()) <= names
+    with pytest.raises(InputError, match="has no option smoothing; it is called label_smoothing"):
+        Config(smoothing=0.1)
+    assert Config(data_dir="~/photos").data_dir == os.path.expanduser("~/photos")

@@ -26,7 +26,6 @@ from keras_mixer.training.optimizers import ema_variables
 from keras_mixer.weights.load import model_weights
 from keras_mixer.weights.model_folder import write_weights
 
-
 # What a run does itself, by the callback of Keras that would change it.
 _OF_THE_RUN = {
     "LearningRateScheduler": "sets the learning rate, as --scheduler does; choose with scheduler=",
