@@ -312,6 +312,14 @@ def test_a_preset_can_be_loaded_and_changed_from_python():
         Config.preset("photos", epoch=3)
 
 
+def test_a_warmup_of_a_preset_fits_the_epochs_that_are_given(capsys):
+    assert parsed("--preset=photos", "--epochs=2").warmup_step is None
+    assert "the preset's warm-up of 2 is shortened" in capsys.readouterr().err
+    assert Config.preset("photos", epochs=1).warmup_step is None
+    assert parsed("--preset=photos", "--epochs=3").warmup_step == 2
+    assert parsed("--epochs=2", "--preset=photos", "--warmup_epochs=5").warmup_step == 5
+
+
 @pytest.mark.parametrize("model", [["--model=mlp"], ["--model", "cnn"], ["--model=MLP"]])
 def test_presets_of_mixers_are_for_baselines_without_what_is_of_mixer_layers(model):
     for name in preset_names():

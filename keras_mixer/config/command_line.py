@@ -20,7 +20,13 @@ from keras_mixer.config.options import (
     kind_of,
     option,
 )
-from keras_mixer.config.presets import left_out_of_presets, preset_names, preset_of, preset_path
+from keras_mixer.config.presets import (
+    left_out_of_presets,
+    preset_names,
+    preset_of,
+    preset_path,
+    shortened_warmup,
+)
 from keras_mixer.errors import InputError
 from keras_mixer.log import VERBOSITIES, show_messages
 
@@ -119,8 +125,8 @@ def _expand_presets(options_class, arguments):
         else:
             name = preset_of(word.removeprefix("--flagfile=")) or name
             others.append(word)
-    if left_out := left_out_of_presets(others):
-        given = flags.FlagValues().read_flags_from_files(presets)
+    given = flags.FlagValues().read_flags_from_files(presets)
+    if left_out := left_out_of_presets(others) | shortened_warmup(given, others):
         presets = [flag for flag in given if flag[2:].partition("=")[0] not in left_out]
     return [*presets, *others], name
 
