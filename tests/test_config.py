@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import os
 import tomllib
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from conftest import GOLDEN, ROOT, SMALL, data_of
 
 from keras_mixer.config.command_line import describe, parse
 from keras_mixer.config.data import AugmentationOptions, DatasetOptions
-from keras_mixer.config.options import as_flags, flags_of, option
+from keras_mixer.config.options import OTHER_NAMES, as_flags, flags_of, option
 from keras_mixer.config.presets import OF_MIXER_TRAINING, preset_folder, preset_names, preset_path
 from keras_mixer.config.resolve import resolve
 from keras_mixer.config.training import Config
@@ -110,6 +111,8 @@ def test_option_refuses_unknown_keywords():
         ("--image_shape=16,24", "image_shape", (16, 24)),
         ("--image_shape=(16, 24)", "image_shape", (16, 24)),
         ("--image_shape=16x24", "image_shape", (16, 24)),
+        ("--image_shape=16 24", "image_shape", (16, 24)),
+        ("--data_dir=~/photos", "data_dir", os.path.expanduser("~/photos")),
         ("--patch_shape=4", "patch_shape", (4, 4)),
         ("--lr=1e-2", "lr", 0.01),
         ("--flip", "flip", True),
@@ -163,6 +166,10 @@ def test_flagfile_is_read_and_later_flags_win(tmp_path):
         (["--noflip=true"], "noflip"),
         (["--output_dir="], "--output_dir: expected a value, received nothing"),
         (["--name=a/b"], "--name: expected a plain folder name, received a/b"),
+        (["--img_size=32"], "unknown flag --img_size; it is called --image_shape here"),
+        (["--drop_path=0.1"], "unknown flag --drop_path; it is called --stochastic_depth here"),
+        (["--workers=2"], "unknown flag --workers; leave it out: images are read by all cores"),
+        ([str(GOLDEN)], f"a folder of photos --preset=photos --data_dir={GOLDEN}"),
         (["--resume"], "--resume: the same command continues its run"),
         (["flags/digits.flags"], "unexpected argument 'flags/digits.flags'"),
         (["flags/digits.flags"], "presets --flagfile=flags/digits.flags"),
@@ -305,6 +312,14 @@ def test_a_preset_can_be_loaded_and_changed_from_python():
         Config.preset("photos", epoch=3)
 
 
+def test_a_warmup_of_a_preset_fits_the_epochs_that_are_given(capsys):
+    assert parsed("--preset=photos", "--epochs=2").warmup_step is None
+    assert "the preset's warm-up of 2 is shortened" in capsys.readouterr().err
+    assert Config.preset("photos", epochs=1).warmup_step is None
+    assert parsed("--preset=photos", "--epochs=3").warmup_step == 2
+    assert parsed("--epochs=2", "--preset=photos", "--warmup_epochs=5").warmup_step == 5
+
+
 @pytest.mark.parametrize("model", [["--model=mlp"], ["--model", "cnn"], ["--model=MLP"]])
 def test_presets_of_mixers_are_for_baselines_without_what_is_of_mixer_layers(model):
     for name in preset_names():
@@ -441,3 +456,11 @@ def test_runs_of_earlier_versions_are_read():
     assert Config.from_json(config.to_json() | {"permutation": "none"}) == config
     with pytest.raises(InputError, match="permuted pixels, which this version no longer supports"):
         Config.from_json({"permutation": "global"})
+
+
+def test_every_name_of_other_libraries_is_answered_by_a_field_and_shadows_none():
+    names = {name for field in FIELDS for name in (field.name, *field.metadata["aliases"])}
+    assert set(OTHER_NAMES.values()) <= names
+    with pytest.raises(InputError, match="has no option smoothing; it is called label_smoothing"):
+        Config(smoothing=0.1)
+    assert Config(data_dir="~/photos").data_dir == os.path.expanduser("~/photos")

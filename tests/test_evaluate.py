@@ -5,11 +5,11 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import GOLDEN, randomize, rewrite
+from conftest import GOLDEN, TINY, randomize, rewrite
 from PIL import Image
 
 import keras_mixer
-from keras_mixer import InputError, build_mixer, load_mixer
+from keras_mixer import Config, InputError, build_mixer, load_mixer
 from keras_mixer.inference.calibration import wilson_interval
 from keras_mixer.inference.evaluate import _compare
 from keras_mixer.inference.published import published_accuracy
@@ -281,3 +281,12 @@ def test_what_cannot_be_compared_is_refused(tmp_path, monkeypatch, run, line, me
 
 def test_the_published_accuracy_is_that_of_the_paper():
     assert published_accuracy(f"official:{NAME}", "imagenet2012").top1 == 0.7644
+
+
+def test_an_unfinished_run_is_said_to_be_one(interrupted, trained, tmp_path, capsys):
+    config = Config(**TINY, output_dir=str(tmp_path / "run"), export=False)
+    interrupted(config, 30)
+    keras_mixer.evaluate(config.output_dir)
+    assert f"{config.output_dir} is not finished: 1 of 3 epochs are done" in capsys.readouterr().err
+    keras_mixer.evaluate(trained.directory)
+    assert "not finished" not in capsys.readouterr().err

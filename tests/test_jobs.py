@@ -1,6 +1,7 @@
 """Tests `keras_mixer/jobs.py`: a whole job from a config to an export, and many of them."""
 
 import collections
+import csv
 import dataclasses
 import errno
 import gc
@@ -23,7 +24,7 @@ from tensorflow.python.eager import context
 from tensorflow.python.framework import ops
 from tensorflow.python.framework.func_graph import FuncGraph
 
-from keras_mixer import Config, InputError, fit, jobs, run_job
+from keras_mixer import Config, InputError, build_mixer, fit, jobs, load_mixer, run_job
 from keras_mixer.config.options import as_flags
 from keras_mixer.files import write_sealed
 from keras_mixer.inference import evaluate as evaluate_module
@@ -103,6 +104,30 @@ def test_callbacks_of_the_user_see_every_epoch_and_may_stop_the_run(tmp_path, ca
     assert newest_checkpoint(run.checkpoints).step == 40
     fit(config, callbacks=[watcher])
     assert watcher.seen == (0, 1, 2, 3), "continued, to the end"
+
+
+def test_a_checkpoint_of_keras_is_the_plain_model_whatever_computes_it(tmp_path):
+    plain = build_mixer((8, 8), (2, 2), channels=1, depth=1, dim=8, num_classes=10)
+    settings = QUICK | {"jit": "auto", "accumulation": 2, "layer_decay": 0.5}
+    config = Config(**settings, lr=0.1, output_dir=str(tmp_path / "run"))
+    whole, weights, log = (str(tmp_path / name) for name in ("a.keras", "a.weights.h5", "a.csv"))
+    save, only_weights = (keras.callbacks.ModelCheckpoint(path) for path in (whole, weights))
+    only_weights.save_weights_only = True
+    run = fit(config, callbacks=[save, only_weights, keras.callbacks.CSVLogger(log)])
+    loaded = keras.models.load_model(whole)
+    assert type(loaded) is type(plain)
+    plain.load_weights(weights)
+    trained = load_mixer(run.directory).get_weights()
+    for expected, *found in zip(trained, loaded.get_weights(), plain.get_weights(), strict=True):
+        assert all((array == expected).all() for array in found)
+    [row] = csv.DictReader(Path(log).read_text().splitlines())
+    assert float(row["learning_rate"]) == run.history[0]["lr"] > 0
+
+
+def test_callbacks_of_keras_that_set_the_learning_rate_are_refused_before_the_first_step(tmp_path):
+    config = Config(**QUICK, output_dir=str(tmp_path / "run"))
+    with pytest.raises(InputError, match="ReduceLROnPlateau sets the learning rate, as --sched"):
+        run_job(config, callbacks=[keras.callbacks.ReduceLROnPlateau()])
 
 
 def test_stopped_before_its_export_a_job_continues_with_that_alone(finished, tmp_path, monkeypatch):

@@ -6,6 +6,8 @@ import pytest
 from conftest import GOLDEN, SMALL, randomize
 
 from keras_mixer import InputError, build_mixer, load_mixer
+from keras_mixer.model.architecture import Baseline
+from keras_mixer.model.baselines import build_model
 from keras_mixer.model.variants import ACTIVATIONS
 
 SIZES = vars(SMALL)
@@ -120,3 +122,27 @@ def test_given_values_win_over_the_variant():
     assert model.get_layer("tokens").output.shape == (None, 4, 512)
     assert model.output_shape == (None, 512)
     assert len([layer for layer in model.layers if layer.name.startswith("mixer_block")]) == 1
+
+
+@pytest.mark.parametrize("model", ["mixer", "cnn"])
+def test_channels_are_last_whatever_keras_is_set_to(model):
+    architecture = SMALL if model == "mixer" else Baseline(**SIZES, model="cnn")
+    expected = randomize(build_model(architecture))
+    keras.config.set_image_data_format("channels_first")
+    try:
+        other = build_model(architecture)
+        other.set_weights(expected.get_weights())
+        np.testing.assert_array_equal(other(_images()), expected(_images()))
+    finally:
+        keras.config.set_image_data_format("channels_last")
+
+
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
+def test_quantized_logits_are_nearly_the_same():
+    model = randomize(build_mixer(**SIZES, stochastic_depth=0.1))
+    expected = keras.ops.convert_to_numpy(model(_images()))
+    fresh = build_mixer(**SIZES, stochastic_depth=0.1)
+    fresh.set_weights(model.get_weights())
+    fresh.quantize("int8")
+    difference = np.abs(keras.ops.convert_to_numpy(fresh(_images())) - expected).max()
+    assert 0 < difference < 0.1 * np.abs(expected).max()

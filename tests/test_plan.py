@@ -11,7 +11,7 @@ from keras_mixer.compute.private_apis import PRIVATE_APIS, private
 from keras_mixer.runs.open_run import plan_run
 from keras_mixer.training.compile import compile_model
 
-KINDS = {"FastMixer", "RematerializedMixer", "AccumulatingModel"}
+KINDS = {"_FastMixing", "_Rematerialization", "_Accumulation"}
 MIXER = {"model": "mixer", "batch_size": 64}
 
 
@@ -70,9 +70,9 @@ def test_other_backends_are_refused(monkeypatch):
 @pytest.mark.parametrize(
     ("fields", "kinds"),
     [
-        ({}, {"FastMixer"}),
-        ({"accumulation": 2, "remat": True}, {"AccumulatingModel", "FastMixer"}),
-        ({"jit": "true", "remat": True}, {"RematerializedMixer"}),
+        ({}, {"_FastMixing"}),
+        ({"accumulation": 2, "remat": True}, {"_Accumulation", "_FastMixing"}),
+        ({"jit": "true", "remat": True}, {"_Rematerialization"}),
         ({"jit": "false"}, set()),
     ],
     ids=["default", "accumulation", "xla", "plain"],

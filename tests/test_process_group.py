@@ -20,6 +20,7 @@ from conftest import ROOT
 
 from keras_mixer.compute import connections
 from keras_mixer.compute import process_group as group_module
+from keras_mixer.compute.environment import module_command
 from keras_mixer.compute.process_group import (
     ProcessGroup,
     join_processes,
@@ -470,3 +471,11 @@ def test_wrong_arguments_of_launch_are_one_line(command, arguments, message):
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert message in done.stderr
+
+
+def test_processes_import_nothing_from_the_working_folder(tmp_path):
+    (tmp_path / "random.py").write_text("raise SystemExit(3)")
+    words = module_command("keras_mixer", "--version")
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert done.stdout.startswith(b"keras_mixer ")

@@ -1,6 +1,7 @@
 """Tests `keras_mixer/runs/run.py` and `open_run.py`: who may train where."""
 
 import contextlib
+import dataclasses
 import json
 import shutil
 
@@ -292,6 +293,9 @@ def test_a_changed_starting_point_is_noticed_until_there_are_checkpoints(trained
     model_folder.write_weights(start / "best", {n: a + 1 for n, a in arrays.items()}, **facts)
     with pytest.raises(InputError, match="has changed since"):
         opened(config)
+    shutil.copytree(start / "best", tmp_path / "other")
+    with pytest.raises(InputError, match=f"has other weights than {start}, from which"):
+        opened(dataclasses.replace(config, checkpoint=str(tmp_path / "other")))
     (run.checkpoints / "step-0000000001").mkdir(parents=True)
     shutil.rmtree(start)
     assert opened(config).config.dim == trained.config.dim, "it continues without its start"

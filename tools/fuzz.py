@@ -28,6 +28,7 @@ from fuzz_subjects import SUBJECTS
 
 from keras_mixer.backend import quiet_tensorflow
 from keras_mixer.commands.table import COMMANDS
+from keras_mixer.compute.environment import module_command
 from keras_mixer.errors import InputError, RunError
 from keras_mixer.log import logger, track
 from keras_mixer.reports.markdown import table
@@ -258,7 +259,7 @@ def try_flags(inputs, seed):
 
 def _start(*words):
     before = os.times()
-    command = [sys.executable, "-m", "keras_mixer", *words]
+    command = module_command("keras_mixer", *words)
     options = {"capture_output": True, "text": True, "check": False, "timeout": PATIENCE}
     try:
         done = subprocess.run(command, **options)

@@ -10,11 +10,10 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-from keras_mixer.compute.environment import environment
+from keras_mixer.compute.environment import environment, module_command
 from keras_mixer.config.options import options_of
 from keras_mixer.config.training import Config
 from keras_mixer.errors import InputError, RunError
@@ -106,7 +105,7 @@ def measure_training(config, repeats=1, seconds=1.0, channels=None):
 
 def _task(measure, values, side=THIS):
     """Returns (measure, side, command, options) of a process of this package."""
-    return measure, side, [sys.executable, "-m", "keras_mixer.benchmark.worker", measure], values
+    return measure, side, module_command("keras_mixer.benchmark.worker", measure), values
 
 
 def _timm_tasks(config, measures, python, channels):

@@ -21,7 +21,7 @@ from keras_mixer.backend import quiet_tensorflow
 from keras_mixer.benchmark.measure import Worker
 from keras_mixer.benchmark.timm_worker import take_standard_output
 from keras_mixer.benchmark.worker import random_batch
-from keras_mixer.compute.environment import cores
+from keras_mixer.compute.environment import cores, module_command
 from keras_mixer.compute.process_group import join_processes
 from keras_mixer.compute.rank import free_port, variables_of
 from keras_mixer.config.options import options_of
@@ -77,7 +77,7 @@ def _measure(count, options):
 
 
 def _worker(count, port, index, options):
-    command = [sys.executable, "-m", "keras_mixer.benchmark.scaling", str(index % cores())]
+    command = module_command("keras_mixer.benchmark.scaling", str(index % cores()))
     variables = variables_of(port, count, index) | {"KERAS_BACKEND": "jax"}
     return Worker(f"{count} processes", command, options, variables)
 

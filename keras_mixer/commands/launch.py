@@ -2,9 +2,9 @@
 
 import dataclasses
 import subprocess
-import sys
 
 from keras_mixer.backend import check_installed
+from keras_mixer.compute.environment import module_command
 from keras_mixer.compute.rank import find_rank, free_port, variables_of
 from keras_mixer.config.command_line import parse
 from keras_mixer.config.options import option
@@ -45,7 +45,7 @@ def launch(options, arguments):
     port = free_port() if options.port is None else options.port
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "keras_mixer", *arguments],
+            module_command("keras_mixer", *arguments),
             env=variables_of(port, options.processes, index),
             process_group=0,  # so that Ctrl-C reaches it once, from here
         )

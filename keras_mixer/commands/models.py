@@ -22,6 +22,7 @@ from keras_mixer.inference.export.formats import export as export_model
 from keras_mixer.inference.published import published_accuracy
 from keras_mixer.preprocessing.corruption_constants import CORRUPTIONS, SEVERITIES
 from keras_mixer.runs.open_run import read_run
+from keras_mixer.runs.run import note_unfinished
 from keras_mixer.weights.model_folder import digest
 from keras_mixer.weights.pretrained import log_pretrained, read_pretrained
 
@@ -167,6 +168,7 @@ def _open_run(path, options):
                 f"--{field.name}={format_value(value)} is for other data than the run's, which "
                 f"need --dataset"
             )
+    note_unfinished(path)
     try:
         return read_run(path, options.data_dir, options.labels)
     except InputError as error:
@@ -217,6 +219,7 @@ def predict(options, arguments):
 
     images = expand(images)
     shards = _open_shards(options, images, pretrained) if options.output_dir else None
+    note_unfinished(run)
     model = build_pretrained(pretrained, run)
     if shards:
         failed = _predict_in_shards(shards, model)

@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from keras_mixer.compute.private_apis import private
+from keras_mixer.model.mixer import computed_by
 
 
 class _Accumulation:
@@ -114,5 +115,4 @@ def accumulate_gradients(model, count):
     The number of micro-batches must divide the batch size.
     """
     mixin = _KINDS[keras.backend.backend()]
-    kind = type("AccumulatingModel", (mixin, type(model)), {"accumulated": count})
-    return kind(model.inputs, model.outputs, name=model.name)
+    return computed_by(mixin, model, {"accumulated": count})

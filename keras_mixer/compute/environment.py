@@ -5,7 +5,21 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import sys
 from pathlib import Path
+
+
+def module_command(module, *arguments):
+    """Returns the command that runs a module of this package as `python -m` does.
+
+    The working folder is not searched, whose random.py would be taken for Python's (`-P`).
+    """
+    root = str(Path(__file__).parents[2])
+    code = (
+        f"import runpy, sys; {root!r} in sys.path or sys.path.insert(0, {root!r}); "
+        f"runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
+    )
+    return [sys.executable, "-P", "-c", code, *arguments]
 
 
 def environment():

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from keras_mixer.compute.environment import cores
 from keras_mixer.model.layers import LAYER_NORM_EPSILON, MixerBlock, activation_function
+from keras_mixer.model.mixer import computed_by
 
 IMAGES_PER_PART = 8
 _THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")  # environment variables
@@ -57,8 +58,7 @@ def use_fast_mixing(model, batch_size, remat=False):
         remat: bool. Compute the inside of mixer layers again in the backward pass; see `mix`.
     """
     values = {"parts": number_of_parts(batch_size), "remat": remat}
-    kind = type("FastMixer", (_FastMixing, type(model)), values)
-    return kind(model.inputs, model.outputs, name=model.name)
+    return computed_by(_FastMixing, model, values)
 
 
 def fast_inference(model, batch_size):

@@ -11,6 +11,7 @@ import keras
 
 from keras_mixer.compute.private_apis import private
 from keras_mixer.model.layers import MixerBlock
+from keras_mixer.model.mixer import computed_by
 
 
 class _Rematerialization:
@@ -28,8 +29,7 @@ class _Rematerialization:
 
 def rematerialize(model):
     """Returns a Mixer with the same layers and weights that needs less memory in training."""
-    kind = type("RematerializedMixer", (_Rematerialization, type(model)), {})
-    return kind(model.inputs, model.outputs, name=model.name)
+    return computed_by(_Rematerialization, model)
 
 
 def _compute_twice(layer, inputs):

@@ -5,6 +5,7 @@ Every command has its own absl `FlagValues`, so it accepts only its own flags.
 
 import dataclasses
 import itertools
+import os
 import re
 import textwrap
 
@@ -15,10 +16,17 @@ from keras_mixer.config.options import (
     complaint,
     flags_of,
     format_value,
+    hint_at_own_name,
     kind_of,
     option,
 )
-from keras_mixer.config.presets import left_out_of_presets, preset_names, preset_of, preset_path
+from keras_mixer.config.presets import (
+    left_out_of_presets,
+    preset_names,
+    preset_of,
+    preset_path,
+    shortened_warmup,
+)
 from keras_mixer.errors import InputError
 from keras_mixer.log import VERBOSITIES, show_messages
 
@@ -63,10 +71,9 @@ def parse(options_class, arguments, positional=None):
     except (flags.Error, ValueError) as error:  # the latter for --noflag=value
         raise InputError(_one_line(error, options_class)) from error
     if rest and positional is None:
-        recipe = f"flagfile={rest[0]}" if rest[0].endswith(".flags") else "preset=NAME"
         raise InputError(
             f"unexpected argument {rest[0]!r}: options are written --name=value, "
-            f"and presets --{recipe}"
+            f"and {_recipe(options_class, rest[0])}"
         )
     common = CommonOptions(**_given(CommonOptions, values)[0])
     check(common)
@@ -78,6 +85,13 @@ def parse(options_class, arguments, positional=None):
     if hasattr(options, "check_spelling"):
         options.check_spelling(spelled)
     return options, given, rest
+
+
+def _recipe(options_class, argument):
+    """Returns the flags that an argument without a name may have meant."""
+    if os.path.isdir(argument) and hasattr(options_class, "preset_name"):
+        return f"a folder of photos --preset=photos --data_dir={argument}"
+    return f"presets --{f'flagfile={argument}' if argument.endswith('.flags') else 'preset=NAME'}"
 
 
 def _with_underscores(arguments):
@@ -111,8 +125,8 @@ def _expand_presets(options_class, arguments):
         else:
             name = preset_of(word.removeprefix("--flagfile=")) or name
             others.append(word)
-    if left_out := left_out_of_presets(others):
-        given = flags.FlagValues().read_flags_from_files(presets)
+    given = flags.FlagValues().read_flags_from_files(presets)
+    if left_out := left_out_of_presets(others) | shortened_warmup(given, others):
         presets = [flag for flag in given if flag[2:].partition("=")[0] not in left_out]
     return [*presets, *others], name
 
@@ -152,6 +166,10 @@ def _one_line(error, options_class):
         return str(complaint(field, kind_of(field).noun, value or "nothing"))
     if "'resume'" in str(error):
         return "unknown flag --resume: the same command continues its run, without a flag"
+    unknown = re.match(r"Unknown command line flag '(\w+)'", str(error))
+    names = [field.name for field in flags_of(options_class)]
+    if unknown and (hint := hint_at_own_name(unknown[1], names)):
+        return f"unknown flag --{unknown[1]}{hint.replace('called ', 'called --')}"
     text = " ".join(str(error).split()).removeprefix("ERROR:: ")
     if "flags/" in text and "flagfile" in text.lower():
         text += "; --preset=NAME finds the presets from any folder"

@@ -97,7 +97,7 @@ def resolve_aliases(options_class, values):
     field_of = {name: f.name for f in fields for name in (f.name, *f.metadata["aliases"])}
     for name in values:
         if name not in field_of:
-            near = nearest(name, field_of)
+            near = hint_at_own_name(name, field_of) or nearest(name, field_of)
             raise InputError(f"{options_class.__name__} has no option {name}{near}")
     if len({field_of[name] for name in values}) < len(values):
         raise InputError(f"an option is given twice: {', '.join(values)}")
@@ -125,7 +125,7 @@ def convert(options):
 
 def _converted(field, value):
     if isinstance(value, os.PathLike):
-        return os.fspath(value)
+        value = os.fspath(value)
     if isinstance(value, list):
         return tuple(value)
     if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
@@ -133,9 +133,53 @@ def _converted(field, value):
     parser = kind_of(field).parser
     if isinstance(parser, _ShapeParser) and parser.square and _is_integer(value):
         return value, value
-    if isinstance(parser, _ChoiceParser) and isinstance(value, str):
+    if isinstance(parser, _ChoiceParser | _TextParser) and isinstance(value, str):
         return parser.parse(value)
     return value
+
+
+# Options by their names in timm, Keras and PyTorch.
+OTHER_NAMES = {
+    **dict.fromkeys(("img_size", "input_size", "input_shape", "resolution"), "image_shape"),
+    **dict.fromkeys(("patch_size", "patches"), "patch_shape"),
+    **dict.fromkeys(("num_layers", "num_blocks", "layers"), "depth"),
+    **dict.fromkeys(("embed_dim", "hidden_dim", "hidden_size"), "dim"),
+    **dict.fromkeys(("drop", "drop_rate", "dropout_rate"), "dropout"),
+    **dict.fromkeys(("drop_path", "drop_path_rate"), "stochastic_depth"),
+    **dict.fromkeys(("pretrained", "finetune", "weights", "initial_checkpoint"), "checkpoint"),
+    **dict.fromkeys(("opt", "optim"), "optimizer"),
+    **dict.fromkeys(("sched", "lr_scheduler", "schedule"), "scheduler"),
+    **dict.fromkeys(("bs", "batch"), "batch_size"),
+    **dict.fromkeys(("wd", "weight_decay"), "decay"),
+    **dict.fromkeys(("clip_grad", "clipnorm", "global_clipnorm", "max_norm"), "clip_norm"),
+    **dict.fromkeys(("model_ema", "model_ema_decay", "use_ema", "ema_momentum"), "ema"),
+    **dict.fromkeys(("amp", "amp_dtype", "dtype", "mixed_precision"), "precision"),
+    **dict.fromkeys(("grad_accum_steps", "gradient_accumulation_steps"), "accumulation"),
+    **dict.fromkeys(("grad_checkpointing", "gradient_checkpointing"), "remat"),
+    **dict.fromkeys(("jit_compile", "torchcompile"), "jit"),
+    **dict.fromkeys(("hflip", "horizontal_flip"), "flip"),
+    **dict.fromkeys(("scale", "random_resized_crop"), "inception_crop"),
+    **dict.fromkeys(("aa", "auto_augment", "rand_augment"), "randaugment"),
+    **dict.fromkeys(("reprob", "re_prob", "random_erase"), "random_erasing"),
+    **dict.fromkeys(("mixup_alpha",), "mixup"),
+    **dict.fromkeys(("cutmix_alpha",), "cutmix"),
+    **dict.fromkeys(("smoothing", "label_smooth"), "label_smoothing"),
+    **dict.fromkeys(("patience",), "early_stopping"),
+    **dict.fromkeys(("crop_pct", "crop_ratio"), "eval_crop"),
+    **dict.fromkeys(("val_split",), "validation_split"),
+    **dict.fromkeys(("gpu", "gpus", "device"), "devices"),
+    **dict.fromkeys(("output", "experiment", "save_dir", "logdir"), "output_dir"),
+    **dict.fromkeys(("data", "data_path", "root"), "data_dir"),
+}
+NOT_NEEDED = ("workers", "num_workers")
+
+
+def hint_at_own_name(name, names):
+    """Returns `; it is called NAME here` for a name of `OTHER_NAMES`, or an empty string."""
+    if name in NOT_NEEDED:
+        return "; leave it out: images are read by all cores"
+    own = OTHER_NAMES.get(name)
+    return f"; it is called {own} here" if own in names else ""
 
 
 # === Checking ===
@@ -236,11 +280,18 @@ class _ShapeParser(flags.ArgumentParser):
     def parse(self, argument):
         if isinstance(argument, tuple):
             return argument
-        text = re.sub(r"[\s()\[\]]", "", str(argument)).rstrip(",")
-        numbers = tuple(int(part) for part in re.split("[,x]", text))
+        text = re.sub(r"[()\[\]]", " ", str(argument)).strip().rstrip(", ")
+        numbers = tuple(int(part) for part in re.split(r"\s*[,x]\s*|\s+", text))
         if len(numbers) > 2 or (len(numbers) == 1 and not self.square):
             raise ValueError("expected height,width")
         return numbers if len(numbers) == 2 else numbers * 2
+
+
+class _TextParser(flags.ArgumentParser):
+    """Parses text; `~` at the start is the home folder, as text that is no path has none."""
+
+    def parse(self, argument):
+        return os.path.expanduser(argument)
 
 
 class _ChoiceParser(flags.ArgumentParser):
@@ -287,7 +338,7 @@ _KINDS = {
     int: _Kind("an integer", flags.IntegerParser(), _is_integer),
     float: _Kind("a number", flags.FloatParser(), _is_number),
     bool: _Kind("true or false", flags.BooleanParser(), lambda value: isinstance(value, bool)),
-    str: _Kind("text", flags.ArgumentParser(), lambda value: isinstance(value, str)),
+    str: _Kind("text", _TextParser(), lambda value: isinstance(value, str)),
     tuple: _Kind("height,width as positive integers", _ShapeParser(), _is_shape),
 }
 

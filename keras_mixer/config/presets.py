@@ -5,6 +5,7 @@ from pathlib import Path
 
 from keras_mixer.config.options import nearest
 from keras_mixer.errors import InputError
+from keras_mixer.log import logger
 from keras_mixer.model.architecture import MIXER_FIELDS
 from keras_mixer.model.variants import MIXER
 
@@ -52,6 +53,26 @@ def left_out_of_presets(arguments):
     if _value(arguments, "model", MIXER).lower() == MIXER:
         return set()
     return {*MIXER_FIELDS, *OF_MIXER_TRAINING}
+
+
+def shortened_warmup(preset, arguments):
+    """Returns {"warmup_step"} if a preset's warm-up is not below the epochs that are given.
+
+    Its default, at most a third of them, is then taken.
+
+    Args:
+        preset: The flags of the preset.
+        arguments: The other arguments, which may say --epochs and --warmup_epochs.
+    """
+    epochs, warmup = (
+        _value(arguments, long, _value(arguments, short, ""))
+        for long, short in (("epochs", "num_steps"), ("warmup_epochs", "warmup_step"))
+    )
+    usual = _value(preset, "warmup_step", "0")
+    if warmup or not epochs.isdecimal() or int(usual) < int(epochs):
+        return set()
+    logger.info(f"the preset's warm-up of {usual} is shortened to a third of {epochs} or less")
+    return {"warmup_step"}
 
 
 def _value(arguments, name, default):

@@ -315,8 +315,9 @@ class Config(AugmentationOptions, PreprocessingOptions, DatasetOptions):  # fiel
             InputError: If there is no such preset, or an option is unknown or out of bounds.
         """
         overrides = resolve_aliases(cls, overrides)
-        model = [f"--model={overrides['model']}"] if overrides.get("model") else []
-        _, given, _ = parse(cls, [f"--preset={name}", *model])
+        names = ("model", "num_steps", "warmup_step")  # which change what the preset gives
+        known = [f"--{n}={overrides[n]}" for n in names if overrides.get(n) is not None]
+        _, given, _ = parse(cls, [f"--preset={name}", *known])
         return cls(**given | overrides, preset_name=name)
 
     def check_spelling(self, spelled):

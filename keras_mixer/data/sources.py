@@ -5,11 +5,12 @@ Nothing here imports TensorFlow, so errors in the data are reported within a sec
 A new kind of data is a file with a `Reader`, a row in `READERS`, and a row in `datasets.DATASETS`.
 """
 
+import re
 from pathlib import Path
 
 from keras_mixer.data.class_folders import CLASS_FOLDERS
 from keras_mixer.data.csv_labels import CSV
-from keras_mixer.data.datasets import dataset_row
+from keras_mixer.data.datasets import DATASETS, dataset_row
 from keras_mixer.data.in_memory import DIGITS, IDX
 from keras_mixer.data.readers import Request
 from keras_mixer.data.splits import Dataset, identity_of, set_aside, without_bad
@@ -60,6 +61,7 @@ def open_dataset(
     Raises:
         InputError: If files are missing, damaged or inconsistent; the message names them.
     """
+    _check_name(dataset)
     info = dataset_row(dataset)
     reader = READERS[info.origin]
     directory = _data_directory(dataset, reader, data_dir)
@@ -74,6 +76,14 @@ def open_dataset(
         splits, skipped = without_bad(splits, class_names, find_bad)
     splits = _complete(splits, class_names, validation_fraction, test_fraction, split_seed)
     return Dataset(class_names, *splits, identity_of(class_names, splits), skipped)
+
+
+def _check_name(dataset):
+    """Refuses another spelling of a name in the table, such as `cifar-10` or `MNIST`."""
+    plain = re.sub("[-_ ]", "", dataset).lower()
+    names = [name for name in DATASETS if re.sub("[-_ ]", "", name) == plain]
+    if names and dataset not in DATASETS:
+        raise InputError(f"--dataset={dataset}: it is called {names[0]} here")
 
 
 def _refuse_options(dataset, reader, options):
@@ -100,7 +110,8 @@ def _data_directory(dataset, reader, data_dir):
     if reader.data_dir == "none":
         raise InputError(
             f"--data_dir={data_dir}: --dataset={dataset} is embedded and reads no files; "
-            f"to train on your own images add --dataset=folder"
+            f"to train on your own images give --preset=photos --data_dir={data_dir}, or "
+            f"--dataset=folder for a model from scratch"
         )
     with path_errors(f"--data_dir={data_dir}"):
         if not Path(data_dir).is_dir():

@@ -30,7 +30,7 @@ from keras_mixer.preprocessing.bad_images import broken_images_named
 from keras_mixer.preprocessing.corruption_constants import SEVERITIES
 from keras_mixer.preprocessing.input_pipeline import EVALUATION_BATCH_SIZE, evaluation_batches
 from keras_mixer.runs.open_run import read_run
-from keras_mixer.runs.run import CONFIG, Run, write_metrics
+from keras_mixer.runs.run import CONFIG, Run, note_unfinished, write_metrics
 from keras_mixer.training.losses import check_finite
 from keras_mixer.weights import model_folder
 from keras_mixer.weights.registry import Published
@@ -170,6 +170,8 @@ def _read_run_of(model_or_run):
     if isinstance(model_or_run, str | os.PathLike):
         with path_errors(model_or_run):
             is_run = (Path(model_or_run) / CONFIG).exists()
+        if is_run:
+            note_unfinished(model_or_run)
         return read_run(model_or_run) if is_run else None
     return model_or_run if isinstance(model_or_run, Run) else None
 

@@ -18,7 +18,7 @@ from keras_mixer.errors import InputError, join_names
 from keras_mixer.inference.read_image import as_list, read_image, refuse_unreadable
 from keras_mixer.log import logger, one_line, printable, track
 from keras_mixer.preprocessing.input_pipeline import EVALUATION_BATCH_SIZE
-from keras_mixer.runs.run import Run, check_best
+from keras_mixer.runs.run import Run, check_best, note_unfinished
 from keras_mixer.training.losses import PROBABILITIES, check_finite
 from keras_mixer.weights.load import load_mixer
 
@@ -88,6 +88,7 @@ def as_model(model_or_run, image_shape=None):
         InputError: If it cannot be loaded, or a model has no spec.
     """
     if isinstance(model_or_run, str | os.PathLike):
+        note_unfinished(model_or_run)
         return load_mixer(model_or_run, image_shape)
     if isinstance(model_or_run, Run):
         check_best(model_or_run)

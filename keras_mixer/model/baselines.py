@@ -54,11 +54,16 @@ def build_baseline(architecture, dropout=0.0, head_bias=0.0, dtype=None, name=No
     if architecture.model == "cnn":
         for index, filters in enumerate(CNN_FILTERS):
             x = keras.layers.Conv2D(
-                filters, 3, activation=activate, dtype=dtype, name=f"conv_{index}"
+                filters,
+                3,
+                activation=activate,
+                data_format="channels_last",
+                dtype=dtype,
+                name=f"conv_{index}",
             )(x)
-        x = keras.layers.MaxPooling2D(dtype=dtype, name="pool")(x)
+        x = keras.layers.MaxPooling2D(data_format="channels_last", dtype=dtype, name="pool")(x)
         x = keras.layers.Dropout(dropout / 2, dtype=dtype, name="pool_dropout")(x)
-    x = keras.layers.Flatten(dtype=dtype, name="pixels")(x)
+    x = keras.layers.Flatten("channels_last", dtype=dtype, name="pixels")(x)
     for index in range(architecture.depth):
         x = keras.layers.Dense(
             architecture.dim, activation=activate, dtype=dtype, name=f"dense_{index}"

@@ -63,6 +63,8 @@ class MlpBlock(keras.layers.Layer):
         self.dropout_1 = keras.layers.Dropout(self.dropout, dtype=self.dtype_policy)
         self.dense_0.build(input_shape)
         self.dense_1.build((*input_shape[:-1], self.hidden_dim))
+        self.dropout_0.build((*input_shape[:-1], self.hidden_dim))  # `model.quantize` needs it
+        self.dropout_1.build(input_shape)
 
     def _dense(self, units, name):
         return keras.layers.Dense(
@@ -186,12 +188,12 @@ class MixerBlock(keras.layers.Layer):
             self.layer_norm_0 = self._layer_norm("layer_norm_0", input_shape)
             self.tokens_mlp = self._mlp("token_mixing", self.tokens_mlp_dim)
             self.tokens_mlp.build((batch, channels, patches))
-            self.drop_path_0 = self._drop_path("drop_path_0")
+            self.drop_path_0 = self._drop_path("drop_path_0", input_shape)
         if self.channel_mixing:
             self.layer_norm_1 = self._layer_norm("layer_norm_1", input_shape)
             self.channels_mlp = self._mlp("channel_mixing", self.channels_mlp_dim)
             self.channels_mlp.build(input_shape)
-            self.drop_path_1 = self._drop_path("drop_path_1")
+            self.drop_path_1 = self._drop_path("drop_path_1", input_shape)
 
     def _layer_norm(self, name, input_shape):
         layer = keras.layers.LayerNormalization(
@@ -205,8 +207,10 @@ class MixerBlock(keras.layers.Layer):
             hidden_dim, self.activation, self.dropout, dtype=self.dtype_policy, name=name
         )
 
-    def _drop_path(self, name):
-        return StochasticDepth(self.stochastic_depth, dtype=self.dtype_policy, name=name)
+    def _drop_path(self, name, input_shape):
+        layer = StochasticDepth(self.stochastic_depth, dtype=self.dtype_policy, name=name)
+        layer.build(input_shape)
+        return layer
 
     def call(self, inputs, training=None):
         x = inputs  # (batch, patches, channels)

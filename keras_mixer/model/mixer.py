@@ -89,6 +89,7 @@ def build_mixer(
         dim,
         architecture.patch_shape,
         strides=architecture.patch_shape,
+        data_format="channels_last",  # whatever Keras is set to
         kernel_initializer="lecun_normal",
         dtype=dtype,
         name="stem",
@@ -112,7 +113,7 @@ def build_mixer(
     x = keras.layers.LayerNormalization(
         epsilon=LAYER_NORM_EPSILON, dtype=dtype, name="pre_head_layer_norm"
     )(x)
-    x = keras.layers.GlobalAveragePooling1D(dtype="float32", name="pre_logits")(x)
+    x = keras.layers.GlobalAveragePooling1D("channels_last", dtype="float32", name="pre_logits")(x)
     if architecture.num_classes:
         x = keras.layers.Dense(
             architecture.num_classes,
@@ -122,3 +123,13 @@ def build_mixer(
             name="head",
         )(x)
     return keras.Model(images, x, name=name)
+
+
+def computed_by(mixin, model, values=None):
+    """Returns a model with the same layers and weights whose class has a mixin, and attributes.
+
+    Keras saves a model by the name of its class: the same as before, so files hold the plain model.
+    """
+    kind = type(model)
+    values = {"__module__": kind.__module__, **(values or {})}
+    return type(kind.__name__, (mixin, kind), values)(model.inputs, model.outputs, name=model.name)

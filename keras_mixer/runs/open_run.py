@@ -261,10 +261,11 @@ def _starting_point(config, record):
     pretrained = _read_checkpoint(config)
     start = {"architecture": pretrained.spec.architecture, "sha256": digest(pretrained.arrays)}
     if recorded and recorded["sha256"] != start["sha256"]:
-        raise InputError(
-            f"--checkpoint={config.checkpoint} has changed since {config.output_dir} began; "
-            f"give another --output_dir"
-        )
+        before = record["config"]["checkpoint"]
+        changed = f"has changed since {config.output_dir} began"
+        if before != config.checkpoint:
+            changed = f"has other weights than {before}, from which {config.output_dir} began"
+        raise InputError(f"--checkpoint={config.checkpoint} {changed}; give another --output_dir")
     return start, pretrained
 
 

@@ -3,6 +3,7 @@
 TensorFlow is not imported.
 """
 
+import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -27,6 +28,7 @@ from keras_mixer.files import (
     write_atomically,
     write_sealed,
 )
+from keras_mixer.log import logger
 from keras_mixer.model.architecture import ModelSpec
 from keras_mixer.weights import model_folder
 from keras_mixer.weights.pretrained import Pretrained
@@ -337,6 +339,22 @@ def read_record(directory):
 
 
 # === The directory ===
+
+
+def note_unfinished(directory):
+    """Warns if the run in a directory has not been scored and has epochs left; other paths pass."""
+    with contextlib.suppress(*_DAMAGE):  # what is wrong with it is said where it is read
+        record = read_record(directory)
+        if record is None or read_metrics(directory)[0]:
+            return
+        config, images = Config.from_json(record["config"]), record["data"]["images"]["train"]
+        unit = images // config.batch_size if config.schedule_unit == "step" else 1
+        done, total = len(read_history(directory)), -(-config.num_steps // unit)
+        if done < total:
+            logger.warning(
+                f"{directory} is not finished: {done} of {total} epochs are done, and these are "
+                f"its best weights so far; the same train command continues it"
+            )
 
 
 def check_directory(run):

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from keras_mixer.compute.devices import validate
-from keras_mixer.errors import RunError
+from keras_mixer.errors import InputError, RunError
 from keras_mixer.log import duration, logger
 from keras_mixer.runs.checkpoints import (
     TrainState,
@@ -25,6 +25,22 @@ from keras_mixer.runs.run import check_directory, write_history
 from keras_mixer.training.optimizers import ema_variables
 from keras_mixer.weights.load import model_weights
 from keras_mixer.weights.model_folder import write_weights
+
+# What a run does itself, by the callback of Keras that would change it.
+_OF_THE_RUN = {
+    "LearningRateScheduler": "sets the learning rate, as --scheduler does; choose with scheduler=",
+    "ReduceLROnPlateau": "sets the learning rate, as --scheduler does; choose with scheduler=",
+    "BackupAndRestore": "resumes a run, which fit does by itself",
+    "SwapEMAWeights": "evaluates averaged weights, as --ema does; choose with ema=",
+}
+
+
+def check_callbacks(callbacks):
+    """Raises an `InputError` for callbacks of Keras that do what a run does itself."""
+    for callback in callbacks:
+        for name, reason in _OF_THE_RUN.items():
+            if isinstance(callback, getattr(keras.callbacks, name)):
+                raise InputError(f"callbacks: {name} {reason}, and leave the callback out")
 
 
 class Restoration(keras.callbacks.Callback):
@@ -152,9 +168,11 @@ class EpochEnd(keras.callbacks.Callback):
                     self._write_best(row)
                 self.progress.best = row
         if logs is not None:  # for the callbacks after this one
-            logs |= {
-                name: v for name, v in row.items() if name.startswith("val_") and v is not None
+            values = {
+                "learning_rate": row["lr"],
+                **{n: row[n] for n in ("val_loss", "val_accuracy")},
             }
+            logs |= {name: value for name, value in values.items() if value is not None}
         self.progress.rows.append(row)
         self.progress.seconds = 0.0
         self.model.reset_metrics()  # as in a run that is resumed at the next epoch

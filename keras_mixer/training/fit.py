@@ -29,6 +29,7 @@ from keras_mixer.training.callbacks import (
     ProgressBar,
     Restoration,
     Saver,
+    check_callbacks,
 )
 from keras_mixer.training.compile import compile_model
 from keras_mixer.training.schedules import schedule_of
@@ -41,15 +42,17 @@ def fit(config, callbacks=()):
     Args:
         config: `keras_mixer.Config`.
         callbacks: Keras callbacks, called after those of the run. Their logs of an epoch have
-            `val_loss` and `val_accuracy`; `model.stop_training` ends the run after that epoch. A
-            resumed run calls them for the epochs that are left; their own state is not saved. Of
-            several processes, each calls its own, and all have to stop after the same epoch.
+            `learning_rate`, `val_loss` and `val_accuracy`; their `model` is saved as the plain one
+            that `build_mixer` makes, without --ema; `model.stop_training` ends the run after that
+            epoch. A resumed run calls them for the epochs that are left; their own state is not
+            saved. Of several processes, each calls its own, and all have to stop after the same
+            epoch.
 
     Returns:
         The `Run`; its directory holds history.csv, best/ and checkpoints/.
 
     Raises:
-        InputError: If the config, the data or the directory are not valid.
+        InputError: If the config, the data, the directory or a callback are not valid.
         RunError: If training cannot continue, such as when the loss is not finite.
         Interrupted: If a signal stopped the run, after its state was saved.
     """
@@ -60,6 +63,7 @@ def fit(config, callbacks=()):
 
 def fit_run(run, callbacks=()):
     """Trains a run from `open_run`; see `fit`."""
+    check_callbacks(callbacks)
     with compute_plan(run.config, run.group) as plan:
         progress, arrays = last_state(run, plan)
         if not is_over(run, progress):

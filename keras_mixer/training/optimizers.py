@@ -82,9 +82,11 @@ class _Rated:
 
 
 def _rated(kind, rates):
-    """Returns an optimizer class of the same name, as variables are named after it."""
+    """Returns a class of the same name and module, which name variables and saved optimizers."""
     private(kind, "_apply_weight_decay")  # which `_Rated` overrides
-    return type(kind.__name__, (_Rated, kind), {"rates": tuple(rates)})
+    return type(
+        kind.__name__, (_Rated, kind), {"rates": tuple(rates), "__module__": kind.__module__}
+    )
 
 
 def ema_variables(optimizer):

@@ -10,9 +10,9 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
+from keras_mixer.compute.environment import module_command
 from keras_mixer.errors import InputError, RunError, without_internals
 from keras_mixer.files import flush_folder, flush_tree
 from keras_mixer.inference.export.versions import (
@@ -79,11 +79,9 @@ def export(run_or_path, format="saved_model", export_dir="saved_models", name="m
 def _export_by_tensorflow(path, format, home):
     """Exports in a new process, since a process has one backend of Keras."""
     flags = [f"--format={format}", f"--export_dir={home.parent}", f"--name={home.name}"]
-    command = [sys.executable, "-m", "keras_mixer", "export", os.path.abspath(path), *flags]
-    paths = [str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    command = module_command("keras_mixer", "export", os.path.abspath(path), *flags)
     changes = {
         "KERAS_BACKEND": "tensorflow",
-        "PYTHONPATH": os.pathsep.join(paths),
         "CUDA_VISIBLE_DEVICES": "-1",  # the memory of the GPU is taken
     }
     done = subprocess.run(
