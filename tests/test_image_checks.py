@@ -338,7 +338,7 @@ def test_a_damaged_cache_is_written_again(folder, tmp_path, checked, monkeypatch
     assert capsys.readouterr().err.count("damaged, so it is written again") == 1
     open_dataset("folder", folder)
     assert len(checked) == 72
-    assert capsys.readouterr().err == ""
+    assert "damaged" not in capsys.readouterr().err
 
 
 def test_a_cache_that_cannot_be_written_is_reported(folder, tmp_path, monkeypatch, capsys):
