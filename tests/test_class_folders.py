@@ -222,8 +222,11 @@ def test_splits_are_known_by_many_names(folder, tmp_path, train, validation, tes
 @pytest.mark.parametrize(
     "beside, tree",
     [
-        ("ant", r"ant/ \(12 images\), train/ \(ant/, bee/, cat/\); if train are splits"),
-        ("training", r"train/ \(ant/, bee/, cat/\), training/ \(12 images\); if train, training"),
+        ("ant", r"ant/ \(12 images\), train/ \(ant/, bee/, cat/\); to read train as splits"),
+        (
+            "training",
+            r"train/ \(ant/, bee/, cat/\), training/ \(12 images\); to read train, training as",
+        ),
     ],
 )
 def test_classes_and_splits_side_by_side_are_refused(folder, tmp_path, beside, tree):
@@ -235,7 +238,9 @@ def test_classes_and_splits_side_by_side_are_refused(folder, tmp_path, beside, t
 
 def test_a_class_called_train_is_one_below_a_train_folder(folder, tmp_path):
     (folder / "ant").rename(folder / "train")
-    with pytest.raises(InputError, match=r"bee/ \(12 images\), .*train/ \(12 images\); if train"):
+    with pytest.raises(
+        InputError, match=r"bee/ \(12 images\), .*train/ \(12 images\); to read train as"
+    ):
         open_dataset("folder", folder)
     shutil.copytree(folder, tmp_path / "split" / "train")
     assert open_dataset("folder", tmp_path / "split").class_names == ("bee", "cat", "train")
@@ -287,7 +292,7 @@ def test_split_folders_may_be_written_in_capitals(folder, tmp_path, name):
 
 def test_a_test_folder_needs_a_train_folder(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "split" / "test")
-    with pytest.raises(InputError, match="expected one train folder"):
+    with pytest.raises(InputError, match="keep one train folder"):
         open_dataset("folder", tmp_path / "split")
 
 

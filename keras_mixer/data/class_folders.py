@@ -69,11 +69,11 @@ def _ask_what_is_meant(directory, names):
     splits, others = [n for n in names if _split_of(n)], [n for n in names if not _split_of(n)]
     tree = join_names([_branch(directory / name) for name in names])
     return (
-        f"--data_dir={directory}: it is not clear what is a split and what a class in: {tree}; if "
-        f"{join_names(splits)} are splits, expected one train folder, at most one of validation "
-        f"and of test, and nothing beside them"
-        + f" (move {join_names(others)})" * bool(others)
-        + f"; if they are classes, move all class folders into a new {directory / 'train'}"
+        f"--data_dir={directory}: it is not clear what is a split and what a class in: {tree}; to "
+        f"read {join_names(splits)} as splits, keep one train folder, at most one of validation "
+        f"and one of test"
+        + f", and move {join_names(others)} elsewhere" * bool(others)
+        + f"; to read all as classes, move all class folders into a new {directory / 'train'}"
     )
 
 
