@@ -149,7 +149,7 @@ FAULTS = {
     "dots": ("id,breed\n../train/000f,pug\n", r"1 row with an image outside of --data_dir: \.\."),
     "absolute": ("id,breed\n/etc/x,pug\n", "outside of --data_dir: /etc/x"),
     "drive": ("id,breed\nC:\\x.jpg,pug\n", "outside of --data_dir: C:"),
-    "split": ("id,split,breed\n000f,dev,pug\n001f,,pug\n002f,test,pug\n", r"2 rows whose split is "
+    "split": ("id,split,breed\n000f,more,pug\n001f,,pug\n002f,test,pug\n", r"2 rows whose split is "
               r"none of train, validation, test: 000f \(line 2\), 001f \(line 3\)"),
     "untrained": ("id,split,breed\n000f,train,pug\n001f,test,corgi\n",
                   "no training image of 1 of 2 classes: corgi"),

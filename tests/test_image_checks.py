@@ -338,7 +338,7 @@ def test_a_damaged_cache_is_written_again(folder, tmp_path, checked, monkeypatch
     assert capsys.readouterr().err.count("damaged, so it is written again") == 1
     open_dataset("folder", folder)
     assert len(checked) == 72
-    assert capsys.readouterr().err == ""
+    assert "damaged" not in capsys.readouterr().err
 
 
 def test_a_cache_that_cannot_be_written_is_reported(folder, tmp_path, monkeypatch, capsys):
@@ -346,7 +346,7 @@ def test_a_cache_that_cannot_be_written_is_reported(folder, tmp_path, monkeypatc
     monkeypatch.setenv("KERAS_MIXER_CACHE", str(tmp_path / "file"))
     assert len(open_dataset("folder", folder).train) == 25
     said = capsys.readouterr().err
-    assert said.count("\n") == 1
+    assert said.count("cannot cache") == 1
     assert "cannot cache which images are readable" in said
 
 

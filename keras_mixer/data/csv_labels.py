@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_mixer.data.class_folders import SPLIT_FOLDERS, refuse_unreadable, subfolders
+from keras_mixer.data.class_folders import SPLIT_FOLDERS, SPLIT_OF, refuse_unreadable, subfolders
 from keras_mixer.data.datasets import SPLITS
 from keras_mixer.data.image_listing import (
     MISSING,
@@ -28,7 +28,6 @@ SPLIT_COLUMN = "split"
 IMAGE_FOLDERS = (*SPLIT_FOLDERS["train"], "images", "image", "imgs", "img", "train_images")
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_SPLIT_OF = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
 
 
 class _Table(NamedTuple):
@@ -101,7 +100,7 @@ def _read_columns(file, reader):
             table.images.append(cells[0])
             table.labels.append(sys.intern(cells[label]))
             if split is not None:
-                table.splits.append(_SPLIT_OF.get(cells[split].lower(), ""))
+                table.splits.append(SPLIT_OF.get(cells[split].lower(), ""))
     return table
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_mixer.errors import path_errors
+from keras_mixer.errors import InputError, path_errors
 from keras_mixer.log import logger, track
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif")  # may differ from the format
@@ -18,6 +18,8 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif")  # may diffe
 OTHER_SUFFIXES = (
     *(".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".svg", ".psd", ".dng"),
 )
+# Folders of systems and programs, besides hidden ones: thumbnails and what was deleted, never data.
+_LITTER = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found")
 MISSING, SEVERAL = -1, -2  # instead of indices, see `find_images`
 
 
@@ -94,22 +96,56 @@ def _image_entries(folder, left_out):
 
     Images of other formats are counted in `left_out`, by suffix.
 
-    Links to files count as files; links to folders are not followed, since they may be circular.
+    Links to files and folders count as these.
     """
-    folders = [folder]  # not by recursion: there may be thousands within each other
+    folders = [(folder, ())]  # not by recursion: there may be thousands within each other
     while folders:
-        folder = folders.pop()
+        folder, links = folders.pop()
         with path_errors(os.fsdecode(folder)), os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name.startswith(b"."):
+                if is_litter(entry.name):
                     continue
                 suffix = _suffix(entry.name)
                 if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.path)
-                elif suffix in IMAGE_SUFFIXES and not leads_to_folder(entry):
+                    folders.append((entry.path, links))
+                elif entry.is_symlink() and leads_to_folder(entry):
+                    folders.append((entry.path, _follow(entry, folder, links)))
+                elif suffix in IMAGE_SUFFIXES:
                     yield entry
-                elif suffix in OTHER_SUFFIXES and not leads_to_folder(entry):
+                elif suffix in OTHER_SUFFIXES:
                     left_out[suffix] += 1
+
+
+def _follow(entry, folder, links):
+    """Returns the folders of all links passed, with this one's; refuses a link back to any."""
+    target = os.path.join(os.path.realpath(entry.path), b"")
+    links = (*links, os.path.join(os.path.realpath(folder), b""))
+    if any(link.startswith(target) for link in links):
+        raise InputError(
+            f"{os.fsdecode(entry.path)}: a link to {os.fsdecode(target)}, a folder that holds it, "
+            f"so the images would never end; remove the link"
+        )
+    return links
+
+
+def is_litter(name):
+    """Returns whether a file or folder is hidden or of the system, by its name."""
+    name = os.fsdecode(name)
+    return name.startswith(".") or name.lower() in _LITTER
+
+
+def has_images(folder):
+    """Returns whether a folder or its subfolders have an image file."""
+    return any(True for _ in _image_entries(os.fsencode(folder), collections.Counter()))
+
+
+def count_loose(folder):
+    """Returns the number of image files in a folder, without its subfolders."""
+    with path_errors(folder), os.scandir(os.fsencode(folder)) as entries:
+        return sum(
+            has_image_suffix(e.name) and not is_litter(e.name) and not leads_to_folder(e)
+            for e in entries
+        )
 
 
 def leads_to_folder(entry):

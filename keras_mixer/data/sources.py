@@ -10,12 +10,13 @@ from pathlib import Path
 
 from keras_mixer.data.class_folders import CLASS_FOLDERS
 from keras_mixer.data.csv_labels import CSV
-from keras_mixer.data.datasets import DATASETS, dataset_row
+from keras_mixer.data.datasets import DATASETS, SPLITS, dataset_row
 from keras_mixer.data.in_memory import DIGITS, IDX
 from keras_mixer.data.readers import Request
 from keras_mixer.data.splits import Dataset, identity_of, set_aside, without_bad
 from keras_mixer.data.tfds import TFDS
 from keras_mixer.errors import InputError, path_errors
+from keras_mixer.log import logger
 
 READERS = {  # by `DatasetInfo.origin`
     "embedded": DIGITS,
@@ -75,6 +76,8 @@ def open_dataset(
     if find_bad:
         splits, skipped = without_bad(splits, class_names, find_bad)
     splits = _complete(splits, class_names, validation_fraction, test_fraction, split_seed)
+    if reader in (CLASS_FOLDERS, CSV):
+        _tell_what_was_read(class_names, splits)
     return Dataset(class_names, *splits, identity_of(class_names, splits), skipped)
 
 
@@ -84,6 +87,12 @@ def _check_name(dataset):
     names = [name for name in DATASETS if re.sub("[-_ ]", "", name) == plain]
     if names and dataset not in DATASETS:
         raise InputError(f"--dataset={dataset}: it is called {names[0]} here")
+
+
+def _tell_what_was_read(class_names, splits):
+    counts = {name: len(split) for name, split in zip(SPLITS, splits, strict=True) if split}
+    each = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+    logger.info(f"{sum(counts.values()):,} photos: {each}; {len(class_names):,} classes")
 
 
 def _refuse_options(dataset, reader, options):
