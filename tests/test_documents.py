@@ -41,7 +41,6 @@ CLASSES = tuple("0123456789")
 TOOLS = {path.name for path in (ROOT / "tools").glob("*.py")}
 
 
-
 # === Commands ===
 
 
