@@ -12,7 +12,7 @@ from keras_mixer.errors import InputError, RunError
 from keras_mixer.inference.export.formats import export
 from keras_mixer.inference.export.versions import check_target, published
 from keras_mixer.log import logger
-from keras_mixer.runs.open_run import note_split_to_score, open_run
+from keras_mixer.runs.open_run import note_slow_average, note_split_to_score, open_run
 from keras_mixer.runs.run import describe_scores, write_metrics
 from keras_mixer.weights import model_folder
 
@@ -53,6 +53,7 @@ def _train_evaluate_export(run, callbacks=()):
         from keras_mixer.training.fit import fit_run
 
     note_split_to_score(run)
+    note_slow_average(run)
     fit_run(run, callbacks)
     if not run.group.is_main:
         return

@@ -296,6 +296,10 @@ npz_with(
 )  # fmt: skip
 
 
+npz_with(
+    "nested.npz", "stem/kernel.npy has no readable header",
+    ("stem/kernel", b"\x93NUMPY\1\0" + struct.pack("<H", 9000) + b"-" * 8999 + b"1"),
+)  # fmt: skip
 npz_with("long_name.npz", "not an official Mixer", ("x" * 60_000, npy_header((1,)) + bytes(4)))
 npz_with("newline.npz", "it contains x.{1,2}y", ("x\ny", npy_header((1,)) + bytes(4)))
 

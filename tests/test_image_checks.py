@@ -179,6 +179,32 @@ def test_webp_bombs_are_refused_by_their_header(tmp_path, monkeypatch, mode, los
     assert check_image_file(path) == "300x517 is more than 155099 pixels"
 
 
+def test_long_sides_are_refused(problem_of):
+    assert problem_of(_png_header(1, 65_535)) is None
+    assert problem_of(_png_header(65_536, 1)) == "65536x1 has a side of more than 65535 pixels"
+
+
+def test_frames_of_a_gif_count_by_their_own_size(problem_of):
+    """Each is decoded whole, however small the canvas."""
+    first = encoded("GIF")
+    frame = b"," + struct.pack("<4HB", 0, 0, 20_000, 20_000, 0) + b"\2\1\0\0;"
+    assert first.endswith(b";")
+    assert "a GIF of 2 frames, together too large" in problem_of(first[:-1] + frame)
+    small = frame.replace(struct.pack("<2H", 20_000, 20_000), struct.pack("<2H", 9, 9))
+    assert problem_of(first[:-1] + small) is None
+
+
+@pytest.mark.parametrize("options", [{"progressive": True}, {}])
+def test_scans_of_a_jpeg_are_counted(problem_of, options):
+    """Each scan of a progressive one is decoded. What follows the end mark is not."""
+    content, scan = encoded("JPEG", **options), b"\xff\xda\0\x08\1\1\0\0\x3f\0\0"
+    assert problem_of(content + 400 * scan + b"\xff\xd9") is None
+    reason = problem_of(content[:-2] + 400 * scan + b"\xff\xd9")
+    found = 400 + content.count(b"\xff\xda")
+    wanted = f"a JPEG of {found} scans, expected at most 100: save it anew"
+    assert reason == (wanted if options else None)
+
+
 def test_missing_files_are_named(tmp_path):
     assert check_image_file(tmp_path / "missing.png") == "not a regular file"
 
@@ -378,7 +404,7 @@ def frames(count, size):
 def test_an_animation_is_refused_if_all_its_frames_are_too_many_pixels(problem_of):
     """TensorFlow decodes them all."""
     assert problem_of(frames(3, (2000, 2000))) is None
-    message = "a GIF of 40 frames of 2000x2000: save its first one as PNG"
+    message = "a GIF of 40 frames, together too large: save its first one as PNG"
     assert problem_of(frames(40, (2000, 2000))) == message
     assert problem_of(frames(40, (200, 200))) is None
 

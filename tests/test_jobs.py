@@ -247,6 +247,15 @@ def test_a_full_disk_at_export_loses_no_score(finished, tmp_path, monkeypatch, r
     assert (status, "exported: exports/mlp_mixer/1" in out) == (0, True)
 
 
+def test_an_average_too_slow_for_the_run_is_named(run, tmp_path):
+    sizes = "--depth=1", "--dim=8", "--jit=false", "--batch_size=512", "--schedule_unit=step"
+    words = "train", *sizes, "--num_steps=3", "--warmup_step=0", "--export=false", "--overwrite"
+    _, _, err = run(*words, "--ema=0.9995")
+    assert err.count("--ema=0.9995: after 3 steps, 99.9% of the initial weights would remain") == 1
+    assert "--ema=0.2154 leaves 1%" in err
+    assert "initial weights" not in run(*words, "--ema=0.2154")[2], "the advice works"
+
+
 @pytest.fixture
 def without_test(folder, tmp_path):
     """Class folders under train/ and val/, as of ImageNet and Imagenette."""

@@ -1,12 +1,16 @@
 """Tests `keras_mixer/preprocessing/resize.py`: as Pillow resizes, and the same for every reader."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import SMALL
+from conftest import ROOT, SMALL
 from PIL import Image
 
 from keras_mixer.model.architecture import INTERPOLATIONS, ModelSpec, Preprocessing
+from keras_mixer.preprocessing import resize as resize_module
 from keras_mixer.preprocessing.resize import preprocess, resize_images, to_model_range
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (9, 11, 3), np.uint8)
@@ -70,6 +74,44 @@ def test_the_evaluation_crop_is_pillows(size, shape, eval_crop, interpolation, l
     resize = tf.function(lambda x: resize_images(x, *how), input_signature=[any_size])
     np.testing.assert_allclose(resize(np.asarray(image)[None])[0], result, atol=1e-3)
     assert resize.get_concrete_function().output_shapes.as_list() == [None, *shape, 3]
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("eval_crop", [0.0, 0.1, 0.875])
+@pytest.mark.parametrize("size", [(1, 2000), (2000, 1), (7, 350), (700, 30), (30, 700), (40, 60)])
+def test_strips_are_cropped_first_to_the_same_pixels(size, eval_crop, interpolation, monkeypatch):
+    image = np.random.default_rng(1).integers(0, 256, (*size, 3), np.uint8)
+    how = ((16, 20), eval_crop, interpolation)
+    found = resize_images(image, *how)
+    monkeypatch.setattr(resize_module, "_MOST_TIMES", 1 << 40)
+    np.testing.assert_allclose(found, resize_images(image, *how), atol=0.1)  # positions of 1e5
+
+
+STRIPS = """
+import resource, sys, time
+import numpy as np
+from keras_mixer.preprocessing.resize import resize_images
+
+def growth(*shape):
+    image, before = np.full((*shape, 3), 7, np.uint8), peak()
+    begin = time.process_time()
+    for how in ((0.0, "bilinear"), (0.1, "bicubic"), (0.875, "bilinear"), (0.875, "bicubic")):
+        assert np.ptp(resize_images(image, (224, 224), *how)) < 1e-3
+    assert peak() - before < 300 and time.process_time() - begin < 5, (shape, peak() - before)
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+resize_images(np.zeros((9, 9, 3), np.uint8), (224, 224), 0.1)
+for length in (2000, 30_000, 65_535):
+    growth(1, length), growth(length, 1), growth(150, length)
+"""
+
+
+def test_strips_take_little_memory():
+    """Resized whole, they would be gigabytes, or more pixels than TensorFlow counts."""
+    pytest.importorskip("resource")
+    subprocess.run([sys.executable, "-c", STRIPS], cwd=ROOT, check=True)
 
 
 def test_the_papers_evaluation_crop_keeps_the_aspect_ratio_and_the_center():

@@ -124,6 +124,14 @@ def test_unpacked_idx_files_are_the_same_data(idx_folder, tmp_path_factory):
             "expected 47040 values by its header, received 47033",
         ),
         (
+            lambda p: p.write_bytes(gzip.compress(gzip.decompress(p.read_bytes()) + bytes(9999))),
+            "expected 47040 values by its header, received more than 47040",
+        ),
+        (
+            lambda p: p.write_bytes(gzip.compress(struct.pack(">4I", 0x803, 1 << 17, 1000, 30))),
+            "declares 3932160000 values, more than 20 times its size",
+        ),
+        (
             lambda p: p.write_bytes(p.read_bytes()[:40] + b"\xff" * 40 + p.read_bytes()[80:]),
             "cannot read|damaged",
         ),

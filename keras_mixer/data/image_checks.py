@@ -5,6 +5,7 @@ opens only new and changed ones.
 """
 
 import hashlib
+import math
 import os
 import pkgutil
 import re
@@ -21,6 +22,8 @@ from keras_mixer.log import track
 
 MOST_PIXELS = 89_478_485  # Pillow's limit against decompression bombs
 MOST_BYTES = 5 * MOST_PIXELS  # more than any format needs for them; files are read whole
+MOST_SIDE = 65_535  # the limit of JPEG and GIF
+_MOST_SCANS = 100  # of a progressive JPEG, each of which is decoded; encoders write about 10
 _MOST_READS = 500_000  # about a second; a large GIF needs a tenth
 
 _TAIL = 64  # bytes in which the end of a file is looked for first
@@ -113,6 +116,8 @@ def _kind_of(head):
 def _size_problem(width, height):
     if width * height > MOST_PIXELS:
         return f"{width}x{height} is more than {MOST_PIXELS} pixels"
+    if max(width, height) > MOST_SIDE:
+        return f"{width}x{height} has a side of more than {MOST_SIDE} pixels"
     return None
 
 
@@ -134,6 +139,8 @@ def _read_at(file, offset, count):
 
 _END_OF_JPEG = b"\xff\xd9"
 _SCAN = 0xDA
+_START_OF_SCAN = b"\xff\xda"
+_PROGRESSIVE = {0xC2, 0xCA}
 _DECODED_FRAMES = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}  # the others are lossless or hierarchical
 
 
@@ -143,7 +150,27 @@ def _jpeg_problem(file, size, image):
         return "truncated"
     if not segments.keys() & _DECODED_FRAMES:
         return "a lossless or hierarchical JPEG: save it as PNG"
-    return None if _has_end(file, segments[_SCAN], size, _END_OF_JPEG) else "truncated"
+    if not _has_end(file, segments[_SCAN], size, _END_OF_JPEG):
+        return "truncated"
+    if _has_several_scans(file, segments, image):
+        return _scans_problem(file, segments[_SCAN])
+    return None
+
+
+def _has_several_scans(file, segments, image):
+    """Returns whether a JPEG is progressive, or its first scan lacks some of the colors."""
+    return (
+        segments.keys() & _PROGRESSIVE or _read_at(file, segments[_SCAN] + 4, 1)[0] < image.layers
+    )
+
+
+def _scans_problem(file, start):
+    """Counts the scans, up to the end mark; in their data, FF is followed by 0."""
+    file.seek(start)
+    scans = file.read().partition(_END_OF_JPEG)[0].count(_START_OF_SCAN)
+    if scans > _MOST_SCANS:
+        return f"a JPEG of {scans} scans, expected at most {_MOST_SCANS}: save it anew"
+    return None
 
 
 def _has_end(file, start, size, mark):
@@ -184,10 +211,31 @@ def _gif_problem(file, size, image):
     tail = _read_at(file, size - _TAIL, _TAIL)
     if not tail.rstrip(b"\0").endswith(b";"):
         return "truncated"
-    width, height = image.size
-    if (frames := image.n_frames) > max(1, MOST_PIXELS // (width * height)):  # all are decoded
-        return f"a GIF of {frames} frames of {width}x{height}: save its first one as PNG"
+    canvas, frames = math.prod(image.size), list(_gif_frames(file))
+    if len(frames) > 1 and sum(max(canvas, frame) for frame in frames) > MOST_PIXELS:
+        return f"a GIF of {len(frames)} frames, together too large: save its first one as PNG"
     return None
+
+
+def _gif_frames(file):
+    """Yields the number of pixels of every frame of a GIF, all of which are decoded.
+
+    A block is "!", a label and data, or "," with a size in 4 of 8 bytes, colors and data.
+    """
+    flags = _read_at(file, 10, 3)[0]
+    file.seek(13 + _size_of_colors(flags))
+    while (kind := file.read(1)) in (b"!", b","):
+        if kind == b",":
+            *_, width, height, flags = struct.unpack("<4HB", file.read(9))
+            yield width * height
+            file.seek(_size_of_colors(flags), os.SEEK_CUR)
+        file.seek(1, os.SEEK_CUR)
+        while (length := file.read(1)) not in (b"", b"\0"):
+            file.seek(length[0], os.SEEK_CUR)
+
+
+def _size_of_colors(flags):
+    return 3 << (1 + flags % 8) if flags & 128 else 0
 
 
 _CODINGS = {  # (bits per pixel, compression) -> Pillow's names for the order of the channels

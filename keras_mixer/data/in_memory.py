@@ -1,6 +1,8 @@
 """Reads small datasets into memory: scikit-learn's digits, and the IDX files of MNIST."""
 
 import gzip
+import math
+import os
 import struct
 import zlib
 
@@ -9,6 +11,8 @@ import numpy as np
 from keras_mixer.data.readers import Reader
 from keras_mixer.data.splits import ArrayImages
 from keras_mixer.errors import InputError
+
+_EXPANSION, _SLACK = 20, 64 << 20  # of a .gz; MNIST's images expand 5 times
 
 
 def _read_digits(request):
@@ -64,20 +68,31 @@ def _read_values(path, dimensions):
     opened = gzip.open if path.suffix == ".gz" else open
     try:
         with opened(path, "rb") as file:
-            content = file.read()
+            shape = _read_shape(file, path, dimensions)
+            size = math.prod(shape)
+            if size > _SLACK + _EXPANSION * os.path.getsize(path):
+                raise InputError(
+                    f"--data_dir: {path} declares {size} values, more than {_EXPANSION} times its "
+                    f"size; copy or download it again"
+                )
+            content = file.read(size + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"--data_dir: cannot read {path}: {error}") from error
-    header = 4 * (1 + dimensions)
-    expected_magic = 0x0800 + dimensions  # 08: unsigned byte
-    if len(content) < header or struct.unpack(">I", content[:4])[0] != expected_magic:
-        raise InputError(f"--data_dir: {path} is not an IDX file of {dimensions} dimensions")
-    shape = struct.unpack(f">{dimensions}I", content[4:header])
-    if len(content) - header != int(np.prod(shape)):
+    if len(content) != size:
+        received = f"more than {size}" if len(content) > size else len(content)
         raise InputError(
-            f"--data_dir: {path} is damaged: expected {int(np.prod(shape))} values by its header, "
-            f"received {len(content) - header}; copy or download it again"
+            f"--data_dir: {path} is damaged: expected {size} values by its header, "
+            f"received {received}; copy or download it again"
         )
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _read_shape(file, path, dimensions):
+    header = file.read(4 * (1 + dimensions))
+    expected_magic = 0x0800 + dimensions  # 08: unsigned byte
+    if len(header) < 4 * (1 + dimensions) or struct.unpack(">I", header[:4])[0] != expected_magic:
+        raise InputError(f"--data_dir: {path} is not an IDX file of {dimensions} dimensions")
+    return struct.unpack(f">{dimensions}I", header[4:])
 
 
 DIGITS = Reader(_read_digits, data_dir="none")

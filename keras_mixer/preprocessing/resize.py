@@ -5,9 +5,13 @@ in between, its two halves.
 """
 
 import functools
+import math
 
 import numpy as np
 import tensorflow as tf
+
+_MOST_TIMES = 16  # the size of the result that an image in between may have
+_KERNELS = {"bilinear": "triangle", "bicubic": "keyscubic"}  # as in tf.image.resize
 
 
 def preprocess(images, spec):
@@ -50,13 +54,64 @@ def resize_images(images, image_shape, eval_crop=0.0, interpolation="bilinear"):
     Returns:
         float32 tensor `([batch,] *image_shape, channels)` with values from 0 to 255.
     """
+    images = tf.convert_to_tensor(images)
     if eval_crop:
         shape = _covering_shape(images, image_shape, eval_crop)
-        scaled = _resize(images, shape, interpolation)
-        resized = _center(scaled, shape, image_shape)
+        resized = _fit_center(images, shape, image_shape, interpolation)
     else:
-        resized = _resize(images, image_shape, interpolation)
+        resized = _fit_whole(images, image_shape, interpolation)
+    resized = tf.ensure_shape(resized, (*images.shape[:-3], *image_shape, images.shape[-1]))
     return tf.clip_by_value(resized, 0.0, 255.0)
+
+
+def _fit_whole(images, image_shape, interpolation):
+    """Resizes; columns first if there are few rows: the op would first enlarge them to all rows."""
+    height, width = tf.shape(images)[-3], tf.shape(images)[-2]
+    is_strip = (height < image_shape[0]) & (width > _MOST_TIMES * image_shape[1])
+
+    def narrowed():
+        rows = _resize(images, tf.stack([height, image_shape[1]]), interpolation)
+        return _resize(rows, image_shape, interpolation)
+
+    return tf.cond(is_strip, narrowed, lambda: _resize(images, image_shape, interpolation))
+
+
+def _fit_center(images, shape, image_shape, interpolation):
+    """Resizes and crops; crops first where the whole image, resized, would be too large."""
+
+    def at_last():
+        small = tf.cast(shape, tf.int32)
+        return _center(_resize(images, small, interpolation), small, image_shape)
+
+    too_large = tf.reduce_prod(shape) > _MOST_TIMES * math.prod(image_shape)
+    return tf.cond(
+        too_large, lambda: _resize_center(images, shape, image_shape, interpolation), at_last
+    )
+
+
+def _resize_center(images, shape, image_shape, interpolation):
+    """Resizes to a shape, but computes only its center, from the pixels within its reach.
+
+    The pixels are those of the whole image, resized, but for rounding.
+    """
+    sides = tf.cast(tf.shape(images)[-3:-1], tf.float64)
+    scale = tf.cast(shape, tf.float64) / sides
+    start = tf.cast((shape - image_shape) // 2, tf.float64)  # in the resized image
+    reach = 3 * tf.maximum(1 / scale, 1)  # of the kernels: two pixels of the coarser image
+    first = tf.maximum(tf.floor(start / scale - reach), 0)
+    last = tf.minimum(tf.math.ceil((start + image_shape) / scale + reach), sides)
+    (top, left), (bottom, right) = tf.unstack(first), tf.unstack(last)
+    source = _crop(images, *(tf.cast(x, tf.int32) for x in (top, left, bottom, right)))
+    batch = source if source.shape.rank == 4 else source[None]
+    resized = tf.raw_ops.ScaleAndTranslate(
+        images=batch,
+        size=image_shape,
+        scale=tf.cast(scale, tf.float32),
+        translation=tf.cast(first * scale - start, tf.float32),
+        kernel_type=_KERNELS[interpolation],
+        antialias=True,
+    )
+    return resized if source.shape.rank == 4 else resized[0]
 
 
 def _resize(images, shape, interpolation):
@@ -80,15 +135,17 @@ def _resize(images, shape, interpolation):
 def _covering_shape(images, image_shape, eval_crop):
     sides = tf.cast(tf.shape(images)[-3:-1], tf.float64)
     scale = tf.reduce_max(tf.constant(image_shape, tf.float64) / eval_crop / sides)
-    return tf.maximum(tf.cast(tf.round(sides * scale), tf.int32), image_shape)
+    return tf.maximum(tf.cast(tf.round(sides * scale), tf.int64), image_shape)
 
 
 def _center(images, shape, image_shape):
     height, width = image_shape
     top, left = (shape[0] - height) // 2, (shape[1] - width) // 2
-    center = images[..., top : top + height, left : left + width, :]
-    center.set_shape((*images.shape[:-3], height, width, images.shape[-1]))
-    return center
+    return _crop(images, top, left, top + height, left + width)
+
+
+def _crop(images, top, left, bottom, right):
+    return images[..., top:bottom, left:right, :]
 
 
 def to_model_range(images):

@@ -6,6 +6,7 @@ TensorFlow is not imported, so that wrong input is reported within a second or t
 import contextlib
 import dataclasses
 import importlib.util
+import math
 import os
 from pathlib import Path
 
@@ -302,6 +303,17 @@ def note_split_to_score(run):
         logger.warning(
             "there are no test images: the validation images are scored, which have also chosen "
             "the epoch, so expect a lower accuracy on new images"
+        )
+
+
+def note_slow_average(run):
+    """Warns if the EMA of a short run would keep more than a hundredth of the initial weights."""
+    ema, steps = run.config.ema, run.total_steps
+    if (left := ema**steps) > 0.01:
+        shorter = math.floor(0.01 ** (1 / steps) * 1e4) / 1e4
+        logger.warning(
+            f"--ema={format_value(ema)}: after {steps} steps, {left:.1%} of the initial weights "
+            f"would remain in what is evaluated and exported; --ema={shorter} leaves 1%"
         )
 
 

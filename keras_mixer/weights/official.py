@@ -55,6 +55,8 @@ _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
+# What evaluating a header raises; the last two, for one of deep nesting.
+_HEADER_ERRORS = (ValueError, SyntaxError, tokenize.TokenError, MemoryError, RecursionError)
 
 
 def read(path, image_shape=None):
@@ -90,7 +92,7 @@ def _read_header(archive, info):
             raise ValueError(f"{info.filename} is of version {version} of the .npy format")
         try:
             shape, _, dtype = _HEADERS[version](file)
-        except (ValueError, SyntaxError, tokenize.TokenError) as error:
+        except _HEADER_ERRORS as error:
             raise ValueError(f"{info.filename} has no readable header") from error
         size = info.file_size - file.tell()
     if dtype.hasobject:
