@@ -6,6 +6,7 @@ A process that is killed leaves either the old or the new content of a file.
 import contextlib
 import csv
 import errno
+import fnmatch
 import hashlib
 import io
 import json
@@ -17,6 +18,8 @@ from pathlib import Path
 import filelock
 import numpy as np
 import safetensors.numpy
+
+from keras_mixer.errors import path_errors
 
 
 def pack(arrays, metadata=None):
@@ -126,6 +129,23 @@ def read_sealed(path):
 def nearest_existing(folder):
     """Returns the folder, a `Path`, or its nearest parent that exists."""
     return next(path for path in (folder, *folder.absolute().parents) if path.exists())
+
+
+def listed(folder, pattern="*"):
+    """Returns the sorted paths in a folder, a `Path`, whose names match; [] if it does not exist.
+
+    `Path.glob` takes a folder that cannot be listed for an empty one.
+
+    Raises:
+        InputError: If it cannot be listed.
+    """
+    names = []
+    with (
+        path_errors(f"{folder} cannot be listed now, nothing was changed"),
+        contextlib.suppress(FileNotFoundError, NotADirectoryError),
+    ):
+        names = os.listdir(folder)
+    return sorted(folder / name for name in fnmatch.filter(names, pattern))
 
 
 def write_durably(path, content):

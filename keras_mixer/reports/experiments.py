@@ -12,6 +12,7 @@ from keras_mixer.config.options import as_flags, format_value
 from keras_mixer.config.training import Config
 from keras_mixer.data.datasets import SPLITS
 from keras_mixer.errors import InputError, path_errors
+from keras_mixer.files import listed
 from keras_mixer.log import logger, printable
 from keras_mixer.model.architecture import MIXER_FIELDS
 from keras_mixer.model.variants import MIXER
@@ -172,8 +173,9 @@ def _run_directories(path):
     """Returns the resolved paths of the run directories that a path stands for."""
     path = Path(path).resolve()
     with path_errors(path):
-        of_sweep = [] if (path / CONFIG).exists() else sorted(path.glob(f"*/seed-*/{CONFIG}"))
-    return [config.parent for config in of_sweep] or [path]
+        trials = [] if (path / CONFIG).exists() else listed(path)
+        runs = [run for trial in trials for run in listed(trial, "seed-*")]
+        return [run for run in runs if (run / CONFIG).exists()] or [path]
 
 
 def _read_finished(directory):

@@ -21,6 +21,7 @@ from keras_mixer.errors import RunError, join_names
 from keras_mixer.files import (
     OF_THE_MACHINE,
     flush_folder,
+    listed,
     pack,
     read_regular,
     remove,
@@ -105,9 +106,10 @@ def newest_checkpoint(folder, run=None):
         run: `Run.identity` that the checkpoint must have, or None for any.
 
     Raises:
+        InputError: If the folder cannot be listed.
         RunError: If all are damaged, or the newest is of another run or cannot be read now.
     """
-    for unfinished in folder.glob("step-*.tmp-*"):
+    for unfinished in listed(folder, "step-*.tmp-*"):
         remove(unfinished)
     candidates = _complete(folder)
     for index, candidate in enumerate(candidates):
@@ -154,7 +156,7 @@ def read_checkpoint(folder, step):
 
 def _complete(folder):
     """Returns the folders of finished checkpoints, newest first."""
-    return sorted(folder.glob("step-" + "[0-9]" * 10), reverse=True)
+    return listed(folder, "step-" + "[0-9]" * 10)[::-1]
 
 
 def _read_folder(folder):

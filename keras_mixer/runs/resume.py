@@ -94,9 +94,11 @@ def _newest_state(run, plan):
 def _begin(run):
     """Makes the folders of a new run; raises an error if it had checkpoints, which are gone."""
     rows = read_history(run.directory) if (run.directory / HISTORY).exists() else []
-    if rows and not run.checkpoints.is_dir():
+    done = len(rows) * (run.steps_per_epoch if run.config.save_unit == "step" else 1)
+    saved = done > run.config.save_every or run.scores or not run.checkpoints.is_dir()
+    if rows and saved:
         raise RunError(
-            f"{run.directory} has a history of {len(rows)} epochs but no {CHECKPOINTS}/ to "
+            f"{run.directory} has a history of {len(rows)} epochs but nothing in {CHECKPOINTS}/ to "
             f"continue from; restore it, or start from best/ with --checkpoint={run.directory} and "
             f"another --output_dir, or start over with --overwrite"
         )

@@ -19,6 +19,7 @@ from keras_mixer.data.datasets import SPLITS
 from keras_mixer.data.splits import Dataset
 from keras_mixer.errors import InputError, RunError, path_errors
 from keras_mixer.files import (
+    listed,
     read_regular,
     remove,
     rows_as_csv,
@@ -351,11 +352,15 @@ def check_directory(run):
 
 
 def clear(directory, overwrite):
-    """Removes unfinished files of killed processes, and with `overwrite` all files of the run."""
+    """Removes unfinished files of killed processes, and with `overwrite` all files of the run.
+
+    Raises:
+        InputError: If a folder of the run cannot be listed, before anything is removed.
+    """
+    listed(directory / CHECKPOINTS)
     files = [directory / name for name in (FLAGS, SKIPPED, CONFIG, HISTORY, METRICS)]
     files += [directory / BEST / name for name in (model_folder.SPEC, model_folder.WEIGHTS)]
-    for path in files:
-        for unfinished in path.parent.glob(f".{path.name}.tmp-*"):
-            unfinished.unlink()
+    for unfinished in [u for path in files for u in listed(path.parent, f".{path.name}.tmp-*")]:
+        unfinished.unlink()
     for name in RUN_FILES if overwrite else ():
         remove(directory / name)
