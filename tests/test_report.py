@@ -125,7 +125,7 @@ def test_damaged_runs_are_named_and_left_out(runs, capsys):
     assert warned[:2] == [f"{run}: left out: {run}/history.csv: damaged" for run in runs[:2]]
     assert warned[2].startswith(f"{runs[2]}: left out: {runs[2]}/metrics.json: damaged")
     assert warned[3].startswith(
-        f"{runs[3]}: left out: {runs[3]}/config.json is damaged, or was not"
+        f"{runs[3]}: left out: {runs[3]}/config.json: damaged, or was not"
     )
 
 

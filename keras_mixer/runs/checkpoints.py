@@ -32,7 +32,7 @@ from keras_mixer.log import logger
 KEPT = 2  # checkpoints
 ARRAYS, PROGRESS, MANIFEST = "arrays.safetensors", "progress.json", "manifest.json"
 _MANIFEST_BYTES = 10_000
-_NO_DAMAGE = (*OF_THE_MACHINE, errno.EACCES, errno.EPERM)
+NO_DAMAGE = (*OF_THE_MACHINE, errno.EACCES, errno.EPERM)
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError)
 
 
@@ -116,7 +116,7 @@ def newest_checkpoint(folder, run=None):
         try:
             state = _read_folder(candidate)
         except _DAMAGE as error:
-            if getattr(error, "errno", None) in _NO_DAMAGE:
+            if getattr(error, "errno", None) in NO_DAMAGE:
                 raise RunError(
                     f"{candidate} cannot be read now: {error}; nothing was changed, so the same "
                     f"command continues once it can"

@@ -7,7 +7,7 @@ import dataclasses
 
 from keras_mixer.errors import InputError, RunError
 from keras_mixer.log import logger
-from keras_mixer.runs.checkpoints import newest_checkpoint, read_checkpoint
+from keras_mixer.runs.checkpoints import NO_DAMAGE, newest_checkpoint, read_checkpoint
 from keras_mixer.runs.run import CHECKPOINTS, HISTORY, read_history, write_history
 from keras_mixer.weights import model_folder
 
@@ -139,7 +139,7 @@ def _confirm_best(run, progress, over):
     try:
         _, metadata = model_folder.read_weights(run.best)
     except InputError as error:
-        if over:
+        if over or getattr(error.__cause__, "errno", None) in NO_DAMAGE:
             raise
         logger.warning(f"{error}: replaced by the best epoch from here on")
         return None
