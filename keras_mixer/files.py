@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import shutil
 import stat
 from pathlib import Path
@@ -36,7 +37,7 @@ def pack(arrays, metadata=None):
 
 def write_atomically(path, content):
     """Writes bytes to a temporary file, flushes it to disk, and renames it to `path`, a `Path`."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
     try:
         write_durably(temporary, content)
         os.replace(temporary, path)
@@ -149,8 +150,8 @@ def listed(folder, pattern="*"):
 
 
 def write_durably(path, content):
-    """Writes bytes to a new file and flushes them to disk."""
-    with open(path, "wb") as file:
+    """Writes bytes to a new file, never through a link, and flushes them to disk."""
+    with open(path, "xb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

@@ -29,6 +29,20 @@ def test_a_write_that_fails_leaves_the_old_content_and_no_other_file(tmp_path, m
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_link_in_the_place_of_the_temporary_file_is_not_followed(tmp_path, monkeypatch):
+    """Its name is a random one, also in containers whose processes have equal numbers."""
+    path, target = tmp_path / "file", tmp_path / "target"
+    target.write_bytes(b"mine")
+    (tmp_path / f".file.tmp-{os.getpid()}").symlink_to(target)
+    files.write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+    monkeypatch.setattr(files.secrets, "token_hex", lambda size: "guessed")
+    (tmp_path / ".file.tmp-guessed").symlink_to(target)
+    with pytest.raises(FileExistsError):
+        files.write_atomically(path, b"newer")
+    assert (path.read_bytes(), target.read_bytes()) == (b"new", b"mine")
+
+
 @pytest.mark.parametrize("exists", [True, False])
 def test_links_stay_and_what_they_lead_to_is_replaced_at_once(tmp_path, exists):
     """Atomically: a process that has the old file open still reads the old content."""
