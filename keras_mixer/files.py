@@ -167,8 +167,13 @@ def flush_tree(path):
         flush_folder(parent)
 
 
+_FORMULA = tuple("=+-@\t\n")  # of which each starts one in some spreadsheet
+
+
 def rows_as_csv(rows, columns=()):
     """Returns a list of dicts with the same keys as a CSV table, as text.
+
+    An apostrophe goes before text that a spreadsheet would run as a formula.
 
     Args:
         rows: list of dicts.
@@ -176,9 +181,22 @@ def rows_as_csv(rows, columns=()):
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0] if rows else columns), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer.writerow({name: _no_formula(name) for name in writer.fieldnames})
+    writer.writerows({name: _no_formula(cell) for name, cell in row.items()} for row in rows)
     return text.getvalue()
+
+
+def _no_formula(cell):
+    """Returns a cell; with an apostrophe before text that starts a formula and is no number."""
+    if not isinstance(cell, str):
+        return cell
+    cell = cell.replace("\r", "\\r")  # which csv does not quote, and spreadsheets end a row at
+    if cell == "-" or not cell.startswith(_FORMULA):
+        return cell
+    with contextlib.suppress(ValueError):
+        float(cell)  # as in history.csv
+        return cell
+    return f"'{cell}"
 
 
 def flush_folder(path):

@@ -1,6 +1,8 @@
 """Tests `keras_mixer/files.py`: atomic writes, devices and pipes, packed arrays, locks."""
 
+import csv
 import errno
+import io
 import os
 import stat
 import subprocess
@@ -100,6 +102,16 @@ def test_equal_arrays_are_packed_to_equal_bytes():
     arrays = {str(i): np.full(i, i, "float32") for i in range(20)}
     backwards = dict(reversed(arrays.items()))
     assert files.pack(arrays, {"a": "b"}) == files.pack(backwards, {"a": "b"})
+
+
+def test_no_cell_of_a_table_is_a_formula():
+    """Neither is a title; numbers stay, and so does the name of standard input."""
+    rows = [{"=a": cell} for cell in ("=cmd|' /C calc'!A0", "@SUM(1)", "+x", "-x", "\tx", "\nx")]
+    rows += [{"=a": cell} for cell in ("-0.5", -1, "-", "x=1", "a\r=x", None)]
+    title, *cells = csv.reader(io.StringIO(files.rows_as_csv(rows), newline=""))
+    assert title == ["'=a"]
+    plain = [["-0.5"], ["-1"], ["-"], ["x=1"], ["a\\r=x"], [""]]
+    assert cells == [*([f"'{row['=a']}"] for row in rows[:6]), *plain]
 
 
 # === Locks ===
