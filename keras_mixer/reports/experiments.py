@@ -199,9 +199,28 @@ def _read_finished(directory):
             raise ValueError("an epoch without its time")
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{directory / HISTORY}: damaged") from error
-    data = record["data"]["images"], record["data"]["identity"]
-    preset = record.get("preset")
-    return FinishedRun(directory, record["config"], preset, flags, *data, scores, history, seconds)
+    try:
+        data = record["data"]["images"], record["data"]["identity"]
+        config, preset = record["config"], record.get("preset")
+        run = FinishedRun(directory, config, preset, flags, *data, scores, history, seconds)
+        hash((run.name, run.data, run.identity, config.get("seed")))
+        sum(score["top1"] + score.get("n", 0) for score in scores.values())
+        describe_machine(record["environment"])
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{CONFIG} or {METRICS} holds other values than those of a run ({error!r})"
+        ) from error
+    return run
+
+
+def describe_machine(environment):
+    """Returns a sentence on a machine and its versions; see `environment.environment`."""
+    cores = environment["cores"]
+    return (
+        f"Made on {environment['cpu']}, {cores} core{'' if str(cores) == '1' else 's'}, Python "
+        f"{environment['python']}, TensorFlow {environment['tensorflow']}, Keras "
+        f"{environment['keras']}."
+    )
 
 
 def _warn_about_repeated_seeds(runs):

@@ -205,7 +205,10 @@ def _read_metrics_file(directory):
         "best/ do not need it"
     )
     with _reading(path, mend):
-        return unseal(json.loads(read_regular(path, _MAX_BYTES))) if path.exists() else {}
+        values = unseal(json.loads(read_regular(path, _MAX_BYTES))) if path.exists() else {}
+        if other := [name for name, value in values.items() if not isinstance(value, dict)]:
+            raise TypeError(f"{other[0]} is {values[other[0]]!r}")
+        return values
 
 
 def describe_scores(scores):
