@@ -6,10 +6,12 @@ A process that is killed leaves either the old or the new content of a file.
 import contextlib
 import csv
 import errno
+import fnmatch
 import hashlib
 import io
 import json
 import os
+import secrets
 import shutil
 import stat
 from pathlib import Path
@@ -17,6 +19,8 @@ from pathlib import Path
 import filelock
 import numpy as np
 import safetensors.numpy
+
+from keras_mixer.errors import path_errors
 
 
 def pack(arrays, metadata=None):
@@ -33,7 +37,7 @@ def pack(arrays, metadata=None):
 
 def write_atomically(path, content):
     """Writes bytes to a temporary file, flushes it to disk, and renames it to `path`, a `Path`."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
     try:
         write_durably(temporary, content)
         os.replace(temporary, path)
@@ -128,9 +132,26 @@ def nearest_existing(folder):
     return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 
+def listed(folder, pattern="*"):
+    """Returns the sorted paths in a folder, a `Path`, whose names match; [] if it does not exist.
+
+    `Path.glob` takes a folder that cannot be listed for an empty one.
+
+    Raises:
+        InputError: If it cannot be listed.
+    """
+    names = []
+    with (
+        path_errors(f"{folder} cannot be listed now, nothing was changed"),
+        contextlib.suppress(FileNotFoundError, NotADirectoryError),
+    ):
+        names = os.listdir(folder)
+    return sorted(folder / name for name in fnmatch.filter(names, pattern))
+
+
 def write_durably(path, content):
-    """Writes bytes to a new file and flushes them to disk."""
-    with open(path, "wb") as file:
+    """Writes bytes to a new file, never through a link, and flushes them to disk."""
+    with open(path, "xb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -146,8 +167,13 @@ def flush_tree(path):
         flush_folder(parent)
 
 
+_FORMULA = tuple("=+-@\t\n")  # of which each starts one in some spreadsheet
+
+
 def rows_as_csv(rows, columns=()):
     """Returns a list of dicts with the same keys as a CSV table, as text.
+
+    An apostrophe goes before text that a spreadsheet would run as a formula.
 
     Args:
         rows: list of dicts.
@@ -155,9 +181,22 @@ def rows_as_csv(rows, columns=()):
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0] if rows else columns), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer.writerow({name: _no_formula(name) for name in writer.fieldnames})
+    writer.writerows({name: _no_formula(cell) for name, cell in row.items()} for row in rows)
     return text.getvalue()
+
+
+def _no_formula(cell):
+    """Returns a cell; with an apostrophe before text that starts a formula and is no number."""
+    if not isinstance(cell, str):
+        return cell
+    cell = cell.replace("\r", "\\r")  # which csv does not quote, and spreadsheets end a row at
+    if cell == "-" or not cell.startswith(_FORMULA):
+        return cell
+    with contextlib.suppress(ValueError):
+        float(cell)  # as in history.csv
+        return cell
+    return f"'{cell}"
 
 
 def flush_folder(path):

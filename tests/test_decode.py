@@ -301,7 +301,7 @@ def test_training_evaluation_prediction_and_export_see_the_same(
     expected = model(evaluated).numpy()
     model.spec = spec
     model.predict_on_batch = lambda batch: predicted.append(batch) or expected
-    monkeypatch.setattr(predict, "faster", lambda model, batch_size: model)
+    monkeypatch.setattr(predict, "fast_inference", lambda model, batch_size: model)
     list(classify(model, images.paths))
     np.testing.assert_array_equal(predicted, [evaluated])
 

@@ -1,6 +1,8 @@
 """Tests `keras_mixer/files.py`: atomic writes, devices and pipes, packed arrays, locks."""
 
+import csv
 import errno
+import io
 import os
 import stat
 import subprocess
@@ -27,6 +29,20 @@ def test_a_write_that_fails_leaves_the_old_content_and_no_other_file(tmp_path, m
         files.write_atomically(path, b"new and longer")
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_link_in_the_place_of_the_temporary_file_is_not_followed(tmp_path, monkeypatch):
+    """Its name is a random one, also in containers whose processes have equal numbers."""
+    path, target = tmp_path / "file", tmp_path / "target"
+    target.write_bytes(b"mine")
+    (tmp_path / f".file.tmp-{os.getpid()}").symlink_to(target)
+    files.write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+    monkeypatch.setattr(files.secrets, "token_hex", lambda size: "guessed")
+    (tmp_path / ".file.tmp-guessed").symlink_to(target)
+    with pytest.raises(FileExistsError):
+        files.write_atomically(path, b"newer")
+    assert (path.read_bytes(), target.read_bytes()) == (b"new", b"mine")
 
 
 @pytest.mark.parametrize("exists", [True, False])
@@ -86,6 +102,16 @@ def test_equal_arrays_are_packed_to_equal_bytes():
     arrays = {str(i): np.full(i, i, "float32") for i in range(20)}
     backwards = dict(reversed(arrays.items()))
     assert files.pack(arrays, {"a": "b"}) == files.pack(backwards, {"a": "b"})
+
+
+def test_no_cell_of_a_table_is_a_formula():
+    """Neither is a title; numbers stay, and so does the name of standard input."""
+    rows = [{"=a": cell} for cell in ("=cmd|' /C calc'!A0", "@SUM(1)", "+x", "-x", "\tx", "\nx")]
+    rows += [{"=a": cell} for cell in ("-0.5", -1, "-", "x=1", "a\r=x", None)]
+    title, *cells = csv.reader(io.StringIO(files.rows_as_csv(rows), newline=""))
+    assert title == ["'=a"]
+    plain = [["-0.5"], ["-1"], ["-"], ["x=1"], ["a\\r=x"], [""]]
+    assert cells == [*([f"'{row['=a']}"] for row in rows[:6]), *plain]
 
 
 # === Locks ===

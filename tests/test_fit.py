@@ -1,5 +1,6 @@
 """Tests `keras_mixer/training/fit.py`: interrupted runs end with the bits of uninterrupted ones."""
 
+import errno
 import itertools
 import os
 import shutil
@@ -48,6 +49,10 @@ def state(run):
         del row["seconds"], row["images_per_second"]
     arrays = {**checkpoint.arrays, **{f"best {k}": v for k, v in best.items()}}
     return {k: v.tobytes() for k, v in arrays.items()} | {"rows": history, "facts": facts}
+
+
+def files_in(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture
@@ -411,12 +416,36 @@ def test_a_run_without_its_checkpoints_is_refused_or_repeated(config, interrupte
     for path in config_path(config).glob(removed):
         shutil.rmtree(path)
     if removed == "checkpoints":
-        with pytest.raises(RunError, match="has a history of 1 epochs but no checkpoints/"):
+        with pytest.raises(RunError, match="has a history of 1 epochs but nothing in checkpoints/"):
             fit(config())
     else:
         expected = state(fit(config("undisturbed")))
         assert state(fit(config())) == expected
         assert "no checkpoint was saved in 1 epochs of" in capsys.readouterr().err
+
+
+def test_checkpoints_that_are_gone_or_cannot_be_listed_are_not_none(config, monkeypatch):
+    """As on an empty mount: the run would begin again, over best/ and history.csv."""
+    run = fit(config(save_every=2))
+    before = files_in(run.directory)
+    with monkeypatch.context() as patched:
+        listdir = os.listdir
+
+        def refuse(path):
+            if path == run.checkpoints:
+                raise PermissionError(errno.EACCES, "Permission denied")
+            return listdir(path)
+
+        patched.setattr(os, "listdir", refuse)
+        for overwrite in (False, True):
+            with pytest.raises(InputError, match="checkpoints cannot be listed now, nothing was"):
+                fit(config(save_every=2, overwrite=overwrite))
+    assert files_in(run.directory) == before
+    for path in run.checkpoints.iterdir():
+        shutil.rmtree(path)
+    with pytest.raises(RunError, match="nothing in checkpoints/ to continue from; restore it, or"):
+        fit(config(save_every=2))
+    assert files_in(run.directory).items() <= before.items()
 
 
 @pytest.mark.parametrize("replaced", [False, True])

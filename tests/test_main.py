@@ -16,7 +16,17 @@ from conftest import ROOT, rewrite
 from PIL import Image
 
 from keras_mixer import InputError
-from keras_mixer.commands import few_shot, launch, models, shared, studies, sweep, training, weights
+from keras_mixer.commands import (
+    few_shot,
+    launch,
+    models,
+    report,
+    shared,
+    studies,
+    sweep,
+    training,
+    weights,
+)
 from keras_mixer.commands.table import COMMANDS
 from keras_mixer.config.command_line import describe
 
@@ -62,7 +72,7 @@ BAD = {
     "unreadable": (["--dataset=folder", "--data_dir=broken"], "b/x.jpg (not a JPEG, PNG, BMP"),
     "no checkpoint": (["--checkpoint=nowhere"], "--checkpoint: nowhere: no such checkpoint"),
     "warm-up": (["--warmup_epochs=40"], "--warmup_epochs=40 must be below --epochs=30"),
-    "file in the way": (["--output_dir=file"], "a file is in the way"),
+    "file in the way": (["--output_dir=file"], "file exists"),
     "another run": (["--output_dir=run", "--lr=0.5"], "--lr was 0.001, now 0.5"),
 }
 
@@ -157,7 +167,7 @@ def test_each_command_has_its_own_flags_and_help(run, name):
 def test_every_command_is_in_the_table_and_in_the_overview(run):
     public = [
         getattr(module, name)
-        for module in (few_shot, launch, models, studies, sweep, training, weights)
+        for module in (few_shot, launch, models, report, studies, sweep, training, weights)
         for name in vars(module)
         if name[0].islower()
     ]

@@ -124,9 +124,30 @@ def test_damaged_runs_are_named_and_left_out(runs, capsys):
     warned = capsys.readouterr().err.splitlines()
     assert warned[:2] == [f"{run}: left out: {run}/history.csv: damaged" for run in runs[:2]]
     assert warned[2].startswith(f"{runs[2]}: left out: {runs[2]}/metrics.json: damaged")
-    assert warned[3].startswith(
-        f"{runs[3]}: left out: {runs[3]}/config.json is damaged, or was not"
-    )
+    assert warned[3].startswith(f"{runs[3]}: left out: {runs[3]}/config.json: damaged, or was not")
+
+
+OTHER_VALUES = {
+    "no data": ("config.json", lambda record: record.pop("data")),
+    "no identity": ("config.json", lambda record: record["data"].pop("identity")),
+    "unhashable": ("config.json", lambda record: record["config"].update(seed=[1])),
+    "no options": ("config.json", lambda record: record.update(config=[1])),
+    "no folder": ("config.json", lambda record: record["config"].update(data_dir=3)),
+    "words": ("config.json", lambda record: record["data"]["images"].update(train="many")),
+    "no machine": ("config.json", lambda record: record["environment"].pop("cores")),
+    "no accuracy": ("metrics.json", lambda scores: scores["test"].pop("top1")),
+    "text": ("metrics.json", lambda scores: scores["test"].update(top1="0.9")),
+    "no scores": ("metrics.json", lambda scores: scores.update(test=0.9)),
+    "no seals": ("metrics.json", lambda scores: scores.update(seals=[])),
+}
+
+
+@pytest.mark.parametrize(("name", "change"), OTHER_VALUES.values(), ids=OTHER_VALUES)
+def test_runs_with_other_values_are_named_and_left_out(runs, capsys, name, change):
+    rewrite(runs[1] / name, change)
+    assert f"| `--dim=8` | {DATA} | 2 |" in tabulate(runs)
+    (warned,) = capsys.readouterr().err.splitlines()
+    assert warned.startswith(f"{runs[1]}: left out: ") and name in warned
 
 
 def test_runs_of_a_sweep_that_were_scored_later_share_a_row(runs):

@@ -2,13 +2,16 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
+import os
 import shutil
 
 import pytest
 from conftest import GOLDEN, rewrite
 
 import keras_mixer.runs.open_run as open_module
+import keras_mixer.runs.run as run_module
 from keras_mixer import Config, InputError
 from keras_mixer.compute.environment import environment
 from keras_mixer.compute.process_group import SINGLE
@@ -147,7 +150,7 @@ def test_another_environment_is_printed(config, capsys):
             for text in ("", "[]", '{"config": {}}', "<", RECORD)
         ),
         (RECORD[:-1] + ', "format": 2}', f"expected format {FORMAT}, received 2; another version"),
-        (RECORD[:-1] + f', "format": {FORMAT}}}', "is damaged"),
+        (RECORD[:-1] + f', "format": {FORMAT}}}', "json: damaged"),
     ],
 )
 def test_a_config_that_is_not_of_this_version_is_not_touched(config, tmp_path, content, message):
@@ -370,6 +373,27 @@ def test_every_changed_byte_of_a_scored_run_is_noticed(config, name):
         read = read_record if name == "config.json" else read_history
         with pytest.raises(InputError, match=f"{name}.*(damaged|expected format)"):
             read(run.directory)
+
+
+def test_a_file_that_cannot_be_read_now_is_not_damaged(config, monkeypatch):
+    """The advice to remove it would lose what is intact."""
+    run = opened(config())
+    write_metrics(run, {"test": {"top1": 0.5}})
+    write_history(run.directory, [{"epoch": 1}])
+
+    def refuse(path, most):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    for read, name in (
+        (read_record, "config"),
+        (read_metrics, "metrics"),
+        (read_history, "metrics"),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(run_module, "read_regular", refuse)
+            message = f"{name}.json cannot be read now, nothing was changed: Input/output error$"
+            with pytest.raises(InputError, match=message):
+                read(run.directory)
 
 
 def test_files_of_others_are_kept(config):

@@ -15,6 +15,7 @@ from keras_mixer.compute.devices import predictor
 from keras_mixer.compute.fast_mixing import fast_inference
 from keras_mixer.data.image_listing import list_images
 from keras_mixer.errors import InputError, join_names
+from keras_mixer.files import rows_as_csv
 from keras_mixer.inference.read_image import as_list, read_image, refuse_unreadable
 from keras_mixer.log import logger, one_line, printable, track
 from keras_mixer.preprocessing.input_pipeline import EVALUATION_BATCH_SIZE
@@ -225,21 +226,17 @@ def as_json(rows):
 
 def as_csv(rows):
     """Formats predictions as CSV, a line per image and rank."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file", "rank", "class", "probability", "error"])
-    for row in rows:
-        if "error" in row:
-            writer.writerow([_cell(row["file"]), "", "", "", _cell(row["error"])])
-        for rank, p in enumerate(row.get("predictions", ()), start=1):
-            writer.writerow([_cell(row["file"]), rank, _cell(p["class"]), p["probability"], ""])
-    return text.getvalue()
-
-
-def _cell(text):
-    """Escapes names that a spreadsheet would run as formulas."""
-    text = printable(text)
-    return f"'{text}" if text[:1] in tuple("=+-@") and text != "-" else text
+    empty = {"rank": "", "class": "", "probability": ""}
+    lines = [
+        {"file": row["file"], "rank": rank, **prediction, "error": row.get("error", "")}
+        for row in rows
+        for rank, prediction in enumerate(row.get("predictions", [empty]), start=1)
+    ]
+    plain = [
+        {name: printable(cell) if isinstance(cell, str) else cell for name, cell in line.items()}
+        for line in lines
+    ]
+    return rows_as_csv(plain, ["file", *empty, "error"])
 
 
 FORMATS = {"table": as_table, "json": as_json, "csv": as_csv}

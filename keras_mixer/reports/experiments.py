@@ -12,6 +12,7 @@ from keras_mixer.config.options import as_flags, format_value
 from keras_mixer.config.training import Config
 from keras_mixer.data.datasets import SPLITS
 from keras_mixer.errors import InputError, path_errors
+from keras_mixer.files import listed
 from keras_mixer.log import logger, printable
 from keras_mixer.model.architecture import MIXER_FIELDS
 from keras_mixer.model.variants import MIXER
@@ -172,8 +173,9 @@ def _run_directories(path):
     """Returns the resolved paths of the run directories that a path stands for."""
     path = Path(path).resolve()
     with path_errors(path):
-        of_sweep = [] if (path / CONFIG).exists() else sorted(path.glob(f"*/seed-*/{CONFIG}"))
-    return [config.parent for config in of_sweep] or [path]
+        trials = [] if (path / CONFIG).exists() else listed(path)
+        runs = [run for trial in trials for run in listed(trial, "seed-*")]
+        return [run for run in runs if (run / CONFIG).exists()] or [path]
 
 
 def _read_finished(directory):
@@ -197,9 +199,28 @@ def _read_finished(directory):
             raise ValueError("an epoch without its time")
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{directory / HISTORY}: damaged") from error
-    data = record["data"]["images"], record["data"]["identity"]
-    preset = record.get("preset")
-    return FinishedRun(directory, record["config"], preset, flags, *data, scores, history, seconds)
+    try:
+        data = record["data"]["images"], record["data"]["identity"]
+        config, preset = record["config"], record.get("preset")
+        run = FinishedRun(directory, config, preset, flags, *data, scores, history, seconds)
+        hash((run.name, run.data, run.identity, config.get("seed")))
+        sum(score["top1"] + score.get("n", 0) for score in scores.values())
+        describe_machine(record["environment"])
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{CONFIG} or {METRICS} holds other values than those of a run ({error!r})"
+        ) from error
+    return run
+
+
+def describe_machine(environment):
+    """Returns a sentence on a machine and its versions; see `environment.environment`."""
+    cores = environment["cores"]
+    return (
+        f"Made on {environment['cpu']}, {cores} core{'' if str(cores) == '1' else 's'}, Python "
+        f"{environment['python']}, TensorFlow {environment['tensorflow']}, Keras "
+        f"{environment['keras']}."
+    )
 
 
 def _warn_about_repeated_seeds(runs):

@@ -13,7 +13,7 @@ from keras_mixer.errors import InputError, path_errors
 from keras_mixer.files import write_output
 from keras_mixer.log import logger
 from keras_mixer.reports.curves import save_curves
-from keras_mixer.reports.experiments import SCORED, read_experiments
+from keras_mixer.reports.experiments import SCORED, describe_machine, read_experiments
 from keras_mixer.reports.markdown import code, spread, table
 from keras_mixer.runs.run import read_record
 
@@ -159,13 +159,3 @@ def made_on(directories):
     """Returns a list of sentences on the machines and versions that run directories come from."""
     machines = (describe_machine(read_record(path)["environment"]) for path in directories)
     return list(dict.fromkeys(machines))
-
-
-def describe_machine(environment):
-    """Returns a sentence on a machine and its versions; see `environment.environment`."""
-    cores = environment["cores"]
-    return (
-        f"Made on {environment['cpu']}, {cores} core{'' if str(cores) == '1' else 's'}, Python "
-        f"{environment['python']}, TensorFlow {environment['tensorflow']}, Keras "
-        f"{environment['keras']}."
-    )

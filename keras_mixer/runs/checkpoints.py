@@ -21,6 +21,7 @@ from keras_mixer.errors import RunError, join_names
 from keras_mixer.files import (
     OF_THE_MACHINE,
     flush_folder,
+    listed,
     pack,
     read_regular,
     remove,
@@ -31,7 +32,7 @@ from keras_mixer.log import logger
 KEPT = 2  # checkpoints
 ARRAYS, PROGRESS, MANIFEST = "arrays.safetensors", "progress.json", "manifest.json"
 _MANIFEST_BYTES = 10_000
-_NO_DAMAGE = (*OF_THE_MACHINE, errno.EACCES, errno.EPERM)
+NO_DAMAGE = (*OF_THE_MACHINE, errno.EACCES, errno.EPERM)
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError)
 
 
@@ -105,16 +106,17 @@ def newest_checkpoint(folder, run=None):
         run: `Run.identity` that the checkpoint must have, or None for any.
 
     Raises:
+        InputError: If the folder cannot be listed.
         RunError: If all are damaged, or the newest is of another run or cannot be read now.
     """
-    for unfinished in folder.glob("step-*.tmp-*"):
+    for unfinished in listed(folder, "step-*.tmp-*"):
         remove(unfinished)
     candidates = _complete(folder)
     for index, candidate in enumerate(candidates):
         try:
             state = _read_folder(candidate)
         except _DAMAGE as error:
-            if getattr(error, "errno", None) in _NO_DAMAGE:
+            if getattr(error, "errno", None) in NO_DAMAGE:
                 raise RunError(
                     f"{candidate} cannot be read now: {error}; nothing was changed, so the same "
                     f"command continues once it can"
@@ -154,7 +156,7 @@ def read_checkpoint(folder, step):
 
 def _complete(folder):
     """Returns the folders of finished checkpoints, newest first."""
-    return sorted(folder.glob("step-" + "[0-9]" * 10), reverse=True)
+    return listed(folder, "step-" + "[0-9]" * 10)[::-1]
 
 
 def _read_folder(folder):

@@ -26,7 +26,7 @@ from keras_mixer.errors import (
     join_names,
     path_errors,
 )
-from keras_mixer.files import HELD, locked
+from keras_mixer.files import HELD, listed, locked
 from keras_mixer.log import VERBOSITIES, debugging, logger, show_messages
 from keras_mixer.model.architecture import Architecture
 from keras_mixer.runs.run import (
@@ -244,7 +244,7 @@ def _check_contents(directory):
 
 def _other_files(directory):
     """Returns the names in a folder, but for hidden files and logs of others."""
-    names = sorted(path.name for path in directory.iterdir())
+    names = [path.name for path in listed(directory)]
     names = [n for n in names if not n.startswith(".") and not n.endswith(".log") and n != LOGS]
     return [*names, *(f"{LOGS}/{c}" for c in CURVES if (directory / LOGS / c).exists())]
 
@@ -271,7 +271,7 @@ def _starting_point(config, record):
 
 
 def _has_checkpoints(directory):
-    return any((directory / CHECKPOINTS).glob("step-*"))
+    return bool(listed(directory / CHECKPOINTS, "step-*"))
 
 
 def _read_checkpoint(config):

@@ -7,7 +7,7 @@ import dataclasses
 
 from keras_mixer.errors import InputError, RunError
 from keras_mixer.log import logger
-from keras_mixer.runs.checkpoints import newest_checkpoint, read_checkpoint
+from keras_mixer.runs.checkpoints import NO_DAMAGE, newest_checkpoint, read_checkpoint
 from keras_mixer.runs.run import CHECKPOINTS, HISTORY, read_history, write_history
 from keras_mixer.weights import model_folder
 
@@ -94,9 +94,11 @@ def _newest_state(run, plan):
 def _begin(run):
     """Makes the folders of a new run; raises an error if it had checkpoints, which are gone."""
     rows = read_history(run.directory) if (run.directory / HISTORY).exists() else []
-    if rows and not run.checkpoints.is_dir():
+    done = len(rows) * (run.steps_per_epoch if run.config.save_unit == "step" else 1)
+    saved = done > run.config.save_every or run.scores or not run.checkpoints.is_dir()
+    if rows and saved:
         raise RunError(
-            f"{run.directory} has a history of {len(rows)} epochs but no {CHECKPOINTS}/ to "
+            f"{run.directory} has a history of {len(rows)} epochs but nothing in {CHECKPOINTS}/ to "
             f"continue from; restore it, or start from best/ with --checkpoint={run.directory} and "
             f"another --output_dir, or start over with --overwrite"
         )
@@ -137,7 +139,7 @@ def _confirm_best(run, progress, over):
     try:
         _, metadata = model_folder.read_weights(run.best)
     except InputError as error:
-        if over:
+        if over or getattr(error.__cause__, "errno", None) in NO_DAMAGE:
             raise
         logger.warning(f"{error}: replaced by the best epoch from here on")
         return None

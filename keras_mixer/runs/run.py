@@ -18,8 +18,9 @@ from keras_mixer.config.options import as_flags
 from keras_mixer.config.training import Config
 from keras_mixer.data.datasets import SPLITS
 from keras_mixer.data.splits import Dataset
-from keras_mixer.errors import InputError, RunError, path_errors
+from keras_mixer.errors import InputError, RunError
 from keras_mixer.files import (
+    listed,
     read_regular,
     remove,
     rows_as_csv,
@@ -49,7 +50,7 @@ RUN_FILES = (
 # Keys of metrics.json beside the splits: other results, and sha256 of the files they belong to.
 _RESULTS, _SEALS = "facts", "seals"
 _MAX_BYTES = 100_000_000  # of a file that is read as text
-_DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+_DAMAGE = (ValueError, LookupError, TypeError, AttributeError, RecursionError, csv.Error)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -153,6 +154,19 @@ def _number(text):
     return int(text) if text.isdecimal() else float(text)
 
 
+@contextlib.contextmanager
+def _reading(path, damaged):
+    """Turns errors of reading a file into an `InputError`: it is damaged, or unreadable now."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read now, nothing was changed: {error.strerror or error}"
+        ) from error
+    except _DAMAGE as error:
+        raise InputError(f"{path}: {damaged}") from error
+
+
 # === metrics.json and history.csv ===
 
 
@@ -187,15 +201,15 @@ def read_metrics(directory):
 def _read_metrics_file(directory):
     """Returns the values of metrics.json; {} if it does not exist."""
     path = Path(directory) / METRICS
-    try:
-        if not path.exists():
-            return {}
-        return unseal(json.loads(read_regular(path, _MAX_BYTES)))
-    except _DAMAGE as error:
-        raise InputError(
-            f"{path}: damaged; remove it, and the same train command scores the run again; "
-            f"history.csv and best/ do not need it"
-        ) from error
+    mend = (
+        "damaged; remove it, and the same train command scores the run again; history.csv and "
+        "best/ do not need it"
+    )
+    with _reading(path, mend):
+        values = unseal(json.loads(read_regular(path, _MAX_BYTES))) if path.exists() else {}
+        if other := [name for name, value in values.items() if not isinstance(value, dict)]:
+            raise TypeError(f"{other[0]} is {values[other[0]]!r}")
+        return values
 
 
 def describe_scores(scores):
@@ -222,19 +236,15 @@ def read_history(directory):
     """
     path = Path(directory) / HISTORY
     sealed = _read_metrics_file(directory).get(_SEALS, {}).get(HISTORY)
-    try:
-        with path_errors(directory):
-            content = read_regular(path, _MAX_BYTES)
+    mend = (
+        "damaged; remove metrics.json, and the same train command writes both again from "
+        "checkpoints/"
+    )
+    with _reading(path, mend):
+        content = read_regular(path, _MAX_BYTES)
         if sealed not in (None, _sha256(content)):
             raise ValueError("not that of the run")
         return list(csv.DictReader(io.StringIO(content.decode())))
-    except InputError:
-        raise
-    except (ValueError, csv.Error) as error:
-        raise InputError(
-            f"{path}: damaged; remove metrics.json, and the same train command writes both again "
-            f"from checkpoints/"
-        ) from error
 
 
 def _sha256(content):
@@ -321,17 +331,13 @@ def read_record(directory):
         InputError: If it has another format, is damaged, or was not written by keras_mixer.
     """
     path = Path(directory) / CONFIG
-    if not path.exists():
-        return None
-    try:
+    mend = "damaged, or was not written by keras_mixer; restore it, or give another --output_dir"
+    with _reading(path, mend):
+        if not path.exists():
+            return None
         record = json.loads(read_regular(path, _MAX_BYTES))
         if (version := record["format"]) == FORMAT:
             return unseal(record)
-    except _DAMAGE as error:
-        raise InputError(
-            f"{path} is damaged, or was not written by keras_mixer; restore it, or give another "
-            f"--output_dir"
-        ) from error
     raise InputError(
         f"{path}: expected format {FORMAT}, received {version}; another version of keras_mixer "
         f"made the run: give another --output_dir"
@@ -369,11 +375,15 @@ def check_directory(run):
 
 
 def clear(directory, overwrite):
-    """Removes unfinished files of killed processes, and with `overwrite` all files of the run."""
+    """Removes unfinished files of killed processes, and with `overwrite` all files of the run.
+
+    Raises:
+        InputError: If a folder of the run cannot be listed, before anything is removed.
+    """
+    listed(directory / CHECKPOINTS)
     files = [directory / name for name in (FLAGS, SKIPPED, CONFIG, HISTORY, METRICS)]
     files += [directory / BEST / name for name in (model_folder.SPEC, model_folder.WEIGHTS)]
-    for path in files:
-        for unfinished in path.parent.glob(f".{path.name}.tmp-*"):
-            unfinished.unlink()
+    for unfinished in [u for path in files for u in listed(path.parent, f".{path.name}.tmp-*")]:
+        unfinished.unlink()
     for name in RUN_FILES if overwrite else ():
         remove(directory / name)

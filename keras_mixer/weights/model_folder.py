@@ -109,7 +109,9 @@ def read_metadata(folder):
 def _open(path):
     """Yields an open .safetensors file and its metadata."""
     try:
-        if path.exists() and not path.is_file():  # opening a pipe would block
+        if path.is_file():
+            open(path, "rb").close()  # safe_open calls every error a missing file
+        elif path.exists():  # opening a pipe would block
             raise ValueError("not a regular file")
         with safe_open(path, framework="numpy") as file:
             entry = json.loads((file.metadata() or {}).get("keras_mixer", "{}"))
