@@ -13,7 +13,7 @@ from keras_mixer.inference.export.formats import export
 from keras_mixer.inference.export.versions import check_target, published
 from keras_mixer.log import logger
 from keras_mixer.runs.open_run import note_slow_average, note_split_to_score, open_run
-from keras_mixer.runs.run import describe_scores, write_metrics
+from keras_mixer.runs.run import check_finished, describe_scores, write_metrics
 from keras_mixer.weights import model_folder
 
 
@@ -36,6 +36,7 @@ def run_job(config, callbacks=()):
     """
     with open_run(config, _check_export) as run:
         if run.finished:
+            check_finished(run)
             logger.info(f"{run.directory} is complete; nothing was changed")
         else:
             _train_evaluate_export(run, callbacks)

@@ -5,6 +5,7 @@
 A test fails while the file and the options differ.
 """
 
+import argparse
 import dataclasses
 import inspect
 import sys
@@ -28,6 +29,9 @@ Flags are written `--name=value` or `--name value`; a flag that is true or false
 
 def main():
     """Writes the file."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     TARGET.write_text(flags_as_markdown())
     print(TARGET)
 

@@ -209,6 +209,8 @@ def _read_metrics_file(directory):
         values = unseal(json.loads(read_regular(path, _MAX_BYTES))) if path.exists() else {}
         if other := [name for name, value in values.items() if not isinstance(value, dict)]:
             raise TypeError(f"{other[0]} is {values[other[0]]!r}")
+        for name in values.keys() - {_RESULTS, _SEALS}:
+            float(values[name]["top1"]), int(values[name]["n"])
         return values
 
 
@@ -336,7 +338,7 @@ def read_record(directory):
         if not path.exists():
             return None
         record = json.loads(read_regular(path, _MAX_BYTES))
-        if (version := record["format"]) == FORMAT:
+        if (version := record.get("format", 1)) == FORMAT:
             return unseal(record)
     raise InputError(
         f"{path}: expected format {FORMAT}, received {version}; another version of keras_mixer "
@@ -354,6 +356,8 @@ def note_unfinished(directory):
         if record is None or read_metrics(directory)[0]:
             return
         config, images = Config.from_json(record["config"]), record["data"]["images"]["train"]
+        if config.early_stopping:  # which may have ended it
+            return
         unit = images // config.batch_size if config.schedule_unit == "step" else 1
         done, total = len(read_history(directory)), -(-config.num_steps // unit)
         if done < total:
@@ -361,6 +365,13 @@ def note_unfinished(directory):
                 f"{directory} is not finished: {done} of {total} epochs are done, and these are "
                 f"its best weights so far; the same train command continues it"
             )
+
+
+def check_finished(run):
+    """Raises an `InputError` if history.csv or best/ of a finished run is damaged or replaced."""
+    read_history(run.directory)
+    check_best(run)
+    model_folder.read_weights(run.best)
 
 
 def check_directory(run):
