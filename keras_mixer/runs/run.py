@@ -209,8 +209,6 @@ def _read_metrics_file(directory):
         values = unseal(json.loads(read_regular(path, _MAX_BYTES))) if path.exists() else {}
         if other := [name for name, value in values.items() if not isinstance(value, dict)]:
             raise TypeError(f"{other[0]} is {values[other[0]]!r}")
-        for name in values.keys() - {_RESULTS, _SEALS}:
-            float(values[name]["top1"]), int(values[name]["n"])
         return values
 
 
@@ -338,7 +336,7 @@ def read_record(directory):
         if not path.exists():
             return None
         record = json.loads(read_regular(path, _MAX_BYTES))
-        if (version := record.get("format", 1)) == FORMAT:
+        if (version := record["format"]) == FORMAT:
             return unseal(record)
     raise InputError(
         f"{path}: expected format {FORMAT}, received {version}; another version of keras_mixer "
