@@ -16,7 +16,7 @@ class ReportOptions:
     html: str | None = option(
         None,
         "Folder for a page, too: curves, intervals, confusion, calibration, mistakes and weights. "
-        "Its files index.html and *.csv are replaced.",
+        "index.html and CSV files of the same names are replaced.",
     )
     plot: str | None = option(
         None, "Plot loss, accuracy and learning rate by epoch to this file (.png, .svg, .pdf)."
